@@ -1,0 +1,32 @@
+"""Shared test set-up: one thread per process, seeds, and the golden fixtures."""
+
+import os
+from pathlib import Path
+
+# Before torch is imported: two test processes on two cores must not fight for them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def golden_dir() -> Path:
+    """Folder of the golden fixtures: $DETRX_GOLDEN, default `../shared/golden` beside the project."""
+    path = Path(os.environ.get("DETRX_GOLDEN") or ROOT.parent / "shared" / "golden")
+    if not path.is_dir():
+        pytest.skip(f"golden fixtures not found in {path} (set DETRX_GOLDEN)")
+    return path
