@@ -1,0 +1,34 @@
+"""Running a model over a dataset and scoring its boxes with the COCO metrics."""
+
+from detrx.d2 import USE_DETECTRON2
+
+if USE_DETECTRON2:
+    from detectron2.evaluation import (
+        COCOEvaluator,
+        DatasetEvaluator,
+        DatasetEvaluators,
+        inference_context,
+        inference_on_dataset,
+        print_csv_format,
+        verify_results,
+    )
+else:
+    from detrx.d2.embedded.evaluation import (
+        DatasetEvaluator,
+        DatasetEvaluators,
+        inference_context,
+        inference_on_dataset,
+        print_csv_format,
+        verify_results,
+    )
+    from detrx.d2.embedded.evaluation_coco import COCOEvaluator
+
+__all__ = [
+    "COCOEvaluator",
+    "DatasetEvaluator",
+    "DatasetEvaluators",
+    "inference_context",
+    "inference_on_dataset",
+    "print_csv_format",
+    "verify_results",
+]
