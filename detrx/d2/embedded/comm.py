@@ -1,0 +1,131 @@
+"""Communication between the processes of a job; every function also works when there is only one.
+
+Processes may come from :func:`detrx.d2.engine.launch`, from ``torchrun``, or from any other starter that has called
+``torch.distributed.init_process_group``.
+"""
+
+import functools
+import os
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+_LOCAL_PROCESS_GROUP = None
+
+
+def _distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def get_world_size() -> int:
+    """Number of processes in the job."""
+    return dist.get_world_size() if _distributed() else 1
+
+
+def get_rank() -> int:
+    """Index of this process in the job."""
+    return dist.get_rank() if _distributed() else 0
+
+
+@functools.lru_cache
+def create_local_process_group(num_workers_per_machine: int) -> None:
+    """Group the processes of each machine. Every process of the job must call it, once, after the job's group exists.
+
+    Args:
+        num_workers_per_machine: processes on each machine; consecutive ranks share a machine.
+    """
+    global _LOCAL_PROCESS_GROUP
+    world_size = get_world_size()
+    if world_size % num_workers_per_machine != 0:
+        raise ValueError(f"{world_size} processes do not divide into machines of {num_workers_per_machine}")
+    for first in range(0, world_size, num_workers_per_machine):
+        ranks = list(range(first, first + num_workers_per_machine))
+        group = dist.new_group(ranks)
+        if get_rank() in ranks:
+            _LOCAL_PROCESS_GROUP = group
+
+
+def get_local_process_group():
+    """The group of this machine's processes; see :func:`create_local_process_group`."""
+    if _LOCAL_PROCESS_GROUP is None:
+        raise RuntimeError("no local process group: call comm.create_local_process_group() after init_process_group()")
+    return _LOCAL_PROCESS_GROUP
+
+
+def get_local_rank() -> int:
+    """Index of this process on its machine."""
+    if not _distributed():
+        return 0
+    if _LOCAL_PROCESS_GROUP is None and "LOCAL_RANK" in os.environ:
+        return int(os.environ["LOCAL_RANK"])
+    return dist.get_rank(group=get_local_process_group())
+
+
+def get_local_size() -> int:
+    """Number of the job's processes on this machine."""
+    if not _distributed():
+        return 1
+    if _LOCAL_PROCESS_GROUP is None and "LOCAL_WORLD_SIZE" in os.environ:
+        return int(os.environ["LOCAL_WORLD_SIZE"])
+    return dist.get_world_size(group=get_local_process_group())
+
+
+def is_main_process() -> bool:
+    """True in the process of rank 0."""
+    return get_rank() == 0
+
+
+def synchronize() -> None:
+    """Wait until every process of the job is here."""
+    if get_world_size() == 1:
+        return
+    if dist.get_backend() == dist.Backend.NCCL:
+        dist.barrier(device_ids=[torch.cuda.current_device()])
+    else:
+        dist.barrier()
+
+
+@functools.lru_cache
+def _gloo_group():
+    """A group of all ranks that moves pickled objects through host memory."""
+    return dist.new_group(backend="gloo") if dist.get_backend() == "nccl" else dist.group.WORLD
+
+
+def all_gather(data: Any, group=None) -> list[Any]:
+    """Picklable ``data`` of every rank, as a list in rank order, on every rank."""
+    if get_world_size() == 1:
+        return [data]
+    group = group or _gloo_group()
+    output = [None] * dist.get_world_size(group)
+    dist.all_gather_object(output, data, group=group)
+    return output
+
+
+def gather(data: Any, dst: int = 0, group=None) -> list[Any]:
+    """Picklable ``data`` of every rank, as a list in rank order, on rank ``dst``; an empty list on the others."""
+    if get_world_size() == 1:
+        return [data]
+    group = group or _gloo_group()
+    output = [None] * dist.get_world_size(group) if dist.get_rank(group) == dst else None
+    dist.gather_object(data, output, dst=dst, group=group)
+    return output or []
+
+
+def shared_random_seed() -> int:
+    """A random number that is the same on every rank; all ranks must call it. It draws from numpy's generator."""
+    return all_gather(np.random.randint(2**31))[0]
+
+
+@torch.no_grad()
+def reduce_dict(input_dict: dict[str, torch.Tensor], average: bool = True) -> dict[str, torch.Tensor]:
+    """Mean (or sum) over the ranks of a dict of scalar tensors. Only rank 0 gets the result."""
+    if get_world_size() < 2:
+        return input_dict
+    names = sorted(input_dict)
+    values = torch.stack([input_dict[name] for name in names])
+    dist.reduce(values, dst=0)
+    if average and is_main_process():
+        values /= get_world_size()
+    return dict(zip(names, values))
