@@ -30,7 +30,7 @@ def _import_problem() -> str | None:
     except Exception as error:  # a build for another torch can fail in any way
         return f"importing it failed: {type(error).__name__}: {error}"
     if getattr(module, "__file__", None) is None:  # a directory of that name, for example a clone of the repository
-        return f"{list(module.__path__)[0]!r} is a directory without an installed package"
+        return f"{next(iter(module.__path__))!r} is a directory without an installed package"
     return None
 
 

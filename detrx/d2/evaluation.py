@@ -10,7 +10,6 @@ if USE_DETECTRON2:
         inference_context,
         inference_on_dataset,
         print_csv_format,
-        verify_results,
     )
 else:
     from detrx.d2.embedded.evaluation import (
@@ -19,7 +18,6 @@ else:
         inference_context,
         inference_on_dataset,
         print_csv_format,
-        verify_results,
     )
     from detrx.d2.embedded.evaluation_coco import COCOEvaluator
 
@@ -30,5 +28,4 @@ __all__ = [
     "inference_context",
     "inference_on_dataset",
     "print_csv_format",
-    "verify_results",
 ]

@@ -1,0 +1,156 @@
+"""Datasets over lists, mapped datasets, and the step from samples to an endless stream of batches."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import pickle
+import random
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset, IterableDataset, Sampler, get_worker_info
+
+logger = logging.getLogger(__name__)
+
+
+class _PackedList:
+    """A list held as one tensor of pickles.
+
+    Worker processes share its memory, forked or spawned; a list of Python objects would be copied into each of them
+    page by page, because reading an object writes its reference count.
+    """
+
+    def __init__(self, items: list):
+        pickles = [pickle.dumps(item, protocol=-1) for item in items]
+        self._ends = torch.tensor([len(p) for p in pickles], dtype=torch.int64).cumsum(0)
+        self._bytes = torch.frombuffer(bytearray(b"".join(pickles)), dtype=torch.uint8)
+        logger.info("Packed %d dataset dicts into %.2f MiB", len(pickles), len(self._bytes) / 1024**2)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: int) -> Any:
+        index = range(len(self))[index]
+        begin = self._ends[index - 1].item() if index > 0 else 0
+        return pickle.loads(memoryview(self._bytes[begin : self._ends[index].item()].numpy()))
+
+
+class DatasetFromList(Dataset):
+    """A list as a dataset."""
+
+    def __init__(self, lst: list, copy: bool = True, serialize: bool = True):
+        """
+        Args:
+            copy: give out copies, so that they can be modified. What is serialised is always a copy.
+            serialize: keep the list packed in memory that worker processes share.
+        """
+        self._copy = copy and not serialize
+        self._lst = _PackedList(lst) if serialize else lst
+
+    def __len__(self) -> int:
+        return len(self._lst)
+
+    def __getitem__(self, idx: int) -> Any:
+        return copy.deepcopy(self._lst[idx]) if self._copy else self._lst[idx]
+
+
+class MapDataset(Dataset):
+    """A function applied to every element of a dataset; an iterable dataset gives an iterable one.
+
+    Where the function returns None, an iterable dataset skips the element, any other one tries random others.
+    """
+
+    def __new__(cls, dataset: Dataset | Iterable, map_func: Callable):
+        return _MappedIterable(dataset, map_func) if isinstance(dataset, IterableDataset) else super().__new__(cls)
+
+    def __init__(self, dataset: Dataset, map_func: Callable[[Any], Any]):
+        self._dataset = dataset
+        self._map_func = map_func
+        self._rng = random.Random(42)
+        self._candidates = set(range(len(dataset)))
+
+    def __getnewargs__(self) -> tuple:
+        return self._dataset, self._map_func
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, idx: int) -> Any:
+        current = int(idx)
+        for attempt in range(1, len(self) + 1):
+            mapped = self._map_func(self._dataset[current])
+            if mapped is not None:
+                self._candidates.add(current)
+                return mapped
+            self._candidates.discard(current)
+            if attempt >= 3:
+                logger.warning("The mapper has returned None %d times in place of sample %d", attempt, idx)
+            if not self._candidates:
+                break
+            current = self._rng.sample(list(self._candidates), k=1)[0]
+        raise RuntimeError(f"The mapper has returned None for all of the {len(self)} samples")
+
+
+class _MappedIterable(IterableDataset):
+    def __init__(self, dataset: Iterable, map_func: Callable[[Any], Any]):
+        self._dataset = dataset
+        self._map_func = map_func
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __iter__(self) -> Iterator[Any]:
+        for element in self._dataset:
+            mapped = self._map_func(element)
+            if mapped is not None:
+                yield mapped
+
+
+class ToIterableDataset(IterableDataset):
+    """A dataset in the order of a sampler, which then runs in the workers and not in the main process."""
+
+    def __init__(self, dataset: Dataset, sampler: Sampler, shard_sampler: bool = True, shard_chunk_size: int = 1):
+        """
+        Args:
+            sampler: cheap to iterate over; each worker goes through all of it.
+            shard_sampler: let each of the W workers of a ``DataLoader`` yield one in W chunks of the indices. Without
+                it all of them yield everything.
+            shard_chunk_size: indices per chunk; the batch size makes the batches independent of W.
+        """
+        assert not isinstance(dataset, IterableDataset), f"{type(dataset).__name__} is iterable already"
+        assert isinstance(sampler, Sampler), f"Expected a Sampler, got {type(sampler).__name__}"
+        self.dataset = dataset
+        self.sampler = sampler
+        self.shard_sampler = shard_sampler
+        self.shard_chunk_size = shard_chunk_size
+
+    def __iter__(self) -> Iterator[Any]:
+        worker = get_worker_info() if self.shard_sampler else None
+        for position, index in enumerate(self.sampler):
+            if worker is None or position // self.shard_chunk_size % worker.num_workers == worker.id:
+                yield self.dataset[index]
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+
+class AspectRatioGroupedDataset(IterableDataset):
+    """Batches of images that are either all wider than high or none of them is, which need less padding.
+
+    Yields ``list[dict]`` of length ``batch_size``; the dicts of ``dataset`` have "width" and "height".
+    """
+
+    def __init__(self, dataset: Iterable[dict], batch_size: int):
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self._buckets: dict[bool, list[dict]] = {True: [], False: []}
+
+    def __iter__(self) -> Iterator[list[dict]]:
+        for sample in self.dataset:
+            wide = sample["width"] > sample["height"]
+            self._buckets[wide].append(sample)
+            if len(self._buckets[wide]) == self.batch_size:
+                batch, self._buckets[wide] = self._buckets[wide], []
+                yield batch
