@@ -1,0 +1,116 @@
+"""Command line, set-up and writers that most training scripts share."""
+
+import argparse
+import logging
+import os
+import sys
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from detrx.d2.embedded import comm
+from detrx.d2.embedded.config import LazyConfig
+from detrx.d2.embedded.env import seed_all_rng
+from detrx.d2.embedded.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
+from detrx.d2.embedded.file_io import PathManager
+from detrx.d2.embedded.logger import setup_logger
+
+__all__ = ["create_ddp_model", "default_argument_parser", "default_setup", "default_writers"]
+
+
+def create_ddp_model(model: nn.Module, *, fp16_compression: bool = False, **kwargs) -> nn.Module:
+    """``model`` for a job of one process, otherwise a DistributedDataParallel around it.
+
+    Args:
+        fp16_compression: send gradients as float16.
+        kwargs: further arguments of DistributedDataParallel.
+    """
+    if comm.get_world_size() == 1:
+        return model
+    kwargs.setdefault("device_ids", [comm.get_local_rank()])
+    ddp = DistributedDataParallel(model, **kwargs)
+    if fp16_compression:
+        from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+
+        ddp.register_comm_hook(state=None, hook=default_hooks.fp16_compress_hook)
+    return ddp
+
+
+def default_argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
+    """The arguments of a training script.
+
+    Args:
+        epilog: what the help text ends with; default: examples.
+    """
+    script = sys.argv[0]
+    examples = f"""examples:
+
+on one machine:
+    {script} --config-file cfg.py --num-gpus 8
+
+with changed config values:
+    {script} --config-file cfg.py train.init_checkpoint=weights.pth optimizer.lr=0.001
+
+on two machines:
+    (machine 0) {script} --machine-rank 0 --num-machines 2 --dist-url <URL> [other arguments]
+    (machine 1) {script} --machine-rank 1 --num-machines 2 --dist-url <URL> [other arguments]
+"""
+    parser = argparse.ArgumentParser(epilog=epilog or examples, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config-file", default="", metavar="FILE", help="path to config file")
+    parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint in the output folder")
+    parser.add_argument("--eval-only", action="store_true", help="perform evaluation only")
+    parser.add_argument("--num-gpus", type=int, default=1, help="number of gpus (or processes) *per machine*")
+    parser.add_argument("--num-machines", type=int, default=1, help="total number of machines")
+    parser.add_argument("--machine-rank", type=int, default=0, help="the rank of this machine (unique per machine)")
+    user = os.getuid() if hasattr(os, "getuid") else 1
+    parser.add_argument(
+        "--dist-url",
+        default=f"tcp://127.0.0.1:{2**15 + 2**14 + user % 2**14}",  # fixed per user: a left-over process shows up
+        help="where the processes of the job meet, or 'auto'",
+    )
+    parser.add_argument(
+        "opts", default=None, nargs=argparse.REMAINDER, help="config values to change, as path.key=value"
+    )
+    return parser
+
+
+def default_setup(cfg: DictConfig, args: argparse.Namespace) -> None:
+    """Set up logging and seeds, log the environment, the command line and the config, save ``config.yaml``.
+
+    Reads ``train.output_dir``, ``train.seed`` (negative: random; each rank adds its own number) and
+    ``train.cudnn_benchmark``.
+    """
+    output_dir = OmegaConf.select(cfg, "train.output_dir", default=None)
+    rank = comm.get_rank()
+    if output_dir and comm.is_main_process():
+        PathManager.mkdirs(output_dir)
+    setup_logger(output_dir, rank, name="fvcore")
+    setup_logger(output_dir, rank)
+    logger = logging.getLogger(__name__)
+    logger.info("Rank of current process: %d. World size: %d", rank, comm.get_world_size())
+    logger.info("Command line arguments: %s", args)
+    config_file = getattr(args, "config_file", "")
+    if config_file:
+        with PathManager.open(config_file) as f:
+            logger.info("Contents of args.config_file=%s:\n%s", config_file, f.read())
+    if output_dir and comm.is_main_process():
+        path = os.path.join(output_dir, "config.yaml")
+        LazyConfig.save(cfg, path)
+        logger.info("Full config saved to %s", path)
+
+    seed = OmegaConf.select(cfg, "train.seed", default=-1)
+    seed_all_rng(None if seed < 0 else seed + rank)
+    if not getattr(args, "eval_only", False):
+        torch.backends.cudnn.benchmark = OmegaConf.select(cfg, "train.cudnn_benchmark", default=False)
+
+
+def default_writers(output_dir: str, max_iter: int | None = None) -> list[EventWriter]:
+    """Writers to the console, to ``metrics.json`` and to TensorBoard event files in ``output_dir``."""
+    PathManager.mkdirs(output_dir)
+    return [
+        CommonMetricPrinter(max_iter),
+        JSONWriter(os.path.join(output_dir, "metrics.json")),
+        TensorboardXWriter(output_dir),
+    ]

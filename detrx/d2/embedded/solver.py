@@ -1,0 +1,163 @@
+"""Learning-rate schedules over fvcore's parameter schedulers, and optimizer parameter groups."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from fvcore.common.param_scheduler import (
+    CompositeParamScheduler,
+    ConstantParamScheduler,
+    LinearParamScheduler,
+    ParamScheduler,
+)
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
+
+__all__ = [
+    "LRMultiplier",
+    "LRScheduler",
+    "WarmupParamScheduler",
+    "get_default_optimizer_params",
+    "reduce_param_groups",
+]
+
+_NORM_LAYERS = (
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.BatchNorm3d,
+    nn.SyncBatchNorm,
+    nn.GroupNorm,
+    nn.InstanceNorm1d,
+    nn.InstanceNorm2d,
+    nn.InstanceNorm3d,
+    nn.LayerNorm,
+    nn.LocalResponseNorm,
+)
+
+
+class WarmupParamScheduler(CompositeParamScheduler):
+    """Another scheduler with a warm-up in front of it.
+
+    Args:
+        scheduler: what follows the warm-up.
+        warmup_factor: start of the warm-up, relative to the first value of ``scheduler``.
+        warmup_length: length of the warm-up, relative to the whole training, in [0, 1].
+        warmup_method: "linear" up to the value where ``scheduler`` takes over, or "constant".
+        rescale_interval: run the whole of ``scheduler`` after the warm-up, instead of the part that is left of it.
+    """
+
+    def __init__(
+        self,
+        scheduler: ParamScheduler,
+        warmup_factor: float,
+        warmup_length: float,
+        warmup_method: str = "linear",
+        rescale_interval: bool = False,
+    ):
+        start = warmup_factor * scheduler(0.0)
+        if warmup_method == "constant":
+            warmup = ConstantParamScheduler(start)
+        elif warmup_method == "linear":
+            warmup = LinearParamScheduler(start, scheduler(0.0 if rescale_interval else warmup_length))
+        else:
+            raise ValueError(f"Unknown warmup method: {warmup_method}; expected 'linear' or 'constant'")
+        super().__init__(
+            [warmup, scheduler],
+            interval_scaling=["rescaled", "rescaled" if rescale_interval else "fixed"],
+            lengths=[warmup_length, 1 - warmup_length],
+        )
+
+
+class LRMultiplier(LRScheduler):
+    """Multiply the initial learning rate of every parameter group by a schedule.
+
+    Args:
+        optimizer: its groups' present learning rates are the initial ones, unless ``last_iter`` is given.
+        multiplier: schedule over the training, from 0 to 1.
+        max_iter: length of the training.
+        last_iter: iteration to continue after; -1: start.
+    """
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, multiplier: ParamScheduler, max_iter: int, last_iter: int = -1
+    ):
+        if not isinstance(multiplier, ParamScheduler):
+            raise ValueError(f"LRMultiplier(multiplier=) must be an fvcore ParamScheduler, got {multiplier}")
+        self._multiplier = multiplier
+        self._max_iter = max_iter
+        super().__init__(optimizer, last_epoch=last_iter)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"base_lrs": self.base_lrs, "last_epoch": self.last_epoch}
+
+    def get_lr(self) -> list[float]:
+        multiplier = self._multiplier(self.last_epoch / self._max_iter)
+        return [base_lr * multiplier for base_lr in self.base_lrs]
+
+
+def get_default_optimizer_params(
+    model: nn.Module,
+    base_lr: float | None = None,
+    weight_decay: float | None = None,
+    weight_decay_norm: float | None = None,
+    bias_lr_factor: float | None = 1.0,
+    weight_decay_bias: float | None = None,
+    lr_factor_func: Callable[[str], float] | None = None,
+    overrides: dict[str, dict[str, float]] | None = None,
+) -> list[dict[str, Any]]:
+    """Parameter groups of all trainable parameters, as few as their different settings allow.
+
+    Args:
+        model: parameters that do not require gradients are left out, shared ones are taken once.
+        base_lr: learning rate; None leaves it to the optimizer.
+        weight_decay: None leaves it to the optimizer.
+        weight_decay_norm: weight decay of the parameters of normalisation layers.
+        bias_lr_factor: factor on the learning rate of parameters called "bias"; needs ``base_lr``.
+        weight_decay_bias: weight decay of parameters called "bias".
+        lr_factor_func: from full parameter name to a factor on its learning rate; needs ``base_lr``.
+        overrides: settings by last part of the parameter name; they win over everything else.
+    """
+    overrides = dict(overrides or {})
+    bias_settings = {}
+    if bias_lr_factor is not None and bias_lr_factor != 1.0:
+        if base_lr is None:
+            raise ValueError("bias_lr_factor requires base_lr")
+        bias_settings["lr"] = base_lr * bias_lr_factor
+    if weight_decay_bias is not None:
+        bias_settings["weight_decay"] = weight_decay_bias
+    if bias_settings:
+        if "bias" in overrides:
+            raise ValueError("Conflicting overrides for 'bias'")
+        overrides["bias"] = bias_settings
+    if lr_factor_func is not None and base_lr is None:
+        raise ValueError("lr_factor_func requires base_lr")
+
+    groups = []
+    seen = set()
+    for module_name, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad or parameter in seen:
+                continue
+            seen.add(parameter)
+            settings = {"lr": base_lr, "weight_decay": weight_decay}
+            settings = {key: value for key, value in settings.items() if value is not None}
+            if weight_decay_norm is not None and isinstance(module, _NORM_LAYERS):
+                settings["weight_decay"] = weight_decay_norm
+            if lr_factor_func is not None:
+                settings["lr"] *= lr_factor_func(f"{module_name}.{name}")
+            settings.update(overrides.get(name, {}))
+            groups.append({"params": [parameter], **settings})
+    return reduce_param_groups(groups)
+
+
+def reduce_param_groups(params: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Merge groups with equal settings. If a parameter comes again, the later group's settings overwrite its own."""
+    per_parameter: dict[nn.Parameter, dict[str, Any]] = {}
+    for group in params:
+        settings = {key: value for key, value in group.items() if key != "params"}
+        for parameter in group["params"]:
+            per_parameter.setdefault(parameter, {}).update(settings)
+    merged: dict[tuple, dict[str, Any]] = {}
+    for parameter, settings in per_parameter.items():
+        merged.setdefault(tuple(settings.items()), {**settings, "params": []})["params"].append(parameter)
+    return list(merged.values())
