@@ -1,1 +1,32 @@
-"""Datasets, augmentation and loaders."""
+"""Datasets, augmentation and loaders. Importing it registers the builtin datasets."""
+
+from .builtin import datasets_root, register_builtin
+from .coco import get_detection_dataset_dicts, load_coco
+from .loader import TrainLoader, build_test_loader, build_train_loader
+from .mapper import DetectionMapper, read_image
+from .transforms import (
+    RandomSizeCrop,
+    ResizeShortestSide,
+    detr_augmentation,
+    digits_augmentation,
+    resize_augmentation,
+)
+
+__all__ = [
+    "DetectionMapper",
+    "RandomSizeCrop",
+    "ResizeShortestSide",
+    "TrainLoader",
+    "build_test_loader",
+    "build_train_loader",
+    "datasets_root",
+    "detr_augmentation",
+    "digits_augmentation",
+    "get_detection_dataset_dicts",
+    "load_coco",
+    "read_image",
+    "register_builtin",
+    "resize_augmentation",
+]
+
+register_builtin()

@@ -61,9 +61,7 @@ def split_samples(spec: DigitsSpec) -> dict[str, tuple[np.ndarray, np.ndarray, n
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise ImportError(
-            "the digits dataset is drawn from scikit-learn's samples: pip install scikit-learn"
-        ) from error
+        raise ImportError("the digits dataset needs scikit-learn: pip install scikit-learn") from error
     digits = load_digits()
     rng = np.random.default_rng(spec.seed)
     chosen: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
@@ -137,5 +135,5 @@ def _annotations(image_id: int, boxes: np.ndarray, classes: np.ndarray, first_id
             "area": (x2 - x1) * (y2 - y1),
             "iscrowd": 0,
         }
-        for i, ((x1, y1, x2, y2), label) in enumerate(zip(boxes.tolist(), classes.tolist()))
+        for i, ((x1, y1, x2, y2), label) in enumerate(zip(boxes.tolist(), classes.tolist(), strict=True))
     ]

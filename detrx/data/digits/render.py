@@ -85,9 +85,9 @@ def _place(
         trial[y : y + height, x : x + width][ink] = new
         touched = np.flatnonzero(overlaps)
         visible = [np.argwhere(trial == i) for i in touched]
-        if any(len(pixels) < spec.min_visible * inked[i] for i, pixels in zip(touched, visible)):
+        if any(len(pixels) < spec.min_visible * inked[i] for i, pixels in zip(touched, visible, strict=True)):
             continue
-        for i, pixels in zip(touched, visible):
+        for i, pixels in zip(touched, visible, strict=True):
             candidate[i] = (*pixels.min(axis=0)[::-1], *(pixels.max(axis=0)[::-1] + 1))
         # A box that shrank has a smaller area, so its overlap with the others may have grown.
         if (overlap_over_smaller(candidate) - np.eye(new + 1) > spec.max_overlap).any():
