@@ -8,10 +8,10 @@ if USE_DETECTRON2:
         BoxMode,
         ImageList,
         Instances,
-        pairwise_intersection,
         pairwise_ioa,
         pairwise_iou,
     )
+    from detectron2.structures.boxes import pairwise_intersection
 else:
     from detrx.d2.embedded.structures import (
         Boxes,
