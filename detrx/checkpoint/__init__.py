@@ -1,0 +1,5 @@
+"""Saving, loading and converting weights."""
+
+from .detrex import convert_detrex
+
+__all__ = ["convert_detrex"]

@@ -1,0 +1,20 @@
+"""Building blocks that know nothing of detectors: boxes, attention, feed-forward networks, position embeddings."""
+
+from .attention import MultiheadAttention
+from .boxes import cxcywh_to_xyxy, inverse_sigmoid, iou_xyxy, xyxy_to_cxcywh
+from .deformable_attention import MultiScaleDeformableAttention
+from .mlp import FFN, MLP
+from .position import SinePositionEmbedding, sine_embedding
+
+__all__ = [
+    "FFN",
+    "MLP",
+    "MultiScaleDeformableAttention",
+    "MultiheadAttention",
+    "SinePositionEmbedding",
+    "cxcywh_to_xyxy",
+    "inverse_sigmoid",
+    "iou_xyxy",
+    "sine_embedding",
+    "xyxy_to_cxcywh",
+]

@@ -1,0 +1,54 @@
+"""Multi-head attention, split so that several query groups can share one projection."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class MultiheadAttention(nn.Module):
+    """Scaled dot-product attention with packed projections.
+
+    `project` and `attend` are separate because the decoder projects all query groups at once, and then lets each group
+    attend to the keys it may see.
+    """
+
+    def __init__(self, embed_dim: int, num_heads: int, dropout: float = 0.0):
+        super().__init__()
+        if embed_dim % num_heads:
+            raise ValueError(f"embed_dim {embed_dim} is not divisible by num_heads {num_heads}")
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * embed_dim, embed_dim))
+        self.in_proj_bias = nn.Parameter(torch.empty(3 * embed_dim))
+        self.out_proj = nn.Linear(embed_dim, embed_dim)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        nn.init.zeros_(self.in_proj_bias)
+        nn.init.xavier_uniform_(self.out_proj.weight)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def project(self, x: Tensor, pos: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries and keys from `x + pos`, values from `x`: (B, N, C) each -> three of (B, heads, N, C / heads)."""
+        dim = x.shape[-1]
+        qk = F.linear(x + pos, self.in_proj_weight[: 2 * dim], self.in_proj_bias[: 2 * dim])
+        v = F.linear(x, self.in_proj_weight[2 * dim :], self.in_proj_bias[2 * dim :])
+        q, k = qk.chunk(2, dim=-1)
+        return tuple(t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, blocked: Tensor | None = None) -> Tensor:
+        """
+        Args:
+            q: (B, heads, N, d) projected queries.
+            k, v: (B, heads, M, d) projected keys and values.
+            blocked: bool, broadcastable to (B, heads, N, M); True where a query must not see a key.
+
+        Returns:
+            (B, N, heads * d), before the output projection.
+        """
+        visible = None if blocked is None else ~blocked
+        out = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=visible, dropout_p=self.dropout if self.training else 0.0
+        )
+        return out.transpose(1, 2).flatten(2)

@@ -1,0 +1,83 @@
+"""Multi-scale deformable attention (Deformable DETR, arXiv 2010.04159, Eq. 3)."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from detrx.ops import ms_deform_attn
+
+
+class MultiScaleDeformableAttention(nn.Module):
+    """Every query samples `num_points` points around its reference on each feature level.
+
+    Args:
+        embed_dim: channels C of queries and memory.
+        num_heads, num_levels, num_points: M, L and P of the paper.
+    """
+
+    def __init__(self, embed_dim: int, num_heads: int, num_levels: int, num_points: int):
+        super().__init__()
+        if embed_dim % num_heads:
+            raise ValueError(f"embed_dim {embed_dim} is not divisible by num_heads {num_heads}")
+        self.num_heads, self.num_levels, self.num_points = num_heads, num_levels, num_points
+        samples = num_heads * num_levels * num_points
+        self.sampling_offsets = nn.Linear(embed_dim, 2 * samples)
+        self.attention_weights = nn.Linear(embed_dim, samples)
+        self.value_proj = nn.Linear(embed_dim, embed_dim)
+        self.output_proj = nn.Linear(embed_dim, embed_dim)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Uniform attention over points that lie on a ray per head, point p at distance p + 1."""
+        angle = torch.arange(self.num_heads, dtype=torch.float32) * (2 * math.pi / self.num_heads)
+        ray = torch.stack([angle.cos(), angle.sin()], dim=-1)
+        ray = ray / ray.abs().amax(dim=-1, keepdim=True)
+        distance = torch.arange(1, self.num_points + 1, dtype=torch.float32)
+        offsets = ray[:, None, None, :] * distance[None, None, :, None]
+        with torch.no_grad():
+            self.sampling_offsets.weight.zero_()
+            self.sampling_offsets.bias.copy_(offsets.expand(-1, self.num_levels, -1, -1).reshape(-1))
+            self.attention_weights.weight.zero_()
+            self.attention_weights.bias.zero_()
+        for linear in (self.value_proj, self.output_proj):
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+
+    def forward(
+        self,
+        query: Tensor,
+        reference: Tensor,
+        tokens: Tensor,
+        spatial_shapes: Tensor,
+        level_start_index: Tensor,
+        padding_mask: Tensor | None = None,
+    ) -> Tensor:
+        """
+        Args:
+            query: (B, Q, C), positions already added.
+            reference: (B, Q, L, 2) xy or (B, Q, L, 4) cxcywh in [0, 1], per level because padding differs by level.
+                Offsets are in pixels of the level for points, in half box sizes over P for boxes.
+            tokens: (B, S, C), the levels one after the other.
+            spatial_shapes: (L, 2) height, width; level_start_index: (L,).
+            padding_mask: (B, S) bool, True for padding, whose value is zero.
+
+        Returns:
+            (B, Q, C)
+        """
+        value = self.value_proj(tokens)
+        if padding_mask is not None:
+            value = value.masked_fill(padding_mask[..., None], 0.0)
+        offsets = self.sampling_offsets(query).unflatten(-1, (self.num_heads, self.num_levels, self.num_points, 2))
+        weights = self.attention_weights(query).unflatten(-1, (self.num_heads, -1)).softmax(-1)
+        weights = weights.unflatten(-1, (self.num_levels, self.num_points))
+        reference = reference[:, :, None, :, None]
+        if reference.shape[-1] == 2:
+            size_xy = spatial_shapes.flip(-1).to(reference.dtype)[:, None]
+            locations = reference + offsets / size_xy
+        else:
+            locations = reference[..., :2] + offsets / self.num_points * reference[..., 2:] * 0.5
+        out = ms_deform_attn(
+            value.unflatten(-1, (self.num_heads, -1)), spatial_shapes, level_start_index, locations, weights
+        )
+        return self.output_proj(out)

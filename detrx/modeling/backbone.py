@@ -1,0 +1,83 @@
+"""Backbones: any timm model that can return feature maps, under one face."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import timm
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+
+class TimmBackbone(nn.Module):
+    """Feature maps of a timm model by Detectron2's stage names.
+
+    Args:
+        name: timm model name, e.g. "resnet50".
+        out_features: stages to return, "res2" (stride 4) to "res5" (stride 32).
+        pretrained: load timm's weights (needs the network or a filled cache).
+        checkpoint_path: load the weights from this file instead.
+        freeze_at: stages without gradient: 0 none, 1 the stem, 2 also res2, ... (Detectron2's meaning).
+        frozen_batch_norm: use the stored statistics and affine parameters of batch norm, untrained.
+        model_args: further arguments of the timm model.
+
+    Raises:
+        RuntimeError: pretrained weights are not to be had.
+        FileNotFoundError: no file at `checkpoint_path`.
+    """
+
+    STAGES = ("stem", "res2", "res3", "res4", "res5")
+
+    def __init__(
+        self,
+        name: str,
+        out_features: Sequence[str] = ("res3", "res4", "res5"),
+        pretrained: bool = False,
+        checkpoint_path: str | None = None,
+        freeze_at: int = 0,
+        frozen_batch_norm: bool = False,
+        model_args: Mapping[str, Any] | None = None,
+    ):
+        super().__init__()
+        if unknown := set(out_features) - set(self.STAGES[1:]):
+            raise ValueError(f"out_features {sorted(unknown)} unknown, expected some of {self.STAGES[1:]}")
+        self.out_features = tuple(out_features)
+        if OmegaConf.is_config(model_args):
+            model_args = OmegaConf.to_container(model_args, resolve=True)
+        indices = [self.STAGES.index(feature) for feature in out_features]
+        overlay = {} if checkpoint_path is None else {"pretrained_cfg_overlay": {"file": checkpoint_path}}
+        try:
+            self.body = timm.create_model(
+                name,
+                features_only=True,
+                out_indices=indices,
+                pretrained=pretrained or checkpoint_path is not None,
+                **overlay,
+                **(model_args or {}),
+            )
+        except FileNotFoundError:
+            raise
+        except (OSError, RuntimeError) as error:
+            if not pretrained:
+                raise
+            raise RuntimeError(
+                f"pretrained weights of timm model {name!r} could not be loaded ({error}); without a network, "
+                "set checkpoint_path to a local file or pretrained=False"
+            ) from error
+        self.out_channels = tuple(self.body.feature_info.channels())
+        if frozen_batch_norm:
+            self.body = timm.utils.freeze_batch_norm_2d(self.body)
+        self.freeze(freeze_at)
+
+    def freeze(self, freeze_at: int) -> None:
+        """Stop gradients of the first `freeze_at` stages; children before the first stage form the stem."""
+        stages = [info["module"] for info in self.body.feature_info.info][1:]
+        stage = 0
+        for child_name, child in self.body.named_children():
+            if child_name in stages:
+                stage = stages.index(child_name) + 1
+            if stage < freeze_at:
+                child.requires_grad_(False)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """(B, 3, H, W) -> maps (B, C_l, H_l, W_l) by stage name."""
+        return dict(zip(self.out_features, self.body(images), strict=True))

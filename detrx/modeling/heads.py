@@ -1,0 +1,54 @@
+"""Class and box heads."""
+
+import math
+
+from torch import Tensor, nn
+
+from detrx.layers import MLP
+
+PRIOR_PROBABILITY = 0.01
+"""Score of every class before training (focal loss, arXiv 1708.02002, section 3.3)."""
+
+
+def class_head(embed_dim: int, num_classes: int) -> nn.Linear:
+    head = nn.Linear(embed_dim, num_classes)
+    nn.init.constant_(head.bias, -math.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY))
+    return head
+
+
+def box_head(embed_dim: int, initial_size_logit: float = 0.0) -> MLP:
+    """Three layers that at first move nothing; `initial_size_logit` is the first output for width and height."""
+    head = MLP(embed_dim, embed_dim, 4, 3)
+    nn.init.zeros_(head.layers[-1].weight)
+    nn.init.zeros_(head.layers[-1].bias)
+    nn.init.constant_(head.layers[-1].bias[2:], initial_size_logit)
+    return head
+
+
+class PredictionHeads(nn.Module):
+    """One class head and one box head per decoder layer, or one of each for all.
+
+    Args:
+        num_layers: decoder layers.
+        shared: all layers use the same heads.
+        initial_size_logit: first width and height logit of the first layer's box head, relative to its reference; -2
+            where references are points (boxes start at sigmoid(-2) = 0.12 of the image), 0 where they are boxes.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_classes: int,
+        num_layers: int,
+        shared: bool = False,
+        initial_size_logit: float = 0.0,
+    ):
+        super().__init__()
+        count = 1 if shared else num_layers
+        self.class_heads = nn.ModuleList(class_head(embed_dim, num_classes) for _ in range(count))
+        self.box_heads = nn.ModuleList(box_head(embed_dim, 0.0 if i else initial_size_logit) for i in range(count))
+
+    def forward(self, x: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        """(B, N, C) -> logits (B, N, K) and box deltas (B, N, 4) in logit space."""
+        index = layer % len(self.class_heads)
+        return self.class_heads[index](x), self.box_heads[index](x)

@@ -1,0 +1,115 @@
+"""Set-prediction losses. Each is a sum over matched pairs (and, for classes, over all queries) per predicting layer."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from detrx.layers import cxcywh_to_xyxy, iou_xyxy
+
+from .matching import Assignment
+from .queries import Predictions
+from .targets import Targets
+
+
+def matched_boxes(predictions: Predictions, targets: Targets, pairs: Assignment) -> tuple[Tensor, Tensor]:
+    """Predicted and true boxes (M, 4) cxcywh of the matched pairs."""
+    predicted = predictions.boxes[pairs.layer, pairs.image, pairs.query].float()
+    return predicted, targets.boxes[pairs.image, pairs.truth]
+
+
+def sum_by_layer(values: Tensor, pairs: Assignment, predictions: Predictions) -> Tensor:
+    """Per-pair values (M,) -> (T,)."""
+    return values.new_zeros(len(predictions.boxes)).index_add(0, pairs.layer, values)
+
+
+class Loss(ABC):
+    """
+    Args:
+        weight: factor of the loss in the sum that is minimised.
+    """
+
+    name: str
+    """Name in the loss dictionary, without the suffix of layer and group."""
+
+    def __init__(self, weight: float):
+        self.weight = weight
+
+    @abstractmethod
+    def __call__(self, predictions: Predictions, targets: Targets, pairs: Assignment) -> Tensor:
+        """(T,) unweighted loss of each layer, to be divided by the number of boxes."""
+
+
+class FocalLoss(Loss):
+    """Sigmoid focal loss over all queries and classes (arXiv 1708.02002)."""
+
+    name = "loss_class"
+
+    def __init__(self, weight: float = 1.0, alpha: float = 0.25, gamma: float = 2.0):
+        super().__init__(weight)
+        self.alpha, self.gamma = alpha, gamma
+
+    def __call__(self, predictions: Predictions, targets: Targets, pairs: Assignment) -> Tensor:
+        logits = predictions.logits.float()
+        target = torch.zeros_like(logits)
+        target[pairs.layer, pairs.image, pairs.query, targets.labels[pairs.image, pairs.truth]] = 1.0
+        p = logits.sigmoid()
+        wrong = p * (1 - target) + (1 - p) * target
+        alpha = self.alpha * target + (1 - self.alpha) * (1 - target)
+        cross_entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+        return (alpha * wrong**self.gamma * cross_entropy).sum((1, 2, 3))
+
+
+class VarifocalLoss(Loss):
+    """Class loss whose target is the IoU of the matched box, so that scores rank by localisation (arXiv 2008.13367).
+
+    Positives: q * BCE(p, q) with q the IoU; all others: alpha * p^gamma * BCE(p, 0).
+    """
+
+    name = "loss_class"
+
+    def __init__(self, weight: float = 1.0, alpha: float = 0.75, gamma: float = 2.0):
+        super().__init__(weight)
+        self.alpha, self.gamma = alpha, gamma
+
+    def __call__(self, predictions: Predictions, targets: Targets, pairs: Assignment) -> Tensor:
+        logits = predictions.logits.float()
+        predicted, truth = matched_boxes(predictions, targets, pairs)
+        iou, _ = iou_xyxy(cxcywh_to_xyxy(predicted.detach()), cxcywh_to_xyxy(truth))
+        index = (pairs.layer, pairs.image, pairs.query, targets.labels[pairs.image, pairs.truth])
+        quality = torch.zeros_like(logits)
+        quality[index] = iou.clamp(min=0)
+        positive = torch.zeros_like(logits, dtype=torch.bool)
+        positive[index] = True
+        weight = torch.where(positive, quality, self.alpha * logits.detach().sigmoid() ** self.gamma)
+        return (weight * F.binary_cross_entropy_with_logits(logits, quality, reduction="none")).sum((1, 2, 3))
+
+
+class L1Loss(Loss):
+    """L1 distance of cxcywh of the matched boxes."""
+
+    name = "loss_bbox"
+
+    def __init__(self, weight: float = 5.0):
+        super().__init__(weight)
+
+    def __call__(self, predictions: Predictions, targets: Targets, pairs: Assignment) -> Tensor:
+        predicted, truth = matched_boxes(predictions, targets, pairs)
+        return sum_by_layer((predicted - truth).abs().sum(-1), pairs, predictions)
+
+
+class GIoULoss(Loss):
+    """1 - GIoU of the matched boxes (arXiv 1902.09630)."""
+
+    name = "loss_giou"
+
+    def __init__(self, weight: float = 2.0):
+        super().__init__(weight)
+
+    def __call__(self, predictions: Predictions, targets: Targets, pairs: Assignment) -> Tensor:
+        predicted, truth = matched_boxes(predictions, targets, pairs)
+        _, giou = iou_xyxy(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(truth))
+        return sum_by_layer(1 - giou, pairs, predictions)

@@ -1,0 +1,170 @@
+"""Which prediction answers for which ground truth: costs, the Hungarian matcher, and top-k assignment."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from detrx.layers import cxcywh_to_xyxy, iou_xyxy
+
+from .queries import Predictions
+from .targets import Targets
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """M pairs of prediction and ground truth: index tensors (M,) into layers T, images B, queries N and boxes G."""
+
+    layer: Tensor
+    image: Tensor
+    query: Tensor
+    truth: Tensor
+
+
+@dataclass(frozen=True)
+class MatchingCost:
+    """Weighted sum of focal class cost, L1 of cxcywh and -GIoU (Deformable DETR's matching cost).
+
+    Args:
+        class_weight, l1_weight, giou_weight: weights of the three terms; a term of weight 0 is not computed.
+        alpha, gamma: of the focal cost.
+    """
+
+    class_weight: float = 2.0
+    l1_weight: float = 5.0
+    giou_weight: float = 2.0
+    alpha: float = 0.25
+    gamma: float = 2.0
+
+    @torch.no_grad()
+    def __call__(self, predictions: Predictions, targets: Targets) -> Tensor:
+        """(T, B, N, G) float32 cost of every pair; columns beyond an image's boxes are meaningless."""
+        boxes, truth = predictions.boxes.float(), targets.boxes[None, :, None]
+        cost = boxes.new_zeros(*boxes.shape[:3], targets.labels.shape[1])
+        if self.class_weight:
+            p = predictions.logits.float().sigmoid()
+            positive = self.alpha * (1 - p) ** self.gamma * -(p + 1e-8).log()
+            negative = (1 - self.alpha) * p**self.gamma * -(1 - p + 1e-8).log()
+            labels = targets.labels[None, :, None].expand(*cost.shape)
+            cost += self.class_weight * (positive - negative).gather(-1, labels)
+        if self.l1_weight:
+            cost += self.l1_weight * torch.cdist(boxes, targets.boxes, p=1)
+        if self.giou_weight:
+            _, giou = iou_xyxy(cxcywh_to_xyxy(boxes)[..., None, :], cxcywh_to_xyxy(truth))
+            cost -= self.giou_weight * giou
+        return cost
+
+
+class Assigner(ABC):
+    """Pairs predictions with ground truth in two steps, so that a training step can move all costs to the host at once.
+
+    An assigner that needs the host returns its costs from `host_cost` and reads them in `solve`; another one returns
+    None from `host_cost` and does its work in `assign`.
+    """
+
+    def host_cost(self, predictions: Predictions, targets: Targets) -> Tensor | None:
+        """(T, B, N, G) costs that `solve` needs on the host, or None."""
+        return None
+
+    def solve(self, cost: np.ndarray, targets: Targets) -> np.ndarray:
+        """(T, B, N, G) costs on the host -> (M, 4) int64 rows of layer, image, query, truth."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def assign(self, predictions: Predictions, targets: Targets) -> Assignment:
+        """Pairs of all layers and images."""
+
+
+class HungarianMatcher(Assigner):
+    """One-to-one assignment of least total cost, for each layer and image by itself (DETR, arXiv 2005.12872)."""
+
+    def __init__(self, cost: MatchingCost):
+        self.cost = cost
+
+    def host_cost(self, predictions: Predictions, targets: Targets) -> Tensor:
+        return self.cost(predictions, targets)
+
+    def solve(self, cost: np.ndarray, targets: Targets) -> np.ndarray:
+        rows = []
+        for image, count in enumerate(targets.counts):
+            for layer in range(len(cost)):
+                query, truth = linear_sum_assignment(cost[layer, image, :, :count])
+                rows.append(np.stack([np.full_like(query, layer), np.full_like(query, image), query, truth], axis=1))
+        return np.concatenate(rows)
+
+    def assign(self, predictions: Predictions, targets: Targets) -> Assignment:
+        return assign_all([(self, predictions, targets)])[0]
+
+
+class TopKAssigner(Assigner):
+    """One-to-many assignment: every ground truth takes the `k` predictions of least cost.
+
+    A prediction that several ground truths want goes to the one it costs least.
+    """
+
+    def __init__(self, cost: MatchingCost, k: int = 6):
+        if k < 1:
+            raise ValueError(f"k must be at least 1, got {k}")
+        self.cost = cost
+        self.k = k
+
+    @torch.no_grad()
+    def assign(self, predictions: Predictions, targets: Targets) -> Assignment:
+        cost = self.cost(predictions, targets)
+        if cost.shape[-1] == 0:
+            return Assignment(*torch.empty(4, 0, dtype=torch.long, device=cost.device))
+        best = cost.topk(min(self.k, cost.shape[2]), dim=2, largest=False).indices
+        wanted = torch.zeros_like(cost, dtype=torch.bool).scatter_(2, best, True) & targets.valid[:, None, :]
+        cheapest = cost.masked_fill(~wanted, float("inf")).argmin(-1, keepdim=True)
+        chosen = wanted & torch.zeros_like(wanted).scatter_(-1, cheapest, True)
+        return Assignment(*chosen.nonzero(as_tuple=True))
+
+
+Request = tuple[Assigner, Predictions, Targets]
+
+
+def assign_all(requests: Sequence[Request]) -> list[Assignment]:
+    """Answer all assignment requests of a training step with one device-to-host copy of all costs.
+
+    Raises:
+        FloatingPointError: a cost is NaN or infinite, because the predictions are; names the images.
+    """
+    costs = [assigner.host_cost(predictions, targets) for assigner, predictions, targets in requests]
+    on_device = [cost for cost in costs if cost is not None]
+    if not on_device:
+        return [assigner.assign(predictions, targets) for assigner, predictions, targets in requests]
+    host = torch.cat([cost.flatten() for cost in on_device]).cpu().numpy()
+    pieces = iter(np.split(host, np.cumsum([cost.numel() for cost in on_device])[:-1]))
+
+    solved = []
+    for (assigner, _, targets), cost in zip(requests, costs, strict=True):
+        if cost is not None:
+            values = next(pieces).reshape(cost.shape)
+            check_finite(values, targets)
+            solved.append(assigner.solve(values, targets))
+    device = on_device[0].device
+    indices = iter(torch.from_numpy(np.concatenate(solved)).to(device).split([len(rows) for rows in solved]))
+    return [
+        assigner.assign(predictions, targets) if cost is None else Assignment(*next(indices).unbind(1))
+        for (assigner, predictions, targets), cost in zip(requests, costs, strict=True)
+    ]
+
+
+def check_finite(cost: np.ndarray, targets: Targets) -> None:
+    """Raise FloatingPointError if the cost of a real box is not finite, naming the images."""
+    bad = [
+        image_id
+        for image, (image_id, count) in enumerate(zip(targets.image_ids, targets.counts, strict=True))
+        if not np.isfinite(cost[:, image, :, :count]).all()
+    ]
+    if bad:
+        raise FloatingPointError(
+            f"predictions are NaN or infinite for image ids {bad}: training has diverged; "
+            "lower the learning rate, clip gradients, or check these images and their boxes"
+        )

@@ -1,0 +1,52 @@
+"""Neck: feature maps of any widths to maps of one width, with extra coarser levels."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+
+class ChannelMapper(nn.Module):
+    """A 1x1 convolution and GroupNorm per backbone level; extra levels by 3x3 convolutions of stride 2.
+
+    Args:
+        in_features: names of the backbone's maps to use, finest first.
+        in_channels: channels of each.
+        out_channels: channels C of all outputs.
+        num_levels: outputs; what exceeds the backbone's levels is made from its last map, each from the one before.
+        num_groups: groups of the GroupNorm.
+    """
+
+    def __init__(
+        self,
+        in_features: Sequence[str],
+        in_channels: Sequence[int],
+        out_channels: int,
+        num_levels: int,
+        num_groups: int = 32,
+    ):
+        super().__init__()
+        if len(in_features) != len(in_channels):
+            raise ValueError(f"in_features {list(in_features)} and in_channels {list(in_channels)} differ in length")
+        if num_levels < len(in_features):
+            raise ValueError(f"num_levels is {num_levels}, but there are {len(in_features)} in_features")
+        self.in_features = tuple(in_features)
+
+        def block(channels: int, kernel_size: int, stride: int) -> nn.Sequential:
+            conv = nn.Conv2d(channels, out_channels, kernel_size, stride=stride, padding=kernel_size // 2)
+            nn.init.xavier_uniform_(conv.weight)
+            nn.init.zeros_(conv.bias)
+            return nn.Sequential(conv, nn.GroupNorm(num_groups, out_channels))
+
+        self.levels = nn.ModuleList(block(channels, 1, 1) for channels in in_channels)
+        self.extra_levels = nn.ModuleList(
+            block(in_channels[-1] if i == 0 else out_channels, 3, 2) for i in range(num_levels - len(in_features))
+        )
+
+    def forward(self, features: dict[str, Tensor]) -> list[Tensor]:
+        """Maps by name, (B, C_l, H_l, W_l) -> `num_levels` maps (B, C, H_l, W_l)."""
+        maps = [level(features[name]) for level, name in zip(self.levels, self.in_features, strict=True)]
+        last = features[self.in_features[-1]]
+        for level in self.extra_levels:
+            last = level(last)
+            maps.append(last)
+        return maps

@@ -1,0 +1,123 @@
+"""What a decoder takes and gives: groups of queries, and predictions for each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Route:
+    """Which components of the decoder layers a group passes through.
+
+    A value is one module per decoder layer, owned by the method that brings the group; None is the decoder's own.
+    """
+
+    self_attn: Sequence[nn.Module] | None = None
+    cross_attn: Sequence[nn.Module] | None = None
+    ffn: Sequence[nn.Module] | None = None
+
+
+@dataclass(frozen=True)
+class QueryGroup:
+    """Queries that share a supervision, a route and a place in the visibility order.
+
+    Attributes:
+        name: "main", or the name a method gave it.
+        content: (B, N, C).
+        pos: (B, N, C) position embedding of the queries.
+        reference: (B, N, 4) cxcywh or (B, N, 2) xy, in [0, 1] of the unpadded image.
+        route: the components it passes through.
+        blocked: (N, N) bool, True where a query must not see a query of the same group; None: all see all.
+        sees: names of other groups whose queries this one may attend to in self-attention.
+    """
+
+    name: str
+    content: Tensor
+    pos: Tensor
+    reference: Tensor
+    route: Route = field(default_factory=Route)
+    blocked: Tensor | None = None
+    sees: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Outputs of the layers that predict for one group; T layers (1 for the encoder).
+
+    Attributes:
+        logits: (T, B, N, K).
+        boxes: (T, B, N, 4) cxcywh in [0, 1] of the unpadded image.
+    """
+
+    logits: Tensor
+    boxes: Tensor
+
+
+class QueryLayout:
+    """Where each group lies in the concatenated queries (B, N_1 + N_2 + ..., C), and who may see whom."""
+
+    def __init__(self, groups: Sequence[QueryGroup]):
+        names = [group.name for group in groups]
+        if len(set(names)) < len(names):
+            raise ValueError(f"query groups need distinct names, got {names}")
+        if len({group.reference.shape[-1] for group in groups}) > 1:
+            dims = {group.name: group.reference.shape[-1] for group in groups}
+            raise ValueError(f"all query groups of a decoder need references of one kind, 2-d or 4-d; got {dims}")
+        for group in groups:
+            if unknown := set(group.sees) - set(names):
+                raise ValueError(f"query group {group.name!r} sees {sorted(unknown)}, but the groups are {names}")
+        self.groups = tuple(groups)
+        sizes = [group.content.shape[1] for group in groups]
+        ends = accumulate(sizes)
+        self.slices = {name: slice(end - size, end) for name, size, end in zip(names, sizes, ends, strict=True)}
+
+    def cat(self, attribute: str) -> Tensor:
+        parts = [getattr(group, attribute) for group in self.groups]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    def split(self, x: Tensor, dim: int) -> dict[str, Tensor]:
+        return {name: x.narrow(dim, s.start, s.stop - s.start) for name, s in self.slices.items()}
+
+    def by_component(self, component: str, layer: int, default: nn.Module) -> list[tuple[nn.Module, list[slice]]]:
+        """The distinct modules that serve as `component` in `layer`, each with the slices of the groups it serves."""
+        served: dict[int, tuple[nn.Module, list[slice]]] = {}
+        for group in self.groups:
+            own = getattr(group.route, component)
+            module = default if own is None else own[layer]
+            served.setdefault(id(module), (module, []))[1].append(self.slices[group.name])
+        return list(served.values())
+
+    def visible(self, group: QueryGroup) -> tuple[list[slice], Tensor | None]:
+        """Slices of the keys `group` may see, its own first, and the (N, M) bool mask of the blocked ones."""
+        keys = [self.slices[name] for name in (group.name, *group.sees)]
+        if group.blocked is None:
+            return keys, None
+        others = sum(s.stop - s.start for s in keys[1:])
+        return keys, F.pad(group.blocked, (0, others), value=False)
+
+
+def take(x: Tensor, slices: Sequence[slice], dim: int = 1) -> Tensor:
+    """The given stretches of `x` along `dim`, side by side; `x` itself where they cover it."""
+    if sum(s.stop - s.start for s in slices) == x.shape[dim] and all(
+        a.stop == b.start for a, b in zip(slices[:-1], slices[1:], strict=True)
+    ):
+        return x
+    parts = [x.narrow(dim, s.start, s.stop - s.start) for s in slices]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=dim)
+
+
+def put(parts: Sequence[tuple[Sequence[slice], Tensor]]) -> Tensor:
+    """Inverse of `take` along dimension 1: results of several calls back in the order of the layout."""
+    if len(parts) == 1:
+        return parts[0][1]
+    pieces: list[tuple[int, Tensor]] = []
+    for slices, x in parts:
+        sizes = [s.stop - s.start for s in slices]
+        pieces += zip((s.start for s in slices), x.split(sizes, dim=1), strict=True)
+    return torch.cat([piece for _, piece in sorted(pieces, key=lambda item: item[0])], dim=1)

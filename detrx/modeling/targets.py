@@ -1,0 +1,58 @@
+"""Ground truth of a batch, padded to the largest image so that every use of it is one tensor operation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from detrx.d2.structures import Instances
+from detrx.layers import xyxy_to_cxcywh
+
+
+@dataclass(frozen=True)
+class Targets:
+    """G is the largest number of boxes of an image.
+
+    Attributes:
+        labels: (B, G) int64; 0 beyond an image's boxes.
+        boxes: (B, G, 4) cxcywh in [0, 1] of the unpadded image; 0 beyond an image's boxes.
+        counts: boxes of each image.
+        image_ids: what to call the images in messages.
+    """
+
+    labels: Tensor
+    boxes: Tensor
+    counts: tuple[int, ...]
+    image_ids: tuple[object, ...]
+
+    @classmethod
+    def from_instances(
+        cls, instances: Sequence[Instances], image_ids: Sequence[object], device: torch.device
+    ) -> Targets:
+        """From `gt_boxes` (absolute xyxy in the frame of `image_size`) and `gt_classes` of each image."""
+        labels, boxes = [], []
+        for each in instances:
+            h, w = each.image_size
+            scale = torch.tensor([w, h, w, h], dtype=torch.float32)
+            boxes.append(xyxy_to_cxcywh(each.gt_boxes.tensor.float() / scale.to(each.gt_boxes.tensor.device)))
+            labels.append(each.gt_classes)
+        return cls(
+            labels=pad_sequence(labels, batch_first=True).to(device),
+            boxes=pad_sequence(boxes, batch_first=True).to(device),
+            counts=tuple(len(each) for each in labels),
+            image_ids=tuple(image_ids),
+        )
+
+    @property
+    def valid(self) -> Tensor:
+        """(B, G) bool, True for real boxes."""
+        counts = torch.tensor(self.counts, device=self.labels.device)
+        return torch.arange(self.labels.shape[1], device=self.labels.device) < counts[:, None]
+
+    def class_agnostic(self) -> Targets:
+        """The same boxes, all of class 0."""
+        return replace(self, labels=torch.zeros_like(self.labels))

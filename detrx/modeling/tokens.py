@@ -1,0 +1,107 @@
+"""Feature maps of several levels as one token sequence, with everything attention needs to know about its geometry."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class MultiScaleTokens:
+    """The levels one after the other, row-major inside a level; S = sum of all H_l * W_l.
+
+    Attributes:
+        tokens: (B, S, C).
+        pos: (B, S, C) position embedding, level embedding included.
+        padding_mask: (B, S) bool, True for padding; None where no image is padded.
+        shapes: (H_l, W_l) of each level.
+        spatial_shapes, level_start_index: the same as int64 tensors (L, 2) and (L,).
+        valid_ratios: (B, L, 2) unpadded fraction (x, y) of each level; None where no image is padded.
+    """
+
+    tokens: Tensor
+    pos: Tensor
+    padding_mask: Tensor | None
+    shapes: tuple[tuple[int, int], ...]
+    spatial_shapes: Tensor
+    level_start_index: Tensor
+    valid_ratios: Tensor | None
+
+    def with_tokens(self, tokens: Tensor) -> MultiScaleTokens:
+        return replace(self, tokens=tokens)
+
+    def cell_centres(self) -> tuple[Tensor, Tensor]:
+        """Centres (1 or B, S, 2) of all cells as xy in [0, 1] of the *unpadded* image, and the level (S,) of each."""
+        device = self.tokens.device
+        centres, levels = [], []
+        for level, (h, w) in enumerate(self.shapes):
+            y = torch.arange(h, dtype=torch.float32, device=device) + 0.5
+            x = torch.arange(w, dtype=torch.float32, device=device) + 0.5
+            grid = torch.stack([x[None, :].expand(h, w), y[:, None].expand(h, w)], dim=-1).view(1, -1, 2)
+            size = torch.tensor([w, h], dtype=torch.float32, device=device)
+            if self.valid_ratios is not None:
+                size = size * self.valid_ratios[:, level, None]
+            centres.append(grid / size)
+            levels.append(torch.full((h * w,), level, device=device))
+        return torch.cat(centres, dim=1), torch.cat(levels)
+
+    def per_level(self, reference: Tensor) -> Tensor:
+        """References (B, Q, 2 or 4) relative to the unpadded image -> (B, Q, L, 2 or 4) relative to each padded level."""
+        if self.valid_ratios is None:
+            return reference[:, :, None].expand(-1, -1, len(self.shapes), -1)
+        ratios = self.valid_ratios
+        if reference.shape[-1] == 4:
+            ratios = torch.cat([ratios, ratios], dim=-1)
+        return reference[:, :, None] * ratios[:, None]
+
+
+class Tokenizer(nn.Module):
+    """Flattens feature maps and adds their position and level embeddings.
+
+    Args:
+        position_embedding: maps a padding mask (B, H, W) to (B, C, H, W).
+        embed_dim: C.
+        num_levels: number L of feature maps.
+    """
+
+    def __init__(self, position_embedding: nn.Module, embed_dim: int, num_levels: int):
+        super().__init__()
+        self.position_embedding = position_embedding
+        self.level_embed = nn.Parameter(torch.empty(num_levels, embed_dim))
+        nn.init.normal_(self.level_embed)
+
+    def forward(self, features: Sequence[Tensor], padding_mask: Tensor | None) -> MultiScaleTokens:
+        """
+        Args:
+            features: L tensors (B, C, H_l, W_l).
+            padding_mask: (B, H, W) bool at image resolution, or None.
+        """
+        if len(features) != len(self.level_embed):
+            raise ValueError(f"the neck gives {len(features)} levels, num_levels is {len(self.level_embed)}")
+        device = features[0].device
+        positions, masks, ratios = [], [], []
+        for feature, level_embed in zip(features, self.level_embed, strict=True):
+            size = feature.shape[-2:]
+            if padding_mask is None:
+                mask = torch.zeros(1, *size, dtype=torch.bool, device=device)
+            else:
+                mask = F.interpolate(padding_mask[None].float(), size=size)[0].bool()
+                ratios.append(torch.stack([(~mask[:, 0]).float().mean(-1), (~mask[:, :, 0]).float().mean(-1)], dim=-1))
+                masks.append(mask.flatten(1))
+            position = self.position_embedding(mask).flatten(2).transpose(1, 2) + level_embed
+            positions.append(position.expand(len(feature), -1, -1))
+        shapes = tuple((f.shape[-2], f.shape[-1]) for f in features)
+        areas = [h * w for h, w in shapes]
+        return MultiScaleTokens(
+            tokens=torch.cat([f.flatten(2).transpose(1, 2) for f in features], dim=1),
+            pos=torch.cat(positions, dim=1),
+            padding_mask=torch.cat(masks, dim=1) if masks else None,
+            shapes=shapes,
+            spatial_shapes=torch.tensor(shapes, device=device),
+            level_start_index=torch.tensor([sum(areas[:i]) for i in range(len(areas))], device=device),
+            valid_ratios=torch.stack(ratios, dim=1) if ratios else None,
+        )
