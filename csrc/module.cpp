@@ -1,0 +1,33 @@
+// The extension module `detrx._C`: importing it registers the operators of torch.ops.detrx.
+
+#include <Python.h>
+#include <torch/library.h>
+#include <torch/version.h>
+
+#include <string>
+
+#include "cpu_dispatch.h"
+
+namespace {
+
+// What was compiled in, as "key=value" pairs separated by ';', for detrx.collect_env.
+std::string build_info() {
+  std::string info = std::string("compiler=") + __VERSION__;
+  info += ";torch=" + std::string(TORCH_VERSION);
+#ifdef DETRX_WITH_CUDA
+  info += ";cuda=" + std::string(DETRX_WITH_CUDA);
+#endif
+  info += std::string(";cpu_isa=") + detrx::isa_name(detrx::cpu_isa());
+  return info;
+}
+
+}  // namespace
+
+TORCH_LIBRARY(detrx, m) {
+  m.def("_build_info() -> str", &build_info);
+}
+
+extern "C" __attribute__((visibility("default"))) PyObject* PyInit__C() {
+  static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C", "Compiled operators of detrx.", -1, nullptr};
+  return PyModule_Create(&definition);
+}

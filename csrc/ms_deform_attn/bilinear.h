@@ -1,0 +1,73 @@
+// The arithmetic of multi-scale deformable attention at one sampling point, for CPU and CUDA alike.
+//
+// A location in [0, 1] maps to pixel coordinates by x = location * width - 0.5 (align_corners=False). Pixels outside the
+// map are zero. The four corners around a point are numbered 0 (y, x), 1 (y, x+1), 2 (y+1, x), 3 (y+1, x+1).
+#pragma once
+
+#include "../macros.h"
+
+namespace detrx {
+
+template <typename T>
+struct BilinearPoint {
+  int x, y;     // top-left corner, may be -1
+  T dx, dy;     // distance from it, in [0, 1)
+  int corners;  // bit k: corner k lies inside the map; 0 if the point contributes nothing
+};
+
+constexpr int kAllCorners = 15;
+
+// A point contributes if -1 < x < width and -1 < y < height; NaN does not.
+template <typename T>
+DETRX_HOST_DEVICE BilinearPoint<T> locate(T location_x, T location_y, int height, int width) {
+  const T x = location_x * static_cast<T>(width) - static_cast<T>(0.5);
+  const T y = location_y * static_cast<T>(height) - static_cast<T>(0.5);
+  const bool inside = (x > static_cast<T>(-1)) & (x < static_cast<T>(width)) & (y > static_cast<T>(-1)) &
+                      (y < static_cast<T>(height));
+  // The conversion to int rounds towards zero; one less for negative fractions makes it the floor.
+  const T safe_x = inside ? x : static_cast<T>(0);
+  const T safe_y = inside ? y : static_cast<T>(0);
+  BilinearPoint<T> point;
+  point.x = static_cast<int>(safe_x);
+  point.y = static_cast<int>(safe_y);
+  point.x -= static_cast<T>(point.x) > safe_x;
+  point.y -= static_cast<T>(point.y) > safe_y;
+  point.dx = safe_x - static_cast<T>(point.x);
+  point.dy = safe_y - static_cast<T>(point.y);
+  const int left = point.x >= 0, right = point.x + 1 < width;
+  const int top = point.y >= 0, bottom = point.y + 1 < height;
+  point.corners = inside ? (top & left) | ((top & right) << 1) | ((bottom & left) << 2) | ((bottom & right) << 3) : 0;
+  return point;
+}
+
+template <typename T>
+struct CornerWeights {
+  T w[4];
+};
+
+template <typename T>
+DETRX_HOST_DEVICE CornerWeights<T> corner_weights(T dx, T dy) {
+  const T one = static_cast<T>(1);
+  return {{(one - dy) * (one - dx), (one - dy) * dx, dy * (one - dx), dy * dx}};
+}
+
+template <typename T>
+struct PointGradient {
+  T x, y;       // with respect to the location in [0, 1]
+  T attention;  // with respect to the attention weight
+};
+
+// `dots[k]` is the dot product of the output gradient with the value at corner k, 0 for a corner outside the map.
+template <typename T>
+DETRX_HOST_DEVICE PointGradient<T> point_gradient(
+    T dot0, T dot1, T dot2, T dot3, T dx, T dy, T attention, int height, int width) {
+  const T one = static_cast<T>(1);
+  const CornerWeights<T> weight = corner_weights(dx, dy);
+  PointGradient<T> gradient;
+  gradient.x = attention * static_cast<T>(width) * ((one - dy) * (dot1 - dot0) + dy * (dot3 - dot2));
+  gradient.y = attention * static_cast<T>(height) * ((one - dx) * (dot2 - dot0) + dx * (dot3 - dot1));
+  gradient.attention = weight.w[0] * dot0 + weight.w[1] * dot1 + weight.w[2] * dot2 + weight.w[3] * dot3;
+  return gradient;
+}
+
+}  // namespace detrx
