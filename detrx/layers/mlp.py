@@ -1,5 +1,7 @@
 """The two kinds of multi-layer perceptron a detection transformer is made of."""
 
+from itertools import pairwise
+
 from torch import Tensor, nn
 
 
@@ -9,7 +11,7 @@ class MLP(nn.Module):
     def __init__(self, input_dim: int, hidden_dim: int, output_dim: int, num_layers: int):
         super().__init__()
         dims = [input_dim] + [hidden_dim] * (num_layers - 1) + [output_dim]
-        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in zip(dims[:-1], dims[1:], strict=True))
+        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(dims))
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers[:-1]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import torch
 import torch.nn.functional as F
@@ -104,9 +104,7 @@ class QueryLayout:
 
 def take(x: Tensor, slices: Sequence[slice], dim: int = 1) -> Tensor:
     """The given stretches of `x` along `dim`, side by side; `x` itself where they cover it."""
-    if sum(s.stop - s.start for s in slices) == x.shape[dim] and all(
-        a.stop == b.start for a, b in zip(slices[:-1], slices[1:], strict=True)
-    ):
+    if sum(s.stop - s.start for s in slices) == x.shape[dim] and all(a.stop == b.start for a, b in pairwise(slices)):
         return x
     parts = [x.narrow(dim, s.start, s.stop - s.start) for s in slices]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=dim)

@@ -50,7 +50,7 @@ class MultiScaleTokens:
         return torch.cat(centres, dim=1), torch.cat(levels)
 
     def per_level(self, reference: Tensor) -> Tensor:
-        """References (B, Q, 2 or 4) relative to the unpadded image -> (B, Q, L, 2 or 4) relative to each padded level."""
+        """References (B, Q, 2 or 4) relative to the unpadded image -> (B, Q, L, 2 or 4), to each padded level."""
         if self.valid_ratios is None:
             return reference[:, :, None].expand(-1, -1, len(self.shapes), -1)
         ratios = self.valid_ratios

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from tests.golden.golden_fixture import Golden, StubBackbone, assert_gradients, assert_near, variants
 
 from detrx import model_zoo
 from detrx.checkpoint import convert_detrex
 from detrx.d2.config import LazyCall as L
 from detrx.d2.config import instantiate
 from detrx.modeling import DetectionTransformer
+from tests.golden.golden_fixture import Golden, StubBackbone, assert_gradients, assert_near, variants
 
 CONFIGS = {
     "deformable_detr": "deformable_detr/deformable_detr_r50.py",

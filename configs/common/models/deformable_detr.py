@@ -2,7 +2,8 @@
 
 Sizes are set in one place each and referred to from there:
     model.tokenizer.{embed_dim, num_levels}
-    model.encoder.layer.self_attn.{num_heads, num_points}, model.encoder.layer.ffn.hidden_dim, model.encoder.layer.dropout
+    model.encoder.layer.self_attn.{num_heads, num_points}, model.encoder.layer.ffn.hidden_dim
+    model.encoder.layer.dropout
     model.encoder.num_layers, model.decoder.num_layers
     model.decoder.heads.num_classes, model.query_source.num_queries
 """
