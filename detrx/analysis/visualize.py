@@ -1,0 +1,185 @@
+"""Drawing boxes on images, and sheets of many images, legible for small images too."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from detrx.d2.structures import Boxes, pairwise_iou
+
+CORRECT, WRONG, MISSED, TRUTH = "#2ee64d", "#ff3b30", "#ffd60a", "#ffffff"
+LEGEND = (
+    ("ground truth", TRUTH, False),
+    ("correct detection", CORRECT, False),
+    ("wrong detection", WRONG, False),
+    ("missed object", MISSED, True),
+)
+_PALETTE = (
+    "#2ee64d",
+    "#ff9f0a",
+    "#0a84ff",
+    "#ff375f",
+    "#bf5af2",
+    "#64d2ff",
+    "#ffd60a",
+    "#ff6961",
+    "#30d5c8",
+    "#c8a06e",
+)
+
+
+@dataclass(frozen=True)
+class Box:
+    """One box to draw: XYXY in pixels of the image; no label if empty; `colour` is anything that Pillow understands."""
+
+    xyxy: tuple[float, float, float, float]
+    label: str = ""
+    colour: str = CORRECT
+    dashed: bool = False
+    thin: bool = False
+
+
+def class_colour(index: int) -> str:
+    """A colour for a class; they repeat after nine."""
+    return _PALETTE[index % len(_PALETTE)]
+
+
+def draw_boxes(image: Image.Image, boxes: Sequence[Box], min_side: int = 480) -> Image.Image:
+    """A copy of an RGB image with boxes, enlarged by a whole factor until its shorter side has `min_side` pixels."""
+    factor = max(1, math.ceil(min_side / min(image.size)))
+    canvas = image.convert("RGB").resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC)
+    draw = ImageDraw.Draw(canvas)
+    width = max(2, round(min(canvas.size) / 200))
+    font = ImageFont.load_default(size=max(12, round(min(canvas.size) / 30)))
+    corners = [[factor * value for value in box.xyxy] for box in boxes]
+    for box, xyxy in zip(boxes, corners, strict=True):
+        # Grown by the width of the line, so that the line runs around the object instead of over it.
+        grown = [xyxy[0] - width, xyxy[1] - width, xyxy[2] + width - 1, xyxy[3] + width - 1]
+        if box.dashed:
+            _dashed_rectangle(draw, grown, box.colour, width)
+        else:
+            draw.rectangle(grown, outline=box.colour, width=max(1, width // 2) if box.thin else width)
+    for box, xyxy in zip(boxes, corners, strict=True):  # labels after all boxes, so that no line crosses them
+        if box.label:
+            _tag(draw, box.label, xyxy, box.colour, font, canvas.size, width)
+    return canvas
+
+
+def compare_with_truth(
+    true_boxes: torch.Tensor,
+    true_classes: torch.Tensor,
+    pred_boxes: torch.Tensor,
+    pred_classes: torch.Tensor,
+    scores: torch.Tensor,
+    class_names: Sequence[str],
+    iou_threshold: float = 0.5,
+) -> list[Box]:
+    """Boxes that show which detections are right.
+
+    As in average precision, detections claim ground truth of their class in the order of their scores, each the
+    unclaimed one that it overlaps most, if their IoU reaches the threshold. What nobody claims was missed.
+
+    Args:
+        true_boxes, pred_boxes: (N, 4) and (M, 4) XYXY in pixels.
+        true_classes, pred_classes: (N,) and (M,) indices into `class_names`.
+        scores: (M,).
+
+    Returns:
+        Ground truth first, then missed objects, then detections by rising score, so that the best is on top.
+    """
+    ious = pairwise_iou(Boxes(pred_boxes.float()), Boxes(true_boxes.float()))
+    ious = torch.where(pred_classes[:, None] == true_classes[None, :], ious, ious.new_tensor(-1.0))
+    found = [False] * len(true_boxes)
+    detections = []
+    for i in scores.argsort(descending=True, stable=True).tolist():
+        free = [j for j, taken in enumerate(found) if not taken and ious[i, j] >= iou_threshold]
+        if free:
+            found[max(free, key=lambda j: float(ious[i, j]))] = True
+        label = f"{class_names[int(pred_classes[i])]} {float(scores[i]):.2f}"
+        detections.append(Box(tuple(pred_boxes[i].tolist()), label, CORRECT if free else WRONG))
+    truth = [
+        Box(tuple(box), colour=TRUTH, thin=True)
+        if hit
+        else Box(tuple(box), class_names[int(label)], MISSED, dashed=True)
+        for box, label, hit in zip(true_boxes.tolist(), true_classes, found, strict=True)
+    ]
+    return sorted(truth, key=lambda box: box.dashed) + detections[::-1]
+
+
+def contact_sheet(
+    cells: Sequence[Image.Image], columns: int = 4, title: str = "", legend: bool = True, cell_width: int = 400
+) -> Image.Image:
+    """Images in a grid, row by row, each scaled to the width of a cell, under a title and the legend of
+    `compare_with_truth`."""
+    if not cells:
+        raise ValueError("a contact sheet needs at least one image")
+    gap = 8
+    columns = min(columns, len(cells))
+    cells = [c.resize((cell_width, round(c.height * cell_width / c.width)), Image.Resampling.LANCZOS) for c in cells]
+    rows = [cells[i : i + columns] for i in range(0, len(cells), columns)]
+    heights = [max(cell.height for cell in row) for row in rows]
+    head = _header(columns * (cell_width + gap) + gap, title, LEGEND if legend else ())
+    sheet = Image.new("RGB", (head.width, head.height + sum(heights) + gap * len(rows)), "#1c1c1e")
+    sheet.paste(head, (0, 0))
+    top = head.height
+    for row, height in zip(rows, heights, strict=True):
+        for column, cell in enumerate(row):
+            sheet.paste(cell, (gap + column * (cell_width + gap), top))
+        top += height + gap
+    return sheet
+
+
+def _header(width: int, title: str, legend: Sequence[tuple[str, str, bool]]) -> Image.Image:
+    """Title and legend; on one line if both fit."""
+    title_font, font = ImageFont.load_default(size=26), ImageFont.load_default(size=22)
+    swatch, gap = 34, 16
+    legend_width = sum(swatch + 8 + font.getlength(text) + 2 * gap for text, _, _ in legend)
+    two_lines = bool(title and legend) and title_font.getlength(title) + legend_width + 3 * gap > width
+    head = Image.new("RGB", (width, (8 if not (title or legend) else 88 if two_lines else 48)), "#1c1c1e")
+    draw = ImageDraw.Draw(head)
+    draw.text((gap, 24), title, fill="white", font=title_font, anchor="lm")
+    x, y = (gap, 66) if two_lines or not title else (width - legend_width, 24)
+    y = 24 if not title else y
+    for text, colour, dashed in legend:
+        box = [x, y - 11, x + swatch, y + 11]
+        if dashed:
+            _dashed_rectangle(draw, box, colour, 3)
+        else:
+            draw.rectangle(box, outline=colour, width=3)
+        draw.text((x + swatch + 8, y), text, fill="white", font=font, anchor="lm")
+        x += swatch + 8 + font.getlength(text) + 2 * gap
+    return head
+
+
+def _dashed_rectangle(draw: ImageDraw.ImageDraw, xyxy: Sequence[float], colour: str, width: int) -> None:
+    x1, y1, x2, y2 = xyxy
+    dash = 3 * width
+    for start, end in (((x1, y1), (x2, y1)), ((x2, y1), (x2, y2)), ((x2, y2), (x1, y2)), ((x1, y2), (x1, y1))):
+        length = math.dist(start, end)
+        for offset in range(0, math.ceil(length), 2 * dash):
+            points = [
+                tuple(a + (b - a) * min(1.0, position / length) for a, b in zip(start, end, strict=True))
+                for position in (offset, offset + dash)
+            ]
+            draw.line(points, fill=colour, width=width)
+
+
+def _tag(
+    draw: ImageDraw.ImageDraw,
+    text: str,
+    xyxy: Sequence[float],
+    colour: str,
+    font: ImageFont.FreeTypeFont,
+    size: tuple[int, int],
+    line: int,
+) -> None:
+    """Text on a plate, above the box if there is room, else below it; never outside the image."""
+    width, height = font.getlength(text) + 6, font.size + 4
+    x = min(max(0, xyxy[0] - line), size[0] - width)
+    y = xyxy[1] - line - height
+    if y < 0:
+        y = min(xyxy[3] + line, size[1] - height)
+    draw.rectangle([x, y, x + width, y + height], fill=colour)
+    draw.text((x + 3, y + height / 2), text, fill="black", font=font, anchor="lm")

@@ -1,0 +1,176 @@
+#!/usr/bin/env python
+"""Detect objects in images: files or a registered dataset in, drawn PNGs and COCO-format JSON out."""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from detrx.analysis import compare_with_truth, contact_sheet, draw_boxes
+from detrx.analysis.visualize import Box, class_colour
+from detrx.checkpoint.checkpointer import AtomicCheckpointer, CheckpointError
+from detrx.d2.config import LazyConfig, instantiate
+from detrx.d2.data import MetadataCatalog
+from detrx.d2.structures import BoxMode, Instances
+from detrx.data import get_detection_dataset_dicts, read_image
+
+IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Detect objects in images. Writes to the output folder: one PNG per image with its detections "
+        "drawn; detections.json with all of them in COCO's result format (boxes XYWH in pixels); and, if asked for, "
+        "contact_sheet.png. With --dataset, the ground truth is drawn too, and colours tell right from wrong.",
+        epilog="example: demo.py --config-file configs/deformable_detr/deformable_detr_digits.py --weights "
+        "output/demo/model_final.pth --dataset digits_val --num 16 --contact-sheet --output output/demo/images",
+    )
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="config that the model was trained with")
+    parser.add_argument(
+        "--weights", required=True, metavar="FILE", help="checkpoint (its averaged weights, if it has any)"
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--input", nargs="+", metavar="PATH", help="image files, folders of them, or glob patterns")
+    source.add_argument("--dataset", metavar="NAME", help="a registered dataset, such as digits_val")
+    parser.add_argument("--num", type=int, metavar="N", help="only the first N images")
+    parser.add_argument(
+        "--output", type=Path, default=Path("output/images"), metavar="DIR", help="default: output/images"
+    )
+    parser.add_argument(
+        "--score-threshold", type=float, default=0.3, metavar="S", help="leave out detections below (default: 0.3)"
+    )
+    parser.add_argument("--contact-sheet", action="store_true", help="also write all images into contact_sheet.png")
+    parser.add_argument("--columns", type=int, default=4, metavar="N", help="of the contact sheet (default: 4)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, ... (default: auto, a GPU if there is one)")
+    parser.add_argument("--opts", nargs="+", default=[], metavar="key=value", help="changes to the config")
+    args = parser.parse_args(argv)
+    if args.num is not None and args.num < 1:
+        parser.error(f"--num must be 1 or more, got {args.num}")
+    if args.columns < 1:
+        parser.error(f"--columns must be 1 or more, got {args.columns}")
+    return args
+
+
+def find_images(patterns: list[str]) -> list[Path]:
+    """Image files for paths, folders (the images directly in them) and glob patterns, sorted within each of them.
+
+    Raises:
+        FileNotFoundError: one of them leads to no image.
+    """
+    found: list[Path] = []
+    for pattern in patterns:
+        path = Path(pattern)
+        if path.is_file():
+            matches = [path]
+        else:
+            anchor = Path(path.anchor)
+            matches = path.iterdir() if path.is_dir() else anchor.glob(str(path.relative_to(anchor)))
+            matches = sorted(m for m in matches if m.is_file() and m.suffix.lower() in IMAGE_SUFFIXES)
+        if not matches:
+            raise FileNotFoundError(f"no image at {pattern}: expected a file, a folder with images or a glob pattern")
+        found += matches
+    return list(dict.fromkeys(found))
+
+
+def detect(
+    model: torch.nn.Module, mapper: Any, records: list[dict[str, Any]], threshold: float
+) -> Iterator[tuple[dict[str, Any], Instances]]:
+    """The detections of each image with at least this score, in pixels of the image file."""
+    with torch.no_grad():
+        for record in records:
+            instances = model([mapper(record)])[0]["instances"].to("cpu")
+            yield record, instances[instances.scores >= threshold]
+
+
+def to_coco(record: dict[str, Any], found: Instances, category_ids: dict[int, int]) -> list[dict[str, Any]]:
+    boxes = BoxMode.convert(found.pred_boxes.tensor, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS).tolist()
+    return [
+        {
+            "image_id": record["image_id"],
+            "file_name": record["file_name"],
+            "category_id": category_ids.get(label, label),
+            "bbox": [round(value, 2) for value in box],
+            "score": round(score, 5),
+        }
+        for box, label, score in zip(boxes, found.pred_classes.tolist(), found.scores.tolist(), strict=True)
+    ]
+
+
+def boxes_to_draw(record: dict[str, Any], found: Instances, names: list[str]) -> list[Box]:
+    boxes, scores, classes = found.pred_boxes.tensor, found.scores, found.pred_classes
+    if "annotations" not in record:
+        order = scores.argsort().tolist()
+        return [
+            Box(tuple(boxes[i].tolist()), f"{names[classes[i]]} {scores[i]:.2f}", class_colour(int(classes[i])))
+            for i in order
+        ]
+    truth = [a for a in record["annotations"] if not a.get("iscrowd", 0)]
+    true_boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in truth]
+    true_boxes = torch.tensor(true_boxes, dtype=torch.float32).reshape(-1, 4)
+    true_classes = torch.tensor([a["category_id"] for a in truth], dtype=torch.int64)
+    return compare_with_truth(true_boxes, true_classes, boxes, classes, scores, names)
+
+
+def load_model(cfg: Any, weights: str, device: str) -> torch.nn.Module:
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = instantiate(cfg.model).to(device).eval()
+    AtomicCheckpointer(model, prefer_ema=True).load(weights, checkpointables=[], strict=True)
+    return model
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    try:
+        cfg = LazyConfig.apply_overrides(LazyConfig.load(args.config_file), args.opts)
+        if args.dataset:
+            dataset = args.dataset
+            records = get_detection_dataset_dicts(dataset, filter_empty=False)
+        else:
+            dataset = cfg.dataloader.test.dataset.names
+            dataset = dataset if isinstance(dataset, str) else dataset[0]
+            files = find_images(args.input)
+            records = [{"file_name": str(file), "image_id": number} for number, file in enumerate(files, start=1)]
+        records = records[: args.num]
+        model = load_model(cfg, args.weights, args.device)
+        run(args, records, model, instantiate(cfg.dataloader.test.mapper), dataset)
+    except (OSError, ValueError, CheckpointError) as error:
+        sys.exit(f"error: {error}")
+
+
+def run(args: argparse.Namespace, records: list[dict[str, Any]], model: Any, mapper: Any, dataset: str) -> None:
+    metadata = MetadataCatalog.get(dataset)
+    names = metadata.get("thing_classes") or [str(i) for i in range(10000)]
+    category_ids = {k: i for i, k in (metadata.get("thing_dataset_id_to_contiguous_id") or {}).items()}
+    args.output.mkdir(parents=True, exist_ok=True)
+    results: list[dict[str, Any]] = []
+    cells = []
+    bar = tqdm(total=len(records), desc="detecting", unit="img")
+    used: set[str] = set()
+    for record, found in detect(model, mapper, records, args.score_threshold):
+        results += to_coco(record, found, category_ids)
+        drawn = draw_boxes(read_image(record["file_name"]), boxes_to_draw(record, found, names))
+        stem = Path(record["file_name"]).stem
+        stem = stem if stem not in used else f"{stem}_{record['image_id']}"
+        used.add(stem)
+        drawn.save(args.output / f"{stem}.png")
+        if args.contact_sheet:
+            cells.append(drawn)
+        bar.update()
+    bar.close()
+    (args.output / "detections.json").write_text(json.dumps(results, indent=1))
+    print(f"{len(results)} detections in {len(records)} images: {args.output}")
+    if args.contact_sheet:
+        sheet = args.output / "contact_sheet.png"
+        title = f"{dataset}: detections with a score of {args.score_threshold:g} or more" if args.dataset else ""
+        contact_sheet(cells, args.columns, title, legend=bool(args.dataset)).save(sheet)
+        print(f"contact sheet: {sheet}")
+
+
+if __name__ == "__main__":
+    main()
