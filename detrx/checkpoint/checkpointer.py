@@ -1,0 +1,211 @@
+"""Checkpoints that are written atomically, read safely and checked against the model."""
+
+import os
+import pickle
+from typing import Any
+
+import torch
+from torch import nn
+
+from detrx.d2.checkpoint import DetectionCheckpointer
+
+__all__ = ["AtomicCheckpointer", "CheckpointError"]
+
+_TEMPORARY = ".tmp"
+_SHOWN_KEYS = 5
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that is missing, broken or made for something else. The message names the file."""
+
+
+class AtomicCheckpointer(DetectionCheckpointer):
+    """`DetectionCheckpointer` of either provider, whose files are complete or not there at all.
+
+    A checkpoint is ``{"model": state dict, name: state of every checkpointable, ...}`` of plain tensors, numbers,
+    strings and containers, so that ``torch.load(weights_only=True)`` reads it.
+
+    Args:
+        model: the module, plain or wrapped by DistributedDataParallel.
+        save_dir: local folder of the checkpoints.
+        tag_last: whether a saved checkpoint becomes the one to resume from.
+        prefer_ema: load the averaged weights (entry "ema") of a checkpoint instead of "model", if it has them.
+        checkpointables: objects with ``state_dict`` and ``load_state_dict``.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        tag_last: bool = True,
+        prefer_ema: bool = False,
+        **checkpointables: Any,
+    ):
+        super().__init__(model, save_dir, **checkpointables)
+        self._tag_last = tag_last
+        self._prefer_ema = prefer_ema
+        self._strict = False
+        self._path = ""
+
+    def save(self, name: str, **extra: Any) -> None:
+        """Write ``{name}.pth``. Where checkpointables communicate, every process must call it; only rank 0 writes.
+
+        Args:
+            name: file name without suffix.
+            extra: further entries of the checkpoint.
+        """
+        if not self.save_dir:
+            return
+        checkpoint = {"model": self.model.state_dict()}
+        checkpoint.update((key, item.state_dict()) for key, item in self.checkpointables.items())
+        checkpoint.update(extra)
+        if not self.save_to_disk:
+            return
+        path = os.path.join(self.save_dir, f"{name}.pth")
+        self.logger.info("Saving checkpoint to %s", path)
+        os.makedirs(self.save_dir, exist_ok=True)
+        self._remove_leftovers()
+        _replace(path, lambda file: torch.save(checkpoint, file))
+        if self._tag_last:
+            self.tag_last_checkpoint(f"{name}.pth")
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Make a file of the folder the one to resume from."""
+        tag = os.path.join(self.save_dir, "last_checkpoint")
+        _replace(tag, lambda file: file.write(last_filename_basename.encode()))
+
+    def forget_last_checkpoint(self) -> str:
+        """Make no file of the folder the one to resume from; returns the path of the one that was, or ""."""
+        last = self.get_checkpoint_file()
+        if last and self.save_to_disk:
+            os.remove(os.path.join(self.save_dir, "last_checkpoint"))
+        return last
+
+    def load(self, path: str, checkpointables: list[str] | None = None, *, strict: bool = False) -> dict[str, Any]:
+        """Load the model, and the checkpointables that the file has.
+
+        Args:
+            path: file or URL; "": nothing is loaded.
+            checkpointables: names of those to load; None: all.
+            strict: whether the file must fit the model exactly.
+
+        Returns:
+            The entries of the checkpoint that were not used.
+
+        Raises:
+            CheckpointError: the file is missing or broken, or it does not fit: any difference if ``strict``, nothing in
+                common otherwise.
+        """
+        if not path:
+            return super().load(path, checkpointables)
+        local_path = self.path_manager.get_local_path(path)
+        if not os.path.isfile(local_path):
+            raise CheckpointError(f"checkpoint {path} does not exist{self._others()}")
+        self._strict, self._path = strict, path
+        return super().load(path, checkpointables)
+
+    def resume(self) -> dict[str, Any]:
+        """Load everything from the last checkpoint of the folder, which must be one of this training.
+
+        Raises:
+            CheckpointError: as for :meth:`load`, or the file has no training state.
+        """
+        path = self.get_checkpoint_file()
+        try:
+            return self.load(path, strict=True)
+        except (ValueError, KeyError) as error:  # optimizers refuse the state of other parameter groups
+            raise CheckpointError(f"the training state in {path} does not fit this config: {error}") from error
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """:meth:`resume` if asked to and there is a checkpoint, otherwise load the weights in ``path``, if any."""
+        if resume and self.has_checkpoint():
+            return self.resume()
+        return self.load(path, checkpointables=[])
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        try:
+            checkpoint = super()._load_file(filename)
+        except pickle.UnpicklingError as error:
+            raise CheckpointError(
+                f"checkpoint {self._path} is damaged, or holds objects that are not safe to load: {_first_line(error)}"
+            ) from error
+        except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+            raise CheckpointError(
+                f"checkpoint {self._path} is damaged or no checkpoint: {_first_line(error)}{self._others()}"
+            ) from error
+        if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("model"), dict):
+            raise CheckpointError(f"{self._path} is no checkpoint: it has no state dict of a model")
+        if self._strict and "trainer" in self.checkpointables and "trainer" not in checkpoint:
+            raise CheckpointError(
+                f"{self._path} has no training state to resume from; train.init_checkpoint takes its weights only"
+            )
+        if self._prefer_ema and "ema" in checkpoint:
+            checkpoint["model"] = checkpoint.pop("ema")["model"]
+            self.logger.info("Using the averaged (EMA) weights of %s", self._path)
+        return checkpoint
+
+    def _load_model(self, checkpoint: dict[str, Any]):
+        count = len(checkpoint["model"])
+        try:
+            incompatible = super()._load_model(checkpoint)
+        except ValueError as error:
+            raise CheckpointError(f"{self._path} is no checkpoint of a model: {_first_line(error)}") from error
+        wrong_shapes = [f"{key} {there} instead of {here}" for key, there, here in incompatible.incorrect_shapes]
+        missing = sorted(set(incompatible.missing_keys) - {key for key, *_ in incompatible.incorrect_shapes})
+        problems = {
+            "missing": missing,
+            "unexpected": sorted(incompatible.unexpected_keys),
+            "of another shape": sorted(wrong_shapes),
+        }
+        problems = {kind: keys for kind, keys in problems.items() if keys}
+        if not problems:
+            return None
+        matched = count - len(incompatible.unexpected_keys) - len(wrong_shapes)
+        if self._strict or matched <= 0:
+            text = "; ".join(f"{len(keys)} {kind} ({_some(keys)})" for kind, keys in problems.items())
+            raise CheckpointError(f"checkpoint {self._path} is of another model: {text}")
+        lists = "".join(f"\n  {kind}: " + ", ".join(keys) for kind, keys in problems.items())
+        self.logger.warning("Checkpoint %s fits the model in part: %d tensors loaded.%s", self._path, matched, lists)
+        return None
+
+    def _others(self) -> str:
+        """The end of an error message: which checkpoints the folder has."""
+        files = sorted(os.listdir(self.save_dir)) if self.save_dir and os.path.isdir(self.save_dir) else []
+        files = [file for file in files if file.endswith(".pth")]
+        return f"; {self.save_dir} has {', '.join(files)}" if files else ""
+
+    def _remove_leftovers(self) -> None:
+        """Remove what killed processes left half-written."""
+        for file in os.listdir(self.save_dir):
+            if file.endswith(".pth" + _TEMPORARY):
+                os.remove(os.path.join(self.save_dir, file))
+
+
+def _replace(path: str, write) -> None:
+    """Let ``write(file)`` write a temporary file beside ``path``, and put it in its place once it is on the disk."""
+    temporary = path + _TEMPORARY
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+        raise
+    if hasattr(os, "O_DIRECTORY"):  # the new name must be on the disk as well
+        folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _some(keys: list[str]) -> str:
+    return ", ".join(keys[:_SHOWN_KEYS]) + (", ..." if len(keys) > _SHOWN_KEYS else "")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

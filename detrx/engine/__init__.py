@@ -1,0 +1,30 @@
+"""Training over either Detectron2 provider: what `tools/lazyconfig_train_net.py` is made of."""
+
+from detrx.engine.config import ConfigError, check_overrides, load_config, resolve_seed
+from detrx.engine.ema import ModelEMA
+from detrx.engine.errors import user_error
+from detrx.engine.hooks import BestCheckpoint, CheckpointHook, EvaluationHook, StopHook
+from detrx.engine.job import run_job
+from detrx.engine.lr_factors import LRFactors
+from detrx.engine.rng import preserved_rng
+from detrx.engine.trainer import NonFiniteError, Trainer
+from detrx.engine.writers import build_writers
+
+__all__ = [
+    "BestCheckpoint",
+    "CheckpointHook",
+    "ConfigError",
+    "EvaluationHook",
+    "LRFactors",
+    "ModelEMA",
+    "NonFiniteError",
+    "StopHook",
+    "Trainer",
+    "build_writers",
+    "check_overrides",
+    "load_config",
+    "preserved_rng",
+    "resolve_seed",
+    "run_job",
+    "user_error",
+]

@@ -1,0 +1,142 @@
+"""Loading a config with overrides, and refusing overrides that would change nothing."""
+
+import difflib
+import inspect
+import os
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from detrx.d2.config import LazyConfig
+from detrx.d2.utils import comm
+
+__all__ = ["ConfigError", "check_overrides", "load_config", "resolve_seed"]
+
+# For configs that were written for Detectron2's script. configs/common/train.py explains the keys.
+_TRAIN_DEFAULTS = {
+    "seed": -1,
+    "amp": {"enabled": False, "dtype": "float16"},
+    "ddp": {},
+    "clip_grad": {"enabled": False, "max_norm": 1.0, "norm_type": 2.0},
+    "accumulate": 1,
+    "ema": {"enabled": False, "decay": 0.9997, "warmup": 0, "evaluate": True},
+    "best_metric": "",
+    "deterministic": False,
+    "cudnn_benchmark": False,
+}
+
+
+class ConfigError(ValueError):
+    """A config file or an override that cannot be used."""
+
+
+def load_config(path: str, overrides: list[str]) -> DictConfig:
+    """Load a config file of a training and apply ``key=value`` overrides.
+
+    Raises:
+        ConfigError: the file does not exist or is no such config, or :func:`check_overrides` refuses an override.
+    """
+    if not path:
+        raise ConfigError("no config file: give --config-file FILE")
+    try:
+        cfg = LazyConfig.load(path)
+    except FileNotFoundError as error:
+        raise ConfigError(f"config file {error.filename or path} does not exist") from error
+    except SyntaxError as error:
+        raise ConfigError(f"config file {path} cannot be read: {error}") from error
+    missing = [key for key in ("model", "dataloader", "optimizer", "lr_multiplier", "train") if key not in cfg]
+    if missing:
+        raise ConfigError(f"config file {path} has no {', '.join(missing)}")
+    cfg.train = OmegaConf.merge(_TRAIN_DEFAULTS, cfg.train)
+    check_overrides(cfg, overrides)
+    try:
+        return LazyConfig.apply_overrides(cfg, overrides)
+    except Exception as error:  # the values do not fit: hydra, omegaconf and the provider have many types for that
+        raise ConfigError(f"overrides {' '.join(overrides)} cannot be applied: {error}") from error
+
+
+def check_overrides(cfg: DictConfig, overrides: list[str]) -> None:
+    """Check that every override changes something.
+
+    A key is known if the config has it, or if it is a parameter of the call that the config describes there. Any key can
+    be added with ``+key=value``.
+
+    Raises:
+        ConfigError: an override is malformed, or its key unknown; similar keys are named.
+    """
+    for text in overrides:
+        try:
+            (override,) = OverridesParser.create().parse_overrides([text])
+        except HydraException as error:
+            raise ConfigError(f"override {text!r} is not of the form key=value: {error}") from error
+        if override.is_delete():
+            raise ConfigError(f"override {text!r}: keys cannot be removed")
+        key = override.key_or_group
+        if override.is_add() or override.is_force_add() or _is_known(cfg, key):
+            continue
+        similar = difflib.get_close_matches(key, _all_keys(cfg), n=3, cutoff=0.6)
+        if not similar:  # the last part may be right and the path to it wrong
+            similar = [known for known in _all_keys(cfg) if known.rpartition(".")[2] == key.rpartition(".")[2]][:3]
+        hint = f"; did you mean {' or '.join(similar)}?" if similar else ""
+        raise ConfigError(f"unknown config key {key!r}{hint} (+{key}=... adds a key)")
+
+
+def _is_known(cfg: DictConfig, key: str) -> bool:
+    *path, last = key.split(".")
+    node: Any = cfg
+    for part in path:
+        if not _has(node, part):
+            return False
+        node = node[int(part)] if isinstance(node, ListConfig) else node[part]
+    return _has(node, last) or last in _parameters(node) or "**" in _parameters(node)
+
+
+def _has(node: Any, part: str) -> bool:
+    if isinstance(node, ListConfig):
+        return part.isdigit() and int(part) < len(node)
+    return isinstance(node, DictConfig) and part in list(node.keys())
+
+
+def _parameters(node: Any) -> list[str]:
+    """Keyword parameters of the call that ``node`` describes; "**" if it takes any."""
+    if not isinstance(node, DictConfig) or "_target_" not in node:
+        return []
+    target = node["_target_"]
+    if isinstance(target, str):
+        from hydra.utils import get_object
+
+        target = get_object(target)
+    try:
+        parameters = inspect.signature(target).parameters.values()
+    except (TypeError, ValueError):  # written in C
+        return ["**"]
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    names = [parameter.name for parameter in parameters if parameter.kind in named]
+    return names + ["**"] * any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
+
+
+def _all_keys(node: Any, prefix: str = "") -> list[str]:
+    """Dotted names of everything that an override can change."""
+    if isinstance(node, DictConfig):
+        items = [
+            (str(key), None if OmegaConf.is_missing(node, key) else node[key]) for key in node if key != "_target_"
+        ]
+        items += [(name, None) for name in _parameters(node) if name != "**" and name not in node]
+    elif isinstance(node, ListConfig):
+        items = [(str(i), item) for i, item in enumerate(node)]
+    else:
+        return []
+    return [name for key, value in items for name in [prefix + key, *_all_keys(value, f"{prefix}{key}.")]]
+
+
+def resolve_seed(cfg: DictConfig, resume: bool) -> None:
+    """Replace a negative ``train.seed`` by the seed of the run that is resumed, or by a new one. All processes call it."""
+    if cfg.train.seed >= 0:
+        return
+    saved = os.path.join(cfg.train.output_dir, "config.yaml")
+    if resume and os.path.isfile(saved):
+        cfg.train.seed = LazyConfig.load(saved).train.seed
+    if cfg.train.seed < 0:
+        cfg.train.seed = int(comm.all_gather(int.from_bytes(os.urandom(4), "little") >> 1)[0])

@@ -1,0 +1,150 @@
+"""Hooks of our training script."""
+
+import logging
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch.distributed as dist
+from torch import nn
+
+from detrx.checkpoint.checkpointer import AtomicCheckpointer
+from detrx.d2.engine import HookBase, hooks
+from detrx.d2.utils import comm
+from detrx.engine.rng import preserved_rng
+
+__all__ = ["BestCheckpoint", "CheckpointHook", "EvaluationHook", "StopHook"]
+
+logger = logging.getLogger(__name__)
+
+
+class CheckpointHook(HookBase):
+    """Save ``model_{iteration}`` every ``period`` iterations and when the training is stopped, ``model_final`` at the end.
+
+    Register it in every process. The hooks after it see an iteration whose checkpoint may already be on the disk: a
+    resumed training runs them again for that iteration.
+
+    Args:
+        checkpointer: of model and trainer.
+        period: in iterations.
+        max_to_keep: number of the newest ``model_{iteration}`` to keep; None: all.
+    """
+
+    def __init__(self, checkpointer: AtomicCheckpointer, period: int, max_to_keep: int | None = None):
+        if period < 1:
+            raise ValueError(f"train.checkpointer.period must be 1 or more iterations, got {period}")
+        if max_to_keep is not None and max_to_keep < 1:
+            raise ValueError(f"train.checkpointer.max_to_keep must be 1 or more, or None, got {max_to_keep}")
+        self._checkpointer = checkpointer
+        self._period = int(period)
+        self._max_to_keep = max_to_keep
+        self._saved: list[str] = []
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if done == self.trainer.max_iter:
+            self._checkpointer.save("model_final", iteration=self.trainer.iter)
+        elif done % self._period == 0 or self.trainer.stop_signal:
+            self.save()
+
+    def save(self) -> None:
+        """Save a checkpoint of the iteration that has just been done, unless there is one."""
+        name = f"model_{self.trainer.iter:07d}"
+        if name in self._saved:
+            return
+        self._saved.append(name)
+        outdated = self._saved[: -self._max_to_keep] if self._max_to_keep else []
+        self._saved = self._saved[len(outdated) :]
+        self._checkpointer.save(name, iteration=self.trainer.iter)
+        if comm.is_main_process():
+            for old in outdated:
+                path = os.path.join(self._checkpointer.save_dir, f"{old}.pth")
+                if os.path.exists(path):
+                    os.remove(path)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"saved": list(self._saved)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._saved = list(state_dict["saved"])
+
+
+class EvaluationHook(hooks.EvalHook):
+    """The provider's `EvalHook`, with nothing of the evaluation leaking into the training.
+
+    The random number generators are left as they were. In a distributed training all processes evaluate with the
+    buffers of rank 0, which are those of the checkpoint. In a training of one process, SIGINT and SIGTERM break the
+    evaluation off; it is run when the training is resumed.
+
+    Args:
+        eval_period: in iterations; 0: only after a completed training.
+        model: what is evaluated, not wrapped for distributed training.
+        function: evaluates it, returns a nested dict of floats.
+    """
+
+    def __init__(self, eval_period: int, model: nn.Module, function: Callable[[], dict[str, Any]]):
+        super().__init__(eval_period, self._evaluate_alone)
+        self._model = model
+        self._evaluation = function
+
+    def after_train(self) -> None:
+        if self.trainer.completed:
+            super().after_train()
+
+    def _evaluate_alone(self) -> dict[str, Any] | None:
+        if comm.get_world_size() > 1:
+            for buffer in self._model.buffers():
+                dist.broadcast(buffer, src=0)
+        training = self._model.training
+        guard = self._model.register_forward_pre_hook(self._break_off)
+        try:
+            with preserved_rng():
+                return self._evaluation()
+        except _BrokenOff:
+            logger.info("The evaluation is broken off.")
+            return None
+        finally:
+            guard.remove()
+            self._model.train(training)
+
+    def _break_off(self, *_: Any) -> None:
+        if self.trainer.stop_signal and comm.get_world_size() == 1:
+            raise _BrokenOff
+
+
+class _BrokenOff(Exception):
+    pass
+
+
+class BestCheckpoint(hooks.BestCheckpointer):
+    """The provider's `BestCheckpointer`, which remembers the best value over a resume. Register it in every process."""
+
+    def after_step(self) -> None:
+        if comm.is_main_process() and not self.trainer.stop_signal:
+            super().after_step()
+
+    def after_train(self) -> None:
+        if comm.is_main_process() and self.trainer.completed and not self.trainer.stop_signal:
+            super().after_train()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best_metric": self.best_metric, "best_iter": self.best_iter}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best_metric, self.best_iter = state_dict["best_metric"], state_dict["best_iter"]
+
+
+class StopHook(HookBase):
+    """End a training that got SIGINT or SIGTERM, with the shell's exit code. Register it last, in every process."""
+
+    def __init__(self, checkpoint: CheckpointHook):
+        self._checkpoint = checkpoint
+
+    def after_step(self) -> None:
+        """Raises SystemExit in all processes, after rank 0 has written the checkpoint."""
+        if not self.trainer.stop_signal:
+            return
+        if self.trainer.iter + 1 < self.trainer.max_iter:
+            self._checkpoint.save()
+        comm.synchronize()
+        raise SystemExit(128 + self.trainer.stop_signal)

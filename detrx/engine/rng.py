@@ -1,0 +1,47 @@
+"""State of the random number generators of this process."""
+
+import contextlib
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+__all__ = ["get_rng_state", "preserved_rng", "set_rng_state"]
+
+
+def get_rng_state() -> dict[str, Any]:
+    """State of Python's, numpy's and torch's global generators (CPU and current CUDA device), in plain types."""
+    _, keys, *rest = np.random.get_state()  # noqa: NPY002 the global generator is what models and mappers draw from
+    state = {
+        "python": random.getstate(),
+        "numpy": {
+            "keys": torch.from_numpy(keys.astype(np.int64)),
+            "rest": [int(rest[0]), int(rest[1]), float(rest[2])],
+        },
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Put the generators into a state that :func:`get_rng_state` returned."""
+    random.setstate(state["python"])
+    keys = state["numpy"]["keys"].numpy().astype(np.uint32)
+    np.random.set_state(("MT19937", keys, *state["numpy"]["rest"]))  # noqa: NPY002
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+@contextlib.contextmanager
+def preserved_rng() -> Iterator[None]:
+    """Whatever the block draws, the generators are afterwards as they were before it."""
+    state = get_rng_state()
+    try:
+        yield
+    finally:
+        set_rng_state(state)

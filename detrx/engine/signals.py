@@ -1,0 +1,55 @@
+"""Ending a training by Ctrl-C or SIGTERM without losing it."""
+
+import os
+import signal
+import threading
+import time
+from types import FrameType
+
+__all__ = ["StopSignals"]
+
+_SAME_KEY_PRESS = (
+    1.0  # seconds in which a second SIGINT is the same Ctrl-C: terminals and launchers send it several times
+)
+_WORKER_GRACE = 5  # seconds for which data loading workers survive SIGTERM
+
+
+class StopSignals:
+    """Context in which SIGINT and SIGTERM are noted instead of ending the process.
+
+    A second Ctrl-C ends it at once. Processes forked in the context (data loading workers) ignore SIGINT, and live a
+    few seconds longer when a SIGTERM is sent to the whole process group, so that the batches under way still arrive.
+
+    Attributes:
+        received: the first signal, or 0. Exit codes are 128 + its number, as of shells.
+    """
+
+    def __init__(self) -> None:
+        self.received = 0
+        self._time = 0.0
+        self._process = os.getpid()
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> "StopSignals":
+        if threading.current_thread() is threading.main_thread():  # others cannot set handlers
+            self._previous = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *exc_info) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:
+            if number == signal.SIGTERM:
+                signal.signal(signal.SIGALRM, lambda *_: os._exit(0))
+                signal.alarm(_WORKER_GRACE)
+            return
+        now = time.monotonic()
+        if self.received == 0:
+            self.received, self._time = number, now
+            # not through logging or print, which may be what the signal has interrupted
+            text = f"\n{signal.Signals(number).name}: saving a checkpoint, then exiting (Ctrl-C again: exit at once)\n"
+            os.write(2, text.encode())
+        elif number == signal.SIGINT and now - self._time > _SAME_KEY_PRESS:
+            os._exit(128 + number)
