@@ -14,8 +14,8 @@ namespace {
 std::string build_info() {
   std::string info = std::string("compiler=") + __VERSION__;
   info += ";torch=" + std::string(TORCH_VERSION);
-#ifdef DETRX_WITH_CUDA
-  info += ";cuda=" + std::string(DETRX_WITH_CUDA);
+#ifdef DETRX_CUDA_ARCHS
+  info += std::string(";cuda_archs=") + DETRX_CUDA_ARCHS;
 #endif
   info += std::string(";cpu_isa=") + detrx::isa_name(detrx::cpu_isa());
   return info;

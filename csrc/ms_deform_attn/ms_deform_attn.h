@@ -35,7 +35,8 @@ struct DeformAttnForward {
   T* output;
 };
 
-template <typename T>
+// Sums of many terms are kept in type `Sum`.
+template <typename T, typename Sum = T>
 struct DeformAttnBackward {
   DeformAttnSizes sizes;
   const T* grad_output;
@@ -44,7 +45,7 @@ struct DeformAttnBackward {
   const int64_t* level_start_index;
   const T* locations;
   const T* attention;
-  T* grad_value;  // zero on entry
+  Sum* grad_value;  // zero on entry
   T* grad_locations;
   T* grad_attention;
 };
