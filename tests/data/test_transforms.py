@@ -1,0 +1,88 @@
+import pytest
+import torch
+from torchvision import tv_tensors
+
+from detrx.data import (
+    RandomSizeCrop,
+    ResizeShortestSide,
+    detr_augmentation,
+    digits_augmentation,
+    resize_augmentation,
+)
+
+AUGMENTATIONS = {
+    "detr": lambda: detr_augmentation(
+        sizes=(60, 80, 100), max_size=150, sizes_before_crop=(50, 70), crop_range=(40, 60), crop_prob=0.5
+    ),
+    "resize": lambda: resize_augmentation(70, 90),
+    "digits": lambda: digits_augmentation(translate=0.2, scale=(0.7, 1.4), invert_prob=0.0, jitter=0.0),
+}
+
+
+def painted(height, width, box):
+    """A black image with a white rectangle, and the box of the rectangle."""
+    image = torch.zeros(3, height, width, dtype=torch.uint8)
+    x1, y1, x2, y2 = box
+    image[:, y1:y2, x1:x2] = 255
+    boxes = tv_tensors.BoundingBoxes(torch.tensor([box]).float(), format="XYXY", canvas_size=(height, width))
+    return {"image": tv_tensors.Image(image), "boxes": boxes}
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_box_follows_the_pixels(name):
+    augment = AUGMENTATIONS[name]()
+    seen = set()
+    for seed in range(40):
+        torch.manual_seed(seed)
+        sample = augment(painted(60, 90, (20, 15, 65, 40)))
+        y, x = torch.nonzero(sample["image"][0] > 190, as_tuple=True)  # padding is grey
+        box = sample["boxes"][0]
+        if len(x) == 0:  # cropped away
+            assert box[2] - box[0] < 2 or box[3] - box[1] < 2
+            continue
+        pixels = torch.stack([x.min(), y.min(), x.max() + 1, y.max() + 1]).float()
+        assert (pixels - box).abs().max() < 2.0, (seed, pixels, box)
+        seen.add(tuple(pixels.tolist()))
+    assert len(seen) > (0 if name == "resize" else 10)
+
+
+def test_detr_sizes_flip_and_crop():
+    augment = detr_augmentation(sizes=(64, 96), max_size=120, sizes_before_crop=(50,), crop_range=(40, 45))
+    shapes, flipped = set(), 0
+    for seed in range(60):
+        torch.manual_seed(seed)
+        sample = augment(painted(60, 90, (0, 0, 10, 60)))
+        shapes.add(tuple(sample["image"].shape[-2:]))
+        flipped += bool(sample["boxes"][0, 0] > 0)
+    whole = {(64, 96), (80, 120)}  # 60 x 90 to 64, and to 96 but for the cap
+    assert whole < shapes  # and crops of various shapes
+    assert all(min(shape) in (64, 96) or max(shape) == 120 for shape in shapes)
+    assert 5 < flipped < 55
+
+
+def test_resize_takes_all_sizes_and_respects_the_cap():
+    resize = ResizeShortestSide([20, 30, 40], max_size=50)
+    shapes = {tuple(resize(painted(40, 60, (1, 1, 9, 9)))["image"].shape[-2:]) for _ in range(40)}
+    assert shapes == {(20, 30), (30, 45), (33, 50)}
+    with pytest.raises(ValueError, match="max_size must exceed"):
+        ResizeShortestSide(800, max_size=800)
+
+
+def test_crop_of_a_small_image_is_at_most_the_image():
+    shapes = {tuple(RandomSizeCrop(20, 40)(painted(30, 10, (1, 1, 5, 5)))["image"].shape[-2:]) for _ in range(60)}
+    assert {width for _, width in shapes} == {10}
+    assert {height for height, _ in shapes} <= set(range(20, 31))
+    assert len(shapes) > 5
+
+
+def test_digits_keep_their_geometry_by_default_but_not_their_colours():
+    augment = digits_augmentation()
+    sample = painted(20, 20, (2, 3, 9, 12))
+    sample["image"][0] = 40
+    colours = set()
+    for seed in range(80):
+        torch.manual_seed(seed)
+        result = augment(sample)
+        assert result["boxes"].tolist() == sample["boxes"].tolist()
+        colours.add(tuple(result["image"][:, 0, 0].tolist()))
+    assert colours == {(40, 0, 0), (0, 40, 0), (0, 0, 40), (215, 255, 255), (255, 215, 255), (255, 255, 215)}
