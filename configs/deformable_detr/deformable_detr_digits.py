@@ -3,7 +3,6 @@
 from detrx.d2.config import LazyCall as L
 from detrx.modeling import (
     EncoderProposals,
-    FocalLoss,
     GIoULoss,
     HungarianMatcher,
     L1Loss,
@@ -16,6 +15,9 @@ from detrx.modeling import (
 
 from ..common.data.digits import dataloader
 from ..common.models.deformable_detr import model
+from ..common.optim import AdamW as optimizer
+from ..common.schedule import cosine
+from ..common.train import train
 
 model.backbone = L(TimmBackbone)(
     name="resnet18",
@@ -51,3 +53,15 @@ model.criterion.supervisions = [
     # Without a dense supervision of the proposals such a small model hardly learns where digits are.
     L(Supervision)(group="encoder", assigner=L(TopKAssigner)(cost=_cost, k=6), losses=_losses, suffix="_enc"),
 ]
+
+train.max_iter = 3000
+train.clip_grad.max_norm = 1.0
+train.ema.enabled = True
+train.ema.decay = 0.998
+train.eval_period = 1000
+train.checkpointer.period = 500
+train.checkpointer.max_to_keep = 2
+train.log_period = 20
+optimizer.lr = 1e-3
+optimizer.params.lr_factor_func.factors = {}
+lr_multiplier = cosine(max_iter=train.max_iter, warmup_iters=100)

@@ -3,7 +3,7 @@
 from detrx.d2.config import LazyCall as L
 from detrx.modeling import EncoderProposals, FocalLoss, GIoULoss, HungarianMatcher, L1Loss, MatchingCost, Supervision
 
-from .deformable_detr_refine_r50 import model
+from .deformable_detr_refine_r50 import dataloader, lr_multiplier, model, optimizer, train
 
 model.query_source = L(EncoderProposals)(
     num_queries=300,

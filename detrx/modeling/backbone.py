@@ -1,10 +1,12 @@
 """Backbones: any timm model that can return feature maps, under one face."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import timm
 from omegaconf import OmegaConf
+from timm.layers import freeze_batch_norm_2d
 from torch import Tensor, nn
 
 
@@ -21,7 +23,7 @@ class TimmBackbone(nn.Module):
         model_args: further arguments of the timm model.
 
     Raises:
-        RuntimeError: pretrained weights are not to be had.
+        RuntimeError: pretrained weights are not to be had, or the file's weights do not fit.
         FileNotFoundError: no file at `checkpoint_path`.
     """
 
@@ -44,29 +46,37 @@ class TimmBackbone(nn.Module):
         if OmegaConf.is_config(model_args):
             model_args = OmegaConf.to_container(model_args, resolve=True)
         indices = [self.STAGES.index(feature) for feature in out_features]
-        overlay = {} if checkpoint_path is None else {"pretrained_cfg_overlay": {"file": checkpoint_path}}
         try:
             self.body = timm.create_model(
-                name,
-                features_only=True,
-                out_indices=indices,
-                pretrained=pretrained or checkpoint_path is not None,
-                **overlay,
-                **(model_args or {}),
+                name, features_only=True, out_indices=indices, pretrained=pretrained, **(model_args or {})
             )
-        except FileNotFoundError:
-            raise
         except (OSError, RuntimeError) as error:
             if not pretrained:
                 raise
             raise RuntimeError(
                 f"pretrained weights of timm model {name!r} could not be loaded ({error}); without a network, "
-                "set checkpoint_path to a local file or pretrained=False"
+                "set checkpoint_path to a local file and pretrained=False"
             ) from error
+        if checkpoint_path is not None:
+            self.load(checkpoint_path, name)
         self.out_channels = tuple(self.body.feature_info.channels())
         if frozen_batch_norm:
-            self.body = timm.utils.freeze_batch_norm_2d(self.body)
+            self.body = freeze_batch_norm_2d(self.body)
         self.freeze(freeze_at)
+
+    def load(self, path: str, name: str) -> None:
+        """Load timm weights from a .safetensors or .pth file; a classifier in it is ignored."""
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"backbone weights not found: {path}")
+        weights = timm.models.load_state_dict(path, weights_only=True)
+        try:
+            missing, _ = self.body.load_state_dict(weights, strict=False)
+        except RuntimeError as error:
+            raise RuntimeError(f"{path} does not fit timm model {name!r}: {error}") from error
+        if missing:
+            raise RuntimeError(
+                f"{path} does not hold the weights of timm model {name!r}: {len(missing)} missing, e.g. {missing[:3]}"
+            )
 
     def freeze(self, freeze_at: int) -> None:
         """Stop gradients of the first `freeze_at` stages; children before the first stage form the stem."""

@@ -1,0 +1,197 @@
+"""Costs, assignment and criterion against brute force and hand-made values."""
+
+import itertools
+
+import pytest
+import torch
+import torchvision
+
+from detrx.d2.structures import Boxes, Instances
+from detrx.modeling import (
+    Criterion,
+    FocalLoss,
+    GIoULoss,
+    HungarianMatcher,
+    L1Loss,
+    MatchingCost,
+    Predictions,
+    Supervision,
+    Targets,
+    TopKAssigner,
+    VarifocalLoss,
+)
+from detrx.modeling.matching import assign_all
+
+CLASSES = 3
+
+
+def make_targets(*counts: int) -> Targets:
+    instances = []
+    for count in counts:
+        corner = torch.rand(count, 2) * 50
+        boxes = torch.cat([corner, corner + 5 + torch.rand(count, 2) * 40], dim=1)
+        instances.append(Instances((100, 200), gt_boxes=Boxes(boxes), gt_classes=torch.randint(CLASSES, (count,))))
+    return Targets.from_instances(instances, [f"img{i}" for i in range(len(counts))], torch.device("cpu"))
+
+
+def make_predictions(layers: int, batch: int, queries: int) -> Predictions:
+    return Predictions(
+        torch.randn(layers, batch, queries, CLASSES, requires_grad=True),
+        (torch.rand(layers, batch, queries, 4) * 0.5 + 0.2).requires_grad_(),
+    )
+
+
+def pairs_of(assignment, layer: int, image: int) -> set[tuple[int, int]]:
+    here = (assignment.layer == layer) & (assignment.image == image)
+    return set(zip(assignment.query[here].tolist(), assignment.truth[here].tolist(), strict=True))
+
+
+def test_targets_are_normalised_and_padded():
+    instances = [
+        Instances((50, 100), gt_boxes=Boxes(torch.tensor([[10.0, 10, 30, 20]])), gt_classes=torch.tensor([2])),
+        Instances((50, 100), gt_boxes=Boxes(torch.zeros(0, 4)), gt_classes=torch.zeros(0, dtype=torch.long)),
+    ]
+    targets = Targets.from_instances(instances, [0, 1], torch.device("cpu"))
+    assert targets.counts == (1, 0)
+    assert targets.boxes[0, 0].tolist() == pytest.approx([0.2, 0.3, 0.2, 0.2])
+    assert targets.valid.tolist() == [[True], [False]]
+
+
+def test_cost_terms():
+    predictions, targets = make_predictions(1, 1, 4), make_targets(3)
+    cost = MatchingCost(0.0, 5.0, 2.0)(predictions, targets)[0, 0]
+    boxes, truth = predictions.boxes[0, 0], targets.boxes[0]
+    to_xyxy = torchvision.ops.box_convert
+    giou = torchvision.ops.generalized_box_iou(to_xyxy(boxes, "cxcywh", "xyxy"), to_xyxy(truth, "cxcywh", "xyxy"))
+    l1 = (boxes[:, None] - truth[None]).abs().sum(-1)
+    torch.testing.assert_close(cost, 5 * l1 - 2 * giou, atol=1e-4, rtol=1e-4)
+    p = predictions.logits[0, 0].sigmoid()
+    class_cost = 0.25 * (1 - p) ** 2 * -p.log() - 0.75 * p**2 * -(1 - p).log()
+    only_class = MatchingCost(2.0, 0.0, 0.0)(predictions, targets)[0, 0]
+    torch.testing.assert_close(only_class, 2 * class_cost[:, targets.labels[0]], atol=1e-5, rtol=1e-5)
+
+
+def test_hungarian_matcher_against_brute_force():
+    predictions, targets = make_predictions(2, 3, 5), make_targets(3, 0, 2)
+    matcher = HungarianMatcher(MatchingCost())
+    assignment = matcher.assign(predictions, targets)
+    cost = matcher.cost(predictions, targets)
+    for layer, image in itertools.product(range(2), range(3)):
+        count = targets.counts[image]
+        best = min(
+            itertools.permutations(range(5), count),
+            key=lambda queries: sum(cost[layer, image, q, g].item() for g, q in enumerate(queries)),
+        )
+        assert pairs_of(assignment, layer, image) == {(q, g) for g, q in enumerate(best)}
+
+
+def test_more_boxes_than_queries():
+    assignment = HungarianMatcher(MatchingCost()).assign(make_predictions(1, 1, 2), make_targets(4))
+    assert len(assignment.query) == 2 and set(assignment.query.tolist()) == {0, 1}
+
+
+def test_all_costs_of_a_step_move_to_the_host_in_one_copy(monkeypatch):
+    copies = []
+    original = torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda self: copies.append(self.numel()) or original(self))
+    matcher, targets = HungarianMatcher(MatchingCost()), make_targets(3, 2)
+    requests = [(matcher, make_predictions(3, 2, 5), targets), (matcher, make_predictions(1, 2, 40), targets)]
+    answers = assign_all([*requests, (TopKAssigner(MatchingCost()), *requests[1][1:])])
+    assert copies == [3 * 2 * 5 * 3 + 2 * 40 * 3]
+    for (_, predictions, _), answer in zip(requests, answers[:2], strict=True):
+        alone = matcher.assign(predictions, targets)
+        assert answer.query.tolist() == alone.query.tolist() and answer.truth.tolist() == alone.truth.tolist()
+
+
+def test_top_k_takes_the_cheapest_and_resolves_conflicts():
+    boxes = torch.tensor([[0.3, 0.5, 0.2, 0.2], [0.32, 0.5, 0.2, 0.2], [0.45, 0.5, 0.2, 0.2], [0.9, 0.9, 0.1, 0.1]])
+    predictions = Predictions(torch.zeros(1, 1, 4, CLASSES), boxes[None, None])
+    instances = Instances(
+        (100, 100),
+        gt_boxes=Boxes(torch.tensor([[20.0, 40, 40, 60], [35.0, 40, 55, 60]])),  # centres at .3 and .45
+        gt_classes=torch.tensor([0, 1]),
+    )
+    targets = Targets.from_instances([instances], [0], torch.device("cpu"))
+    assignment = TopKAssigner(MatchingCost(0.0, 5.0, 2.0), k=2).assign(predictions, targets)
+    # Both want query 1; it costs the first less.
+    assert pairs_of(assignment, 0, 0) == {(0, 0), (1, 0), (2, 1)}
+
+
+def test_top_k_without_boxes_and_with_too_few_predictions():
+    assigner = TopKAssigner(MatchingCost(), k=6)
+    assert len(assigner.assign(make_predictions(2, 2, 5), make_targets(0, 0)).query) == 0
+    assignment = assigner.assign(make_predictions(1, 2, 3), make_targets(1, 0))
+    assert pairs_of(assignment, 0, 0) == {(0, 0), (1, 0), (2, 0)} and not pairs_of(assignment, 0, 1)
+    with pytest.raises(ValueError, match="k must be at least 1"):
+        TopKAssigner(MatchingCost(), k=0)
+
+
+def test_focal_loss_against_torchvision():
+    predictions, targets = make_predictions(2, 2, 5), make_targets(3, 1)
+    pairs = HungarianMatcher(MatchingCost()).assign(predictions, targets)
+    one_hot = torch.zeros_like(predictions.logits)
+    for layer, image, query, truth in zip(pairs.layer, pairs.image, pairs.query, pairs.truth, strict=True):
+        one_hot[layer, image, query, targets.labels[image, truth]] = 1
+    expected = torchvision.ops.sigmoid_focal_loss(predictions.logits, one_hot, 0.25, 2.0).sum((1, 2, 3))
+    torch.testing.assert_close(FocalLoss()(predictions, targets, pairs), expected)
+
+
+def test_varifocal_loss_by_hand():
+    predictions = Predictions(
+        torch.tensor([[[[0.0, 1.0]]]], requires_grad=True), torch.tensor([[[[0.5, 0.5, 0.4, 0.4]]]])
+    )
+    instances = Instances((10, 10), gt_boxes=Boxes(torch.tensor([[3.0, 3.0, 5.0, 7.0]])), gt_classes=torch.tensor([0]))
+    targets = Targets.from_instances([instances], [0], torch.device("cpu"))
+    pairs = HungarianMatcher(MatchingCost()).assign(predictions, targets)
+    loss = VarifocalLoss(alpha=0.75, gamma=2.0)(predictions, targets, pairs)
+    iou, p = 0.5, torch.tensor([0.0, 1.0]).sigmoid()
+    positive = iou * -(iou * p[0].log() + (1 - iou) * (1 - p[0]).log())
+    negative = 0.75 * p[1] ** 2 * -(1 - p[1]).log()
+    torch.testing.assert_close(loss, (positive + negative)[None], atol=1e-5, rtol=1e-5)
+
+
+def make_criterion() -> Criterion:
+    losses = [FocalLoss(1.0), L1Loss(5.0), GIoULoss(2.0)]
+    matcher = HungarianMatcher(MatchingCost())
+    return Criterion(
+        [
+            Supervision("main", matcher, losses),
+            Supervision("encoder", matcher, losses, suffix="_enc", class_agnostic=True, weight=3.0),
+        ]
+    )
+
+
+def test_criterion_names_weights_and_normalisation():
+    predictions = {"main": make_predictions(2, 2, 5), "encoder": make_predictions(1, 2, 9)}
+    targets = make_targets(3, 1)
+    losses = make_criterion()(predictions, targets)
+    kinds = ("loss_class", "loss_bbox", "loss_giou")
+    assert set(losses) == {kind + suffix for kind in kinds for suffix in ("", "_0", "_enc")}
+    assignments = make_criterion().assign(predictions, targets)
+    l1 = L1Loss()(predictions["main"], targets, assignments[0])
+    torch.testing.assert_close(torch.stack([losses["loss_bbox_0"], losses["loss_bbox"]]), 5.0 * l1 / 4)
+    focal = FocalLoss()(predictions["encoder"], targets.class_agnostic(), assignments[1])
+    torch.testing.assert_close(losses["loss_class_enc"], 3.0 * focal[0] / 4)
+
+
+def test_no_boxes_at_all_leaves_only_the_class_loss():
+    predictions = {"main": make_predictions(2, 2, 5), "encoder": make_predictions(1, 2, 9)}
+    losses = make_criterion()(predictions, make_targets(0, 0))
+    assert all(value == 0 for name, value in losses.items() if "class" not in name)
+    assert losses["loss_class"] > 0
+    sum(losses.values()).backward()
+    assert torch.isfinite(predictions["main"].boxes.grad).all()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_divergence_names_the_images(value: float):
+    predictions = {"main": make_predictions(1, 3, 5), "encoder": make_predictions(1, 3, 5)}
+    with torch.no_grad():
+        predictions["main"].boxes[0, 1, 2] = value
+    with pytest.raises(FloatingPointError, match=r"image ids \['img1'\].*diverged"):
+        make_criterion()(predictions, make_targets(1, 2, 1))
+
+
+def test_supervision_of_a_missing_group():
+    with pytest.raises(KeyError, match=r"'encoder'.*'main'"):
+        make_criterion()({"main": make_predictions(1, 1, 5)}, make_targets(1))

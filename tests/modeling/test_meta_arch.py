@@ -1,0 +1,110 @@
+"""The meta-architecture through Detectron2's interface, on small random models."""
+
+import pytest
+import torch
+from torch import nn
+
+from detrx import model_zoo
+from detrx.d2.config import LazyCall as L
+from detrx.d2.config import instantiate
+from detrx.d2.modeling import META_ARCH_REGISTRY
+from detrx.d2.structures import Boxes, Instances
+from detrx.modeling import DetectionTransformer
+
+
+class PatchBackbone(nn.Module):
+    """Convolutions without overlap, so that padding cannot leak into an image."""
+
+    def __init__(self):
+        super().__init__()
+        for index, stride in enumerate((8, 16, 32)):
+            self.add_module(f"res{index + 3}", nn.Conv2d(3, 16, stride, stride))
+
+    def forward(self, images):
+        return {name: conv(images) for name, conv in self.named_children()}
+
+
+def make_model() -> DetectionTransformer:
+    cfg = model_zoo.get_config("deformable_detr/deformable_detr_digits.py").model
+    cfg.backbone = L(PatchBackbone)()
+    cfg.neck.in_channels = [16, 16, 16]
+    cfg.tokenizer.embed_dim = 64
+    cfg.tokenizer.position_embedding.num_feats = 32
+    cfg.neck.num_groups = 64  # one channel each, over the valid part only if it is all there is
+    cfg.query_source.num_queries = 10
+    model = instantiate(cfg)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=0.1)
+    # GroupNorm takes its statistics from padding too; identity keeps the images apart.
+    for level in model.neck.levels:
+        level[1] = nn.Identity()
+    return model
+
+
+def make_input(image_height: int, image_width: int, **extra) -> dict:
+    return {"image": torch.randint(256, (3, image_height, image_width), dtype=torch.uint8), **extra}
+
+
+def with_boxes(each: dict, count: int) -> dict:
+    height, width = each["image"].shape[-2:]
+    corner = torch.rand(count, 2) * torch.tensor([width / 2, height / 2])
+    boxes = Boxes(torch.cat([corner, corner + 8], dim=1))
+    each["instances"] = Instances((height, width), gt_boxes=boxes, gt_classes=torch.randint(10, (count,)))
+    return each
+
+
+def test_registered():
+    assert META_ARCH_REGISTRY.get("DetectionTransformer") is DetectionTransformer
+
+
+def test_training_returns_losses_for_every_layer():
+    losses = make_model().train()([with_boxes(make_input(64, 96), 2), with_boxes(make_input(64, 64), 0)])
+    kinds = ("loss_class", "loss_bbox", "loss_giou")
+    assert set(losses) == {kind + suffix for kind in kinds for suffix in ("", "_0", "_1", "_enc")}
+    assert all(value.ndim == 0 and torch.isfinite(value) for value in losses.values())
+
+
+@torch.no_grad()
+def test_inference_returns_sorted_instances_in_the_output_frame():
+    model = make_model().eval()
+    small, large = model([make_input(64, 96)]), model([make_input(64, 96, height=640, width=480)])
+    found = small[0]["instances"]
+    assert found.image_size == (64, 96) and large[0]["instances"].image_size == (640, 480)
+    assert 0 < len(found) <= 100 and found.pred_classes.max() < 10
+    assert (found.scores[:-1] >= found.scores[1:]).all()
+    boxes = found.pred_boxes.tensor
+    assert (boxes >= 0).all() and (boxes[:, 2] <= 96).all() and (boxes[:, 3] <= 64).all()
+
+
+@torch.no_grad()
+def test_scaling_the_output_frame_scales_the_boxes():
+    model, each = make_model().eval(), make_input(64, 96)
+    boxes = model([each])[0]["instances"].pred_boxes.tensor
+    doubled = model([{**each, "height": 128, "width": 192}])[0]["instances"].pred_boxes.tensor
+    torch.testing.assert_close(doubled, 2 * boxes)
+
+
+@torch.no_grad()
+def test_a_padded_image_gives_the_detections_of_the_image_alone():
+    model = make_model().eval()
+    small, large = make_input(64, 96), make_input(128, 160)
+    alone = model([small])[0]["instances"]
+    padded = model([small, large])[0]["instances"]
+    torch.testing.assert_close(padded.scores, alone.scores, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(padded.pred_boxes.tensor, alone.pred_boxes.tensor, atol=1e-3, rtol=1e-4)
+    model.mask_padding = False
+    assert not torch.allclose(model([small, large])[0]["instances"].scores, alone.scores, atol=1e-5)
+
+
+def test_every_parameter_is_trained():
+    model = make_model().train()
+    sum(model([with_boxes(make_input(64, 96), 3), with_boxes(make_input(64, 64), 2)]).values()).backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
+def test_divergence_is_reported_with_image_ids():
+    model = make_model().train()
+    nn.init.constant_(model.decoder.heads.box_heads[-1].layers[-1].bias, float("nan"))
+    with pytest.raises(FloatingPointError, match=r"image ids \[17\]"):
+        model([with_boxes(make_input(64, 64, image_id=17), 1)])

@@ -1,0 +1,119 @@
+"""Backbone, neck, tokens and query sources."""
+
+import pytest
+import torch
+from torch import nn
+
+from detrx.layers import SinePositionEmbedding
+from detrx.modeling import ChannelMapper, EncoderProposals, LearnedQueries, TimmBackbone, Tokenizer
+
+SMALL = {"layers": [1, 1, 1, 1], "channels": [8, 16, 24, 32], "stem_width": 4, "stem_type": "deep"}
+
+
+def make_memory(padded: bool):
+    features = [torch.randn(2, 16, 8, 10), torch.randn(2, 16, 4, 5)]
+    mask = None
+    if padded:
+        mask = torch.zeros(2, 32, 40, dtype=torch.bool)
+        mask[1, 16:], mask[1, :, 24:] = True, True
+    return Tokenizer(SinePositionEmbedding(8), 16, 2)(features, mask)
+
+
+def test_backbone_gives_the_named_stages():
+    backbone = TimmBackbone("resnet18", ("res2", "res5"), model_args=SMALL)
+    features = backbone(torch.randn(1, 3, 64, 96))
+    assert {name: tuple(f.shape[1:]) for name, f in features.items()} == {"res2": (8, 16, 24), "res5": (32, 2, 3)}
+    assert backbone.out_channels == (8, 32)
+
+
+def test_backbone_freezing():
+    backbone = TimmBackbone("resnet18", freeze_at=2, frozen_batch_norm=True, model_args=SMALL)
+    trainable = {name.split(".")[1] for name, p in backbone.named_parameters() if p.requires_grad}
+    assert trainable == {"layer2", "layer3", "layer4"}
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in backbone.modules())
+    before = {name: b.clone() for name, b in backbone.named_buffers()}
+    backbone.train()(torch.randn(2, 3, 64, 64))
+    assert all(torch.equal(before[name], b) for name, b in backbone.named_buffers())
+
+
+def test_backbone_weights_from_a_file(tmp_path):
+    path = tmp_path / "weights.pth"
+    source = TimmBackbone("resnet18", model_args=SMALL)
+    torch.save({k.removeprefix("body."): v for k, v in source.state_dict().items()}, path)
+    loaded = TimmBackbone("resnet18", checkpoint_path=str(path), model_args=SMALL)
+    torch.testing.assert_close(loaded.state_dict(), source.state_dict())
+
+
+def test_backbone_errors(tmp_path):
+    with pytest.raises(ValueError, match=r"\['res6'\] unknown"):
+        TimmBackbone("resnet18", ("res3", "res6"), model_args=SMALL)
+    missing = tmp_path / "nowhere.pth"
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.pth"):
+        TimmBackbone("resnet18", checkpoint_path=str(missing), model_args=SMALL)
+    torch.save({"unrelated": torch.zeros(1)}, missing)
+    with pytest.raises(RuntimeError, match=r"nowhere\.pth does not hold the weights of timm model 'resnet18'"):
+        TimmBackbone("resnet18", checkpoint_path=str(missing), model_args=SMALL)
+
+
+def test_neck_adds_coarser_levels():
+    neck = ChannelMapper(["res4", "res5"], [6, 12], out_channels=32, num_levels=4, num_groups=8)
+    maps = neck({"res4": torch.randn(1, 6, 16, 16), "res5": torch.randn(1, 12, 8, 8)})
+    assert [tuple(m.shape[1:]) for m in maps] == [(32, 16, 16), (32, 8, 8), (32, 4, 4), (32, 2, 2)]
+    with pytest.raises(ValueError, match="differ in length"):
+        ChannelMapper(["res4"], [6, 12], 32, 2)
+    with pytest.raises(ValueError, match="num_levels is 1"):
+        ChannelMapper(["res4", "res5"], [6, 12], 32, 1)
+
+
+def test_tokens_know_their_padding():
+    memory = make_memory(padded=True)
+    assert memory.shapes == ((8, 10), (4, 5)) and memory.level_start_index.tolist() == [0, 80]
+    torch.testing.assert_close(memory.valid_ratios[1], torch.tensor([[0.6, 0.5], [0.6, 0.5]]))
+    torch.testing.assert_close(memory.valid_ratios[0], torch.ones(2, 2))
+    assert (~memory.padding_mask[1]).sum() == 4 * 6 + 2 * 3
+    centres, levels = memory.cell_centres()
+    inside = centres[1][~memory.padding_mask[1]]
+    assert inside.min() > 0 and inside.max() < 1 and levels.tolist() == [0] * 80 + [1] * 20
+    # The last valid cell of the first level: column 5 of 6, row 3 of 4.
+    assert centres[1, 3 * 10 + 5].tolist() == pytest.approx([5.5 / 6, 3.5 / 4])
+
+
+def test_wrong_number_of_levels():
+    with pytest.raises(ValueError, match="gives 1 levels, num_levels is 2"):
+        Tokenizer(SinePositionEmbedding(8), 16, 2)([torch.randn(1, 16, 4, 4)], None)
+
+
+def test_learned_queries():
+    group, predictions = LearnedQueries(5, 16)(make_memory(padded=False))
+    assert group.content.shape == group.pos.shape == (2, 5, 16) and group.reference.shape == (2, 5, 2)
+    assert ((group.reference > 0) & (group.reference < 1)).all() and not predictions
+
+
+@pytest.mark.parametrize("content", EncoderProposals.CONTENT)
+def test_proposals_come_from_the_best_tokens_inside_the_image(content: str):
+    source = EncoderProposals(6, 16, 3, content=content, rank_by="max", base_size=0.1)
+    nn.init.normal_(source.class_head.weight)
+    memory = make_memory(padded=True)
+    group, predictions = source(memory)
+    encoder = predictions["encoder"]
+    assert encoder.logits.shape == (1, 2, 100, 3) and encoder.boxes.shape == (1, 2, 100, 4)
+    _, usable = source.anchors(memory)
+    assert (encoder.boxes[0][~usable] == 1).all() and not (usable & memory.padding_mask).any()
+    best = encoder.logits[0].amax(-1).topk(6, dim=1).indices
+    torch.testing.assert_close(group.reference, encoder.boxes[0].gather(1, best[..., None].expand(-1, -1, 4)))
+    assert group.content.shape == group.pos.shape == (2, 6, 16) and not group.reference.requires_grad
+
+
+def test_anchor_sizes_double_with_the_level():
+    anchors, _ = EncoderProposals(5, 16, 3, base_size=0.1).anchors(make_memory(padded=False))
+    assert anchors[0, 0].tolist() == pytest.approx([0.05, 0.0625, 0.1, 0.1])
+    assert anchors[0, 80].tolist() == pytest.approx([0.1, 0.125, 0.2, 0.2])
+
+
+def test_proposal_errors():
+    with pytest.raises(ValueError, match="num_queries is 101, but the encoder has only 100 tokens"):
+        EncoderProposals(101, 16, 3)(make_memory(padded=False))
+    with pytest.raises(ValueError, match="content must be one of"):
+        EncoderProposals(5, 16, 3, content="magic")
+    with pytest.raises(ValueError, match="rank_by must be one of"):
+        EncoderProposals(5, 16, 3, rank_by="luck")
