@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-_LOSS_KINDS = {"class": "classification", "bbox": "box L1", "giou": "box GIoU"}
+_LOSS_KINDS = {"class": "classification", "bbox": "box L1", "giou": "box GIoU"}  # in this order; others follow
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,8 @@ class Run:
                 total = kinds.setdefault(match.group(1), {})
                 for iteration, value in zip(iterations.tolist(), values.tolist(), strict=True):
                     total[iteration] = total.get(iteration, 0.0) + value
-        return {kind: (np.array(sorted(t)), np.array([t[i] for i in sorted(t)])) for kind, t in kinds.items()}
+        order = [kind for kind in _LOSS_KINDS if kind in kinds] + sorted(set(kinds) - set(_LOSS_KINDS))
+        return {kind: _as_series(kinds[kind]) for kind in order}
 
 
 def read_metrics(path: str | os.PathLike, name: str | None = None) -> Run:
@@ -59,16 +60,20 @@ def read_metrics(path: str | os.PathLike, name: str | None = None) -> Run:
                 points.setdefault(key, {})[iteration] = value
     if not points:
         raise ValueError(f"{file} holds no metrics yet")
-    series = {k: (np.array(sorted(p)), np.array([p[i] for i in sorted(p)], dtype=float)) for k, p in points.items()}
-    return Run(name or file.resolve().parent.name, series)
+    return Run(name or file.resolve().parent.name, {key: _as_series(values) for key, values in points.items()})
+
+
+def _as_series(points: dict[float, float]) -> tuple[np.ndarray, np.ndarray]:
+    iterations = sorted(points)
+    return np.array(iterations), np.array([points[i] for i in iterations], dtype=float)
 
 
 def smooth(values: np.ndarray, window: int) -> np.ndarray:
-    """Mean over the last `window` values (fewer at the start)."""
+    """Mean over a window of at most this many values around each one (fewer at both ends)."""
     sums = np.cumsum(np.insert(values, 0, 0.0))
-    ends = np.arange(1, len(values) + 1)
-    starts = np.maximum(0, ends - window)
-    return (sums[ends] - sums[starts]) / (ends - starts)
+    at = np.arange(len(values))
+    reach = np.minimum(max(0, window - 1) // 2, np.minimum(at, at[::-1]))
+    return (sums[at + reach + 1] - sums[at - reach]) / (2 * reach + 1)
 
 
 def plot_runs(runs: Sequence[Run], path: str | os.PathLike, title: str = "", window: int = 10) -> None:
@@ -80,6 +85,7 @@ def plot_runs(runs: Sequence[Run], path: str | os.PathLike, title: str = "", win
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, ScalarFormatter
 
     figure = Figure(figsize=(12, 7.5), layout="constrained", dpi=120)
     FigureCanvasAgg(figure)
@@ -91,7 +97,7 @@ def plot_runs(runs: Sequence[Run], path: str | os.PathLike, title: str = "", win
             x, y = run.series["total_loss"]
             total.plot(x, y, color=colour, alpha=0.25, linewidth=1)
             total.plot(x, smooth(y, window), color=colour, label=run.name)
-        for index, (kind, (x, y)) in enumerate(sorted(run.loss_kinds().items())):
+        for index, (kind, (x, y)) in enumerate(run.loss_kinds().items()):
             label = _LOSS_KINDS.get(kind, kind)
             single = len(runs) == 1
             kinds.plot(
@@ -112,12 +118,17 @@ def plot_runs(runs: Sequence[Run], path: str | os.PathLike, title: str = "", win
                     y,
                     marker="o",
                     markersize=4,
+                    clip_on=False,
                     color=f"C{index}" if single else colour,
                     linestyle="-" if single else styles[index],
                     label=f"{metric}: {y[-1]:.1f}" if single else f"{run.name}: {metric} {y[-1]:.1f}",
                 )
     total.set(title="Total training loss", ylabel="loss", yscale="log")
     kinds.set(title="Losses by kind (sum over layers)", ylabel="loss", yscale="log")
+    for panel in (total, kinds):
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.yaxis.set_major_formatter(ScalarFormatter())
+        panel.yaxis.set_minor_locator(LogLocator(subs=()))
     precision.set(title="Average precision on the validation images", ylabel="AP (%)", ylim=(0, 100))
     rate.set(title="Learning rate", ylabel="learning rate", ylim=(0, None))
     last = max((x[-1] for run in runs for x, _ in run.series.values()), default=1)

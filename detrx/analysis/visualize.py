@@ -16,6 +16,7 @@ LEGEND = (
     ("wrong detection", WRONG, False),
     ("missed object", MISSED, True),
 )
+_PAPER = "#1c1c1e"
 _PALETTE = (
     "#2ee64d",
     "#ff9f0a",
@@ -121,7 +122,7 @@ def contact_sheet(
     rows = [cells[i : i + columns] for i in range(0, len(cells), columns)]
     heights = [max(cell.height for cell in row) for row in rows]
     head = _header(columns * (cell_width + gap) + gap, title, LEGEND if legend else ())
-    sheet = Image.new("RGB", (head.width, head.height + sum(heights) + gap * len(rows)), "#1c1c1e")
+    sheet = Image.new("RGB", (head.width, head.height + sum(heights) + gap * len(rows)), _PAPER)
     sheet.paste(head, (0, 0))
     top = head.height
     for row, height in zip(rows, heights, strict=True):
@@ -132,16 +133,18 @@ def contact_sheet(
 
 
 def _header(width: int, title: str, legend: Sequence[tuple[str, str, bool]]) -> Image.Image:
-    """Title and legend; on one line if both fit."""
+    """Title and legend, on one line if both fit; wider than `width` if the legend alone needs it."""
     title_font, font = ImageFont.load_default(size=26), ImageFont.load_default(size=22)
-    swatch, gap = 34, 16
-    legend_width = sum(swatch + 8 + font.getlength(text) + 2 * gap for text, _, _ in legend)
-    two_lines = bool(title and legend) and title_font.getlength(title) + legend_width + 3 * gap > width
-    head = Image.new("RGB", (width, (8 if not (title or legend) else 88 if two_lines else 48)), "#1c1c1e")
+    swatch, gap, line = 34, 16, 48
+    title_width = math.ceil(title_font.getlength(title)) + 2 * gap if title else 0
+    legend_width = sum(swatch + 8 + math.ceil(font.getlength(text)) + 2 * gap for text, _, _ in legend)
+    width = max(width, title_width, legend_width + gap)
+    two_lines = title_width + legend_width > width
+    height = 8 if not (title or legend) else 2 * line if two_lines else line
+    head = Image.new("RGB", (width, height), _PAPER)
     draw = ImageDraw.Draw(head)
-    draw.text((gap, 24), title, fill="white", font=title_font, anchor="lm")
-    x, y = (gap, 66) if two_lines or not title else (width - legend_width, 24)
-    y = 24 if not title else y
+    draw.text((gap, line / 2), title, fill="white", font=title_font, anchor="lm")
+    x, y = (gap, 1.5 * line) if two_lines else (width - legend_width, line / 2)
     for text, colour, dashed in legend:
         box = [x, y - 11, x + swatch, y + 11]
         if dashed:
@@ -149,7 +152,7 @@ def _header(width: int, title: str, legend: Sequence[tuple[str, str, bool]]) -> 
         else:
             draw.rectangle(box, outline=colour, width=3)
         draw.text((x + swatch + 8, y), text, fill="white", font=font, anchor="lm")
-        x += swatch + 8 + font.getlength(text) + 2 * gap
+        x += swatch + 8 + math.ceil(font.getlength(text)) + 2 * gap
     return head
 
 

@@ -1,0 +1,151 @@
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from detrx.d2.data import DatasetCatalog, MetadataCatalog, register_coco_instances
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = str(Path(__file__).with_name("fake_detector_config.py"))
+
+
+def load_tool(name):
+    spec = importlib.util.spec_from_file_location(f"detrx_tool_{name}", ROOT / "tools" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+demo = load_tool("demo")
+
+
+def paint(path, box, size=(60, 40)):
+    image = Image.new("RGB", size)
+    image.paste((255, 255, 255), box)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    paint(tmp_path / "images" / "a.png", (10, 10, 30, 24))
+    paint(tmp_path / "images" / "b.png", (20, 4, 44, 36))
+    (tmp_path / "images" / "notes.txt").write_text("no image")
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def weights(tmp_path):
+    path = tmp_path / "model.pth"
+    torch.save({"model": {"score": torch.tensor(0.75)}}, path)
+    return str(path)
+
+
+@pytest.fixture
+def dataset(folder):
+    """Its ground truth agrees with the rectangle in a.png, and in b.png lies elsewhere."""
+    name, path = "detrx_test_rectangles", folder / "annotations.json"
+    boxes = [[10, 10, 20, 14], [1, 1, 8, 8]]
+    annotations = [
+        {"id": i, "image_id": 10 * i, "category_id": 7, "bbox": box, "area": 1, "iscrowd": 0}
+        for i, box in enumerate(boxes, start=1)
+    ]
+    images = [{"id": 10 * i, "file_name": f"{s}.png", "width": 60, "height": 40} for i, s in ((1, "a"), (2, "b"))]
+    categories = [{"id": 3, "name": "disc"}, {"id": 7, "name": "rectangle"}]
+    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    register_coco_instances(name, {}, str(path), str(folder))
+    yield name
+    DatasetCatalog.remove(name)
+    MetadataCatalog.remove(name)
+
+
+def run(*arguments):
+    demo.main(["--config-file", CONFIG, *map(str, arguments)])
+
+
+def has_colour(path, colour):
+    return any(rgb == colour for _, rgb in Image.open(path).getcolors(1 << 24))
+
+
+GREEN, RED, YELLOW = (0x2E, 0xE6, 0x4D), (0xFF, 0x3B, 0x30), (0xFF, 0xD6, 0x0A)
+
+
+def test_files_in_drawings_and_json_out(folder, weights, tmp_path):
+    out = tmp_path / "out"
+    run("--weights", weights, "--input", folder, "--output", out, "--device", "cpu")
+    assert sorted(p.name for p in out.iterdir()) == ["a.png", "b.png", "detections.json"]
+    results = json.loads((out / "detections.json").read_text())
+    assert [Path(r["file_name"]).name for r in results] == ["a.png", "b.png"]
+    assert [r["image_id"] for r in results] == [1, 2]
+    assert {r["score"] for r in results} == {0.75}
+    for result, box in zip(results, ([10, 10, 20, 14], [20, 4, 24, 32]), strict=True):
+        assert result["bbox"] == pytest.approx(box, abs=1)
+    drawn = Image.open(out / "a.png")
+    assert drawn.size == (720, 480)
+    assert drawn.getpixel((10 * 12 - 1, 20 * 12)) != (0, 0, 0)  # left side of the box
+    assert drawn.getpixel((50 * 12, 20 * 12)) == (0, 0, 0)
+
+
+def test_dataset_with_ground_truth_and_contact_sheet(dataset, weights, tmp_path):
+    out = tmp_path / "out"
+    run("--weights", weights, "--dataset", dataset, "--contact-sheet", "--output", out)
+    results = json.loads((out / "detections.json").read_text())
+    assert [(r["image_id"], r["category_id"]) for r in results] == [(10, 7), (20, 7)]  # ids of the annotation file
+    assert has_colour(out / "a.png", GREEN) and not has_colour(out / "a.png", RED)
+    assert has_colour(out / "b.png", RED) and has_colour(out / "b.png", YELLOW)
+    assert Image.open(out / "contact_sheet.png").width > 800
+
+
+def test_threshold_and_number_of_images(dataset, weights, tmp_path):
+    run("--weights", weights, "--dataset", dataset, "--num", 1, "--score-threshold", 0.05, "--output", tmp_path / "low")
+    low = json.loads((tmp_path / "low" / "detections.json").read_text())
+    assert sorted(r["score"] for r in low) == [0.1, 0.75]
+    run("--weights", weights, "--dataset", dataset, "--num", 1, "--score-threshold", 0.8, "--output", tmp_path / "high")
+    assert json.loads((tmp_path / "high" / "detections.json").read_text()) == []
+
+
+def test_averaged_weights_are_preferred(folder, tmp_path):
+    weights = tmp_path / "both.pth"
+    torch.save({"model": {"score": torch.tensor(0.4)}, "ema": {"model": {"score": torch.tensor(0.9)}}}, weights)
+    run("--weights", weights, "--input", folder / "a.png", "--output", tmp_path / "out")
+    (result,) = json.loads((tmp_path / "out" / "detections.json").read_text())
+    assert result["score"] == pytest.approx(0.9)
+
+
+def test_images_of_the_same_name_do_not_overwrite_each_other(folder, weights, tmp_path):
+    paint(folder.parent / "more" / "a.png", (5, 5, 50, 30))
+    run("--weights", weights, "--input", folder / "a.png", folder.parent / "m*" / "*.png", "--output", tmp_path / "out")
+    assert sorted(p.name for p in tmp_path.joinpath("out").glob("*.png")) == ["a.png", "a_2.png"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--input", "nowhere/*.png"], "no image at nowhere"),
+        (["--dataset", "digits_vla"], "'digits_vla' is not registered.*digits_val"),
+        (["--weights", "nowhere.pth", "--input", "."], r"nowhere\.pth does not exist|no image"),
+    ],
+)
+def test_wrong_arguments_end_with_one_clear_line(arguments, message, weights, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=f"error: .*{message}"):
+        run("--weights", weights, *arguments, "--output", "out")
+    assert not Path("out").exists()
+
+
+def test_missing_and_foreign_weights(folder, tmp_path):
+    arguments = ["--input", folder, "--output", tmp_path / "out"]
+    with pytest.raises(SystemExit, match=r"error: .*none\.pth does not exist"):
+        run("--weights", tmp_path / "none.pth", *arguments)
+    torch.save({"model": {"weight": torch.zeros(3)}}, tmp_path / "other.pth")
+    with pytest.raises(SystemExit, match=r"error: .*other\.pth"):
+        run("--weights", tmp_path / "other.pth", *arguments)
+
+
+def test_broken_image_is_named(folder, weights, tmp_path):
+    (folder / "b.png").write_bytes((folder / "b.png").read_bytes()[:60])
+    with pytest.raises(SystemExit, match=r"error: image .*b\.png cannot be read"):
+        run("--weights", weights, "--input", folder, "--output", tmp_path / "out")
