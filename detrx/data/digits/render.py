@@ -101,8 +101,8 @@ def _digit_alpha(sample: np.ndarray, size: int, angle: float) -> np.ndarray:
     glyph = Image.fromarray((sample * (255 / 16)).astype(np.uint8))
     glyph = glyph.resize((_GLYPH_SIDE, _GLYPH_SIDE), Image.Resampling.BICUBIC)
     glyph = glyph.rotate(angle, Image.Resampling.BICUBIC, expand=True)
-    # The samples are soft; a steep ramp around one third of full ink turns them into strokes with an edge.
-    glyph = glyph.point([min(255, max(0, round((value - 70) * 4.5))) for value in range(256)])
+    # The samples are soft; a steep ramp around half of full ink turns them into strokes with an edge.
+    glyph = glyph.point([min(255, max(0, round((value - 90) * 3))) for value in range(256)])
     glyph = glyph.crop(glyph.point(lambda value: 255 * (value >= 128)).getbbox())
     scale = size / max(glyph.size)
     width, height = (max(1, round(side * scale)) for side in glyph.size)
