@@ -20,6 +20,7 @@ import sysconfig
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 DEFAULT_ARCHS = "8.0;9.0+PTX"
@@ -137,8 +138,18 @@ def check_compiler() -> None:
             )
 
 
+class BuildPy(build_py):
+    """An installed package carries the configs with it; an editable one finds those of the checkout."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode and (ROOT / "configs").is_dir():
+            target = Path(self.build_lib, "detrx", "model_zoo", "configs")
+            shutil.copytree(ROOT / "configs", target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+
+
 def extension() -> dict:
-    """The arguments of `setup` that build `detrx._C`."""
+    """The arguments of `setup` that build `detrx._C`: its module and command."""
     check_max_jobs()
     check_compiler()
     home, reason = plan_cuda()
@@ -188,7 +199,7 @@ def extension() -> dict:
         depends=sources("*.h") + sources("*.inl") + sources("*.cuh"),
         extra_compile_args=flags,
     )
-    return {"ext_modules": [module], "cmdclass": {"build_ext": BuildExt}}
+    return {"ext_modules": [module], "cmdclass": {"build_py": BuildPy, "build_ext": BuildExt}}
 
 
 def remove_stale_extension() -> None:
@@ -203,7 +214,7 @@ def build_arguments() -> dict:
         if {"editable_wheel", "develop"} & set(sys.argv):
             remove_stale_extension()
         say("DETRX_BUILD_EXT=0: no compiled kernels; the operators will run as PyTorch code")
-        return {}
+        return {"cmdclass": {"build_py": BuildPy}}
     find_torch()
     return {} if METADATA_COMMANDS & set(sys.argv[1:2]) else extension()
 
