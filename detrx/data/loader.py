@@ -1,7 +1,9 @@
 """Loaders: an infinite training loader that can start anywhere in its stream, and the test loader."""
 
 import contextlib
+import os
 import random
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -16,6 +18,8 @@ from detrx.d2.data import (
     build_detection_test_loader,
 )
 from detrx.d2.utils import comm
+
+_SECONDS_AFTER_SIGTERM = 3
 
 Mapper = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -56,6 +60,7 @@ class TrainLoader:
             num_workers=self._num_workers,
             collate_fn=_as_is,
             prefetch_factor=self._prefetch_factor,
+            worker_init_fn=_outlive_stop_signals,
             generator=torch.Generator(),  # or it would draw a number from the global one
         )
         return iter(loader)
@@ -156,6 +161,13 @@ def _random_state_of(seed: int, position: int) -> Iterator[None]:
         random.setstate(before[0])
         np.random.set_state(before[1])  # noqa: NPY002
         torch.set_rng_state(before[2])
+
+
+def _outlive_stop_signals(worker: int) -> None:
+    """Ctrl-C and job schedulers signal all processes: the trainer then still needs the batches under way."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_SECONDS_AFTER_SIGTERM))
+    signal.signal(signal.SIGALRM, lambda *_: os._exit(0))
 
 
 def _as_is(batch: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -60,8 +60,8 @@ def load_config(path: str, overrides: list[str]) -> DictConfig:
 def check_overrides(cfg: DictConfig, overrides: list[str]) -> None:
     """Check that every override changes something.
 
-    A key is known if the config has it, or if it is a parameter of the call that the config describes there. Any key can
-    be added with ``+key=value``.
+    A key is known if the config has it, or if it is a parameter of the call that the config describes there. Any key
+    can be added with ``+key=value``.
 
     Raises:
         ConfigError: an override is malformed, or its key unknown; similar keys are named.
@@ -76,10 +76,10 @@ def check_overrides(cfg: DictConfig, overrides: list[str]) -> None:
         key = override.key_or_group
         if override.is_add() or override.is_force_add() or _is_known(cfg, key):
             continue
-        similar = difflib.get_close_matches(key, _all_keys(cfg), n=3, cutoff=0.6)
-        if not similar:  # the last part may be right and the path to it wrong
-            similar = [known for known in _all_keys(cfg) if known.rpartition(".")[2] == key.rpartition(".")[2]][:3]
-        hint = f"; did you mean {' or '.join(similar)}?" if similar else ""
+        known = _all_keys(cfg)
+        same_name = [other for other in known if other.rpartition(".")[2] == key.rpartition(".")[2]]
+        similar = difflib.get_close_matches(key, same_name, n=2, cutoff=0) + difflib.get_close_matches(key, known, n=3)
+        hint = f"; did you mean {' or '.join(dict.fromkeys(similar))}?" if similar else ""
         raise ConfigError(f"unknown config key {key!r}{hint} (+{key}=... adds a key)")
 
 
@@ -132,7 +132,7 @@ def _all_keys(node: Any, prefix: str = "") -> list[str]:
 
 
 def resolve_seed(cfg: DictConfig, resume: bool) -> None:
-    """Replace a negative ``train.seed`` by the seed of the run that is resumed, or by a new one. All processes call it."""
+    """Replace a negative ``train.seed`` by that of the run to be resumed, or by a new one. All processes call it."""
     if cfg.train.seed >= 0:
         return
     saved = os.path.join(cfg.train.output_dir, "config.yaml")

@@ -21,8 +21,8 @@ _FRAME = re.compile(r'^ *File "(?P<file>.+)", line \d+, in .+\n *(?P<line>.*)$',
 def user_error(error: BaseException) -> str | None:
     """The message for a mistake of the user, or None for anything else.
 
-    A mistake is one of our own errors, a file that cannot be opened, or an exception that a ``raise`` statement in detrx
-    has raised (also in a data loading worker): a check, and not an expression that went wrong.
+    A mistake is one of our own errors, a file that cannot be opened, or an exception that a ``raise`` statement in
+    detrx has raised (also in a data loading worker): a check, and not an expression that went wrong.
     """
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     if isinstance(error, _ALWAYS + _IF_CHECKED) and "in DataLoader worker process" in text:

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 class CheckpointHook(HookBase):
-    """Save ``model_{iteration}`` every ``period`` iterations and when the training is stopped, ``model_final`` at the end.
+    """Save ``model_{iteration}`` every ``period`` iterations and when the training is stopped; ``model_final`` last.
 
     Register it in every process. The hooks after it see an iteration whose checkpoint may already be on the disk: a
     resumed training runs them again for that iteration.
@@ -100,7 +100,9 @@ class EvaluationHook(hooks.EvalHook):
         try:
             with preserved_rng():
                 return self._evaluation()
-        except _BrokenOff:
+        except Exception:  # _BrokenOff, or what a loader says whose workers got the signal as well
+            if not self._is_stopped():
+                raise
             logger.info("The evaluation is broken off.")
             return None
         finally:
@@ -108,8 +110,11 @@ class EvaluationHook(hooks.EvalHook):
             self._model.train(training)
 
     def _break_off(self, *_: Any) -> None:
-        if self.trainer.stop_signal and comm.get_world_size() == 1:
+        if self._is_stopped():
             raise _BrokenOff
+
+    def _is_stopped(self) -> bool:
+        return self.trainer.stop_signal != 0 and comm.get_world_size() == 1
 
 
 class _BrokenOff(Exception):

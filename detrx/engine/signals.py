@@ -11,14 +11,12 @@ __all__ = ["StopSignals"]
 _SAME_KEY_PRESS = (
     1.0  # seconds in which a second SIGINT is the same Ctrl-C: terminals and launchers send it several times
 )
-_WORKER_GRACE = 5  # seconds for which data loading workers survive SIGTERM
 
 
 class StopSignals:
     """Context in which SIGINT and SIGTERM are noted instead of ending the process.
 
-    A second Ctrl-C ends it at once. Processes forked in the context (data loading workers) ignore SIGINT, and live a
-    few seconds longer when a SIGTERM is sent to the whole process group, so that the batches under way still arrive.
+    A second Ctrl-C ends it at once. Processes forked in the context, such as data loading workers, ignore SIGINT.
 
     Attributes:
         received: the first signal, or 0. Exit codes are 128 + its number, as of shells.
@@ -41,9 +39,6 @@ class StopSignals:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
-            if number == signal.SIGTERM:
-                signal.signal(signal.SIGALRM, lambda *_: os._exit(0))
-                signal.alarm(_WORKER_GRACE)
             return
         now = time.monotonic()
         if self.received == 0:

@@ -23,6 +23,7 @@ __all__ = ["NonFiniteError", "Trainer"]
 logger = logging.getLogger(__name__)
 
 _SMOOTHING_WINDOW = 20  # iterations, of the writers
+_NOT_KEPT = ("time", "eta_seconds")  # scalars that say nothing about a training that goes on elsewhere
 
 
 class NonFiniteError(FloatingPointError):
@@ -124,9 +125,7 @@ class Trainer(SimpleTrainer):
             if hasattr(self.data_loader, "set_position"):
                 self.data_loader.set_position(self.start_iter * self._accumulate)
             else:
-                logger.warning(
-                    "The data loader has no set_position: it begins anew, with other data than it would have"
-                )
+                logger.warning("The data loader has no set_position: it begins with its first batch again")
             _ = self._data_loader_iter  # before the generators are restored: DataLoader draws from them
 
         self.iter = self.storage.iter = self.start_iter - 1
@@ -187,8 +186,7 @@ class Trainer(SimpleTrainer):
             images = [image for rank in gathered for image in rank[2]]
             raise NonFiniteError(
                 f"loss is not finite in iteration {self.iter}: {bad or f'total_loss={total}'}; image ids of the batch: "
-                f"{images}. The last checkpoint is from before. Lower the learning rate, clip gradients, or check these "
-                "images' annotations"
+                f"{images}. Lower the learning rate, clip gradients, or check the annotations of these images"
             )
         self.storage.put_scalar("total_loss", total)
         if len(names) > 1:
@@ -218,6 +216,7 @@ class Trainer(SimpleTrainer):
         state["scalars"] = {
             name: (hints[name], [(float(value), int(iteration)) for value, iteration in history.values()[-keep:]])
             for name, history in self.storage.histories().items()
+            if name not in _NOT_KEPT
             for keep in [self.storage.count_samples(name, _SMOOTHING_WINDOW)]
         }
         return state

@@ -15,16 +15,18 @@ __all__ = ["build_writers"]
 def build_writers(output_dir: str, max_iter: int, start_iter: int, resumed: bool) -> list[EventWriter]:
     """Writers to the console, ``metrics.json`` and TensorBoard.
 
-    A resumed training drops what was written of iterations ``start_iter`` and later, which it runs again. A new one
-    renames the ``metrics.json`` it finds to ``metrics.previous.json``.
+    A resumed training drops what was written of iterations ``start_iter - 1`` and later: the last one before it is
+    completed again (see :class:`CheckpointHook`). A new one renames the ``metrics.json`` it finds to
+    ``metrics.previous.json``.
     """
+    first = start_iter - 1 if resumed else 0
     metrics = os.path.join(output_dir, "metrics.json")
     if not resumed and os.path.exists(metrics):
         os.replace(metrics, os.path.join(output_dir, "metrics.previous.json"))
     return [
         _ConsoleWriter(max_iter),
-        _ContinuedJSONWriter(metrics, start_iter),
-        TensorboardXWriter(output_dir, **({"purge_step": start_iter} if resumed else {})),
+        _ContinuedJSONWriter(metrics, first),
+        TensorboardXWriter(output_dir, **({"purge_step": first} if resumed else {})),
     ]
 
 
@@ -47,16 +49,16 @@ class _WithHostMemory(logging.LoggerAdapter):
 
 
 class _ContinuedJSONWriter(JSONWriter):
-    """A `JSONWriter` that first cuts the file back to the lines before ``start_iter``, and writes none of those again."""
+    """A `JSONWriter` that first cuts the file back to the lines before ``first``, and does not repeat those."""
 
-    def __init__(self, path: str, start_iter: int):
-        last = _truncate(path, start_iter)
+    def __init__(self, path: str, first: int):
+        last = _truncate(path, first)
         super().__init__(path)
         self._last_write = last
 
 
-def _truncate(path: str, start_iter: int) -> int:
-    """Drop the lines of iterations >= ``start_iter`` and a torn last line; returns the last iteration left, or -1."""
+def _truncate(path: str, first: int) -> int:
+    """Drop the lines of iterations >= ``first`` and a torn last line; returns the last iteration left, or -1."""
     if not os.path.exists(path):
         return -1
     kept, last = [], -1
@@ -66,7 +68,7 @@ def _truncate(path: str, start_iter: int) -> int:
                 iteration = json.loads(line)["iteration"]
             except (ValueError, KeyError, TypeError):
                 continue
-            if iteration < start_iter:
+            if iteration < first:
                 kept.append(line)
                 last = max(last, iteration)
     temporary = path + ".tmp"

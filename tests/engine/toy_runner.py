@@ -1,0 +1,43 @@
+"""The training script in a process of its own. Imported once, by the server that forks those processes."""
+
+import os
+
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the toy runs are about CPUs, also where there is a GPU
+
+import importlib.util
+import sys
+import traceback
+from pathlib import Path
+
+import torch
+import torch._dynamo  # which optimizers import
+import torch.utils.tensorboard
+
+from detrx.engine import load_config
+
+HERE = Path(__file__).parent
+CONFIG = str(HERE / "toy_config.py")
+
+_spec = importlib.util.spec_from_file_location("train_net", HERE.parents[1] / "tools" / "lazyconfig_train_net.py")
+_script = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_script)
+load_config(CONFIG, ["train.seed=1"])  # for what it imports
+
+
+def run(arguments: list[str], console: str, environment: dict[str, str], new_group: bool = False) -> None:
+    """Run the script and end this process with its exit code; 70 for an exception."""
+    if new_group:
+        os.setpgrp()
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    file = os.open(console, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    sys.stdout = os.fdopen(1, "w", buffering=1)
+    sys.stderr = os.fdopen(2, "w", buffering=1)
+    code = 70
+    try:
+        code = _script.run_job(_script.main, _script.default_argument_parser().parse_args(arguments))
+    except BaseException:
+        traceback.print_exc()
+    sys.exit(code)
