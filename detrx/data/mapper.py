@@ -78,7 +78,8 @@ def read_image(file_name: str) -> Image.Image:
     """
     try:
         with PathManager.open(file_name, "rb") as file, Image.open(file) as picture:
-            return ImageOps.exif_transpose(picture).convert("RGB")
+            ImageOps.exif_transpose(picture, in_place=True)
+            return picture.convert("RGB")
     except FileNotFoundError as error:
         raise FileNotFoundError(f"image {file_name} does not exist") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

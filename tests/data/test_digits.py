@@ -13,6 +13,7 @@ from detrx.d2.config import instantiate
 from detrx.d2.data import MetadataCatalog
 from detrx.data import digits, get_detection_dataset_dicts
 from detrx.data.digits import VARIANTS, DigitsSpec, generate, overlap_over_smaller, prepare, render_canvas
+from detrx.data.digits.__main__ import main
 from detrx.model_zoo import get_config
 
 SMALL = DigitsSpec(canvas=64, digits_per_image=(1, 4), num_train=6, num_val=4)
@@ -207,3 +208,15 @@ def test_registered_datasets_are_generated_when_first_asked_for(tmp_path, monkey
     metadata = MetadataCatalog.get("digits_train")
     assert metadata.thing_classes == [str(i) for i in range(10)]
     assert json.loads(Path(metadata.json_file).read_text())["images"][0]["file_name"] == "000000.png"
+
+
+def test_command_line(tmp_path, capsys, monkeypatch):
+    arguments = ["digits", "--out", str(tmp_path / "mine"), "--num-train", "3", "--num-val", "2", "--seed", "5"]
+    monkeypatch.setattr("sys.argv", arguments)
+    main()
+    assert "3 training and 2 validation images" in capsys.readouterr().out
+    assert len(list((tmp_path / "mine").rglob("*.png"))) == 5
+    monkeypatch.setattr("sys.argv", [*arguments, "--variant", "digits_hard"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "made with other settings" in capsys.readouterr().err

@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from torchvision import tv_tensors
@@ -75,6 +79,11 @@ def test_crop_of_a_small_image_is_at_most_the_image():
     assert len(shapes) > 5
 
 
+def test_crop_lies_inside_the_image():
+    white = painted(60, 30, (0, 0, 30, 60))
+    assert all(RandomSizeCrop(20, 25)(white)["image"].min() == 255 for _ in range(30))
+
+
 def test_digits_keep_their_geometry_by_default_but_not_their_colours():
     augment = digits_augmentation()
     sample = painted(20, 20, (2, 3, 9, 12))
@@ -86,3 +95,18 @@ def test_digits_keep_their_geometry_by_default_but_not_their_colours():
         assert result["boxes"].tolist() == sample["boxes"].tolist()
         colours.add(tuple(result["image"][:, 0, 0].tolist()))
     assert colours == {(40, 0, 0), (0, 40, 0), (0, 0, 40), (215, 255, 255), (255, 215, 255), (255, 255, 215)}
+
+
+def test_importing_needs_no_torchvision_and_using_it_says_so():
+    code = """
+import sys
+sys.modules["torchvision"] = None
+import detrx.data
+try:
+    detrx.data.digits_augmentation()
+except ImportError as error:
+    print(error)
+"""
+    environment = os.environ | {"DETRX_D2": "embedded", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "image transforms need torchvision: pip install torchvision"
