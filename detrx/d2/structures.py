@@ -3,32 +3,8 @@
 from detrx.d2 import USE_DETECTRON2
 
 if USE_DETECTRON2:
-    from detectron2.structures import (
-        Boxes,
-        BoxMode,
-        ImageList,
-        Instances,
-        pairwise_ioa,
-        pairwise_iou,
-    )
-    from detectron2.structures.boxes import pairwise_intersection
+    from detectron2.structures import Boxes, BoxMode, ImageList, Instances, pairwise_iou
 else:
-    from detrx.d2.embedded.structures import (
-        Boxes,
-        BoxMode,
-        ImageList,
-        Instances,
-        pairwise_intersection,
-        pairwise_ioa,
-        pairwise_iou,
-    )
+    from detrx.d2.embedded.structures import Boxes, BoxMode, ImageList, Instances, pairwise_iou
 
-__all__ = [
-    "BoxMode",
-    "Boxes",
-    "ImageList",
-    "Instances",
-    "pairwise_intersection",
-    "pairwise_ioa",
-    "pairwise_iou",
-]
+__all__ = ["BoxMode", "Boxes", "ImageList", "Instances", "pairwise_iou"]

@@ -228,11 +228,7 @@ def _run(filename: str) -> dict[str, Any]:
         code = compile(source, filename, "exec")
     except SyntaxError as error:
         raise SyntaxError(f"Config file {filename} has a syntax error in line {error.lineno}: {error.msg}") from error
-    namespace: dict[str, Any] = {
-        "__name__": os.path.splitext(os.path.basename(filename))[0],
-        "__file__": filename,
-        "__builtins__": {**vars(builtins), "__import__": import_},
-    }
+    namespace = {"__file__": filename, "__builtins__": {**vars(builtins), "__import__": import_}}
     exec(code, namespace)
     return namespace
 

@@ -52,10 +52,6 @@ class Metadata(SimpleNamespace):
         else:
             super().__setattr__(key, value)
 
-    def as_dict(self) -> dict[str, Any]:
-        """A copy as a dict."""
-        return dict(vars(self))
-
     def set(self, **kwargs: Any) -> Metadata:
         """Set several attributes and return self."""
         for key, value in kwargs.items():

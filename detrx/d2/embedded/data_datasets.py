@@ -79,18 +79,16 @@ class MapDataset(Dataset):
 
     def __getitem__(self, idx: int) -> Any:
         current = int(idx)
-        for attempt in range(1, len(self) + 1):
-            mapped = self._map_func(self._dataset[current])
-            if mapped is not None:
-                self._candidates.add(current)
-                return mapped
+        mapped = self._map_func(self._dataset[current])
+        while mapped is None:
+            logger.warning("The mapper returned None for sample %d; another one takes its place", current)
             self._candidates.discard(current)
-            if attempt >= 3:
-                logger.warning("The mapper has returned None %d times in place of sample %d", attempt, idx)
             if not self._candidates:
-                break
+                raise RuntimeError(f"The mapper has returned None for all of the {len(self)} samples")
             current = self._rng.sample(list(self._candidates), k=1)[0]
-        raise RuntimeError(f"The mapper has returned None for all of the {len(self)} samples")
+            mapped = self._map_func(self._dataset[current])
+        self._candidates.add(current)
+        return mapped
 
 
 class _MappedIterable(IterableDataset):
@@ -98,14 +96,8 @@ class _MappedIterable(IterableDataset):
         self._dataset = dataset
         self._map_func = map_func
 
-    def __len__(self) -> int:
-        return len(self._dataset)
-
     def __iter__(self) -> Iterator[Any]:
-        for element in self._dataset:
-            mapped = self._map_func(element)
-            if mapped is not None:
-                yield mapped
+        return (mapped for mapped in map(self._map_func, self._dataset) if mapped is not None)
 
 
 class ToIterableDataset(IterableDataset):
@@ -131,9 +123,6 @@ class ToIterableDataset(IterableDataset):
         for position, index in enumerate(self.sampler):
             if worker is None or position // self.shard_chunk_size % worker.num_workers == worker.id:
                 yield self.dataset[index]
-
-    def __len__(self) -> int:
-        return len(self.sampler)
 
 
 class AspectRatioGroupedDataset(IterableDataset):

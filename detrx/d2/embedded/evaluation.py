@@ -16,9 +16,6 @@ from detrx.d2.embedded import comm
 
 logger = logging.getLogger(__name__)
 
-_WARMUP = 5
-_SECONDS_BETWEEN_LINES = 5.0
-
 
 class DatasetEvaluator:
     """Takes in the outputs of a model batch by batch and computes results in the end."""
@@ -112,7 +109,7 @@ class _Clock:
 
     def __init__(self, total: int):
         self._total = total
-        self._warmup = max(0, min(_WARMUP, total - 1))
+        self._warmup = max(0, min(5, total - 1))
         self._done = 0
         self._last_line = self._start = self._last = time.perf_counter()
         self._seconds = dict.fromkeys(("data", "compute", "eval"), 0.0)
@@ -127,19 +124,16 @@ class _Clock:
         if self._done == self._warmup:
             self._seconds = dict.fromkeys(self._seconds, 0.0)
             self._start = self._last
-        elif self._last - self._last_line >= _SECONDS_BETWEEN_LINES:
+        elif self._last - self._last_line >= 5.0:
             self._last_line = self._last
-            self._log_progress()
-
-    def _log_progress(self) -> None:
-        counted = self._done - self._warmup if self._done > self._warmup else self._done
-        per_batch = (self._last - self._start) / counted
-        data, compute, evaluation = (seconds / counted for seconds in self._seconds.values())
-        logger.info(
-            f"Inference done {self._done}/{self._total}. Dataloading: {data:.4f} s/iter. "
-            f"Inference: {compute:.4f} s/iter. Eval: {evaluation:.4f} s/iter. Total: {per_batch:.4f} s/iter. "
-            f"ETA={datetime.timedelta(seconds=int(per_batch * (self._total - self._done)))}"
-        )
+            counted = self._done - self._warmup if self._done > self._warmup else self._done
+            per_batch = (self._last - self._start) / counted
+            data, compute, evaluation = (seconds / counted for seconds in self._seconds.values())
+            logger.info(
+                f"Inference done {self._done}/{self._total}. Dataloading: {data:.4f} s/iter. "
+                f"Inference: {compute:.4f} s/iter. Eval: {evaluation:.4f} s/iter. Total: {per_batch:.4f} s/iter. "
+                f"ETA={datetime.timedelta(seconds=int(per_batch * (self._total - self._done)))}"
+            )
 
     def log_total(self) -> None:
         counted = max(1, self._total - self._warmup)

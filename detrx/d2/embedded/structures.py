@@ -37,21 +37,13 @@ class BoxMode(enum.IntEnum):
         """
         if from_mode == to_mode:
             return box
-        signs = {(BoxMode.XYWH_ABS, BoxMode.XYXY_ABS): 1, (BoxMode.XYXY_ABS, BoxMode.XYWH_ABS): -1}
-        sign = signs.get((from_mode, to_mode))
-        if sign is None:
+        if {from_mode, to_mode} != {BoxMode.XYXY_ABS, BoxMode.XYWH_ABS}:
             raise NotImplementedError(f"Conversion of boxes from {from_mode!r} to {to_mode!r} is not supported")
-        if isinstance(box, (list, tuple)):
-            assert len(box) == 4, f"A single box has 4 numbers, got {box}"
-            boxes = torch.tensor(box)[None]
-        elif isinstance(box, np.ndarray):
-            boxes = torch.from_numpy(box.copy())
-        else:
-            boxes = box.clone()
-
-        boxes[:, 2:] += sign * boxes[:, :2]
-
-        if isinstance(box, (list, tuple)):
+        single = isinstance(box, (list, tuple))
+        assert not single or len(box) == 4, f"A single box has 4 numbers, got {box}"
+        boxes = torch.tensor(box)[None] if single else torch.as_tensor(box).clone()
+        boxes[:, 2:] += boxes[:, :2] if from_mode == BoxMode.XYWH_ABS else -boxes[:, :2]
+        if single:
             return type(box)(boxes[0].tolist())
         return boxes.numpy() if isinstance(box, np.ndarray) else boxes
 
@@ -102,17 +94,6 @@ class Boxes:
         sides = self.tensor[:, 2:] - self.tensor[:, :2]
         return (sides > threshold).all(dim=1)
 
-    def inside_box(self, box_size: tuple[int, int], boundary_threshold: int = 0) -> Tensor:
-        """(N,) bool: within ``(height, width)``, widened by ``boundary_threshold`` on each side."""
-        height, width = box_size
-        x1, y1, x2, y2 = self.tensor.unbind(-1)
-        low, right, bottom = -boundary_threshold, width + boundary_threshold, height + boundary_threshold
-        return (x1 >= low) & (y1 >= low) & (x2 < right) & (y2 < bottom)
-
-    def get_centers(self) -> Tensor:
-        """Centres, (N, 2) as xy."""
-        return (self.tensor[:, :2] + self.tensor[:, 2:]) / 2
-
     @classmethod
     def cat(cls, boxes_list: Sequence[Boxes]) -> Boxes:
         """All boxes of a list in one, in new memory."""
@@ -136,24 +117,13 @@ class Boxes:
         return f"Boxes({self.tensor})"
 
 
-def pairwise_intersection(boxes1: Boxes, boxes2: Boxes) -> Tensor:
-    """Areas of the intersections of N with M boxes, (N, M)."""
-    a, b = boxes1.tensor[:, None], boxes2.tensor
-    sides = torch.min(a[..., 2:], b[:, 2:]) - torch.max(a[..., :2], b[:, :2])
-    return sides.clamp_(min=0).prod(dim=2)
-
-
 def pairwise_iou(boxes1: Boxes, boxes2: Boxes) -> Tensor:
     """Intersection over union of N with M boxes, (N, M); 0 where they do not meet."""
-    intersection = pairwise_intersection(boxes1, boxes2)
+    a, b = boxes1.tensor[:, None], boxes2.tensor
+    sides = torch.min(a[..., 2:], b[:, 2:]) - torch.max(a[..., :2], b[:, :2])
+    intersection = sides.clamp_(min=0).prod(dim=2)
     union = boxes1.area()[:, None] + boxes2.area() - intersection
     return torch.where(intersection > 0, intersection / union, intersection.new_zeros(1))
-
-
-def pairwise_ioa(boxes1: Boxes, boxes2: Boxes) -> Tensor:
-    """Intersection over the area of the second box, (N, M); 0 where they do not meet."""
-    intersection = pairwise_intersection(boxes1, boxes2)
-    return torch.where(intersection > 0, intersection / boxes2.area(), intersection.new_zeros(1))
 
 
 class Instances:
@@ -235,14 +205,10 @@ class Instances:
         joined = Instances(first.image_size)
         for name, value in first.get_fields().items():
             values = [instances.get(name) for instances in instance_lists]
-            if isinstance(value, Tensor):
-                joined.set(name, torch.cat(values))
-            elif isinstance(value, list):
+            if isinstance(value, list):
                 joined.set(name, list(itertools.chain.from_iterable(values)))
-            elif hasattr(type(value), "cat"):
-                joined.set(name, type(value).cat(values))
             else:
-                raise ValueError(f"Field {name!r} of type {type(value).__name__} cannot be concatenated")
+                joined.set(name, torch.cat(values) if isinstance(value, Tensor) else type(value).cat(values))
         return joined
 
     def __repr__(self) -> str:
