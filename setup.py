@@ -160,7 +160,10 @@ def extension() -> dict:
     from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
 
     openmp = ["-fopenmp"] if platform.system() == "Linux" else []
-    flags = {"cxx": ["-O3", "-ffp-contract=fast", "-fvisibility=hidden", *openmp]}
+    # Without errno and floating-point traps, the compiler vectorises float to int conversions and comparisons.
+    flags = {
+        "cxx": ["-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", *openmp]
+    }
     kind = "cpu"
     if home:
         if not torch.cuda.is_available():

@@ -101,67 +101,58 @@ DETRX_TARGET DETRX_INLINE void add_lane_sums(Vector v0, Vector v1, Vector v2, Ve
   }
 }
 
-// The sampling points of one block, a structure of arrays so that the compiler vectorises over points.
+// The sampling points of one block, a structure of arrays so that the compiler vectorises over points. Corners outside
+// the map refer to a row of zeros, so that no branch depends on the data.
 constexpr int kBlock = 64;
 
 template <typename T>
 struct Points {
-  int32_t row[kBlock];  // index of the top-left corner among the tokens; may be negative if that corner is outside
-  int32_t width[kBlock];
-  int32_t corners[kBlock];
+  int64_t offset[4][kBlock];  // of each corner's channels, in elements from the first token of the head
+  T bilinear[4][kBlock];      // weight of each corner, without the attention weight
   T dx[kBlock], dy[kBlock];
-  T weight[4][kBlock];  // bilinear weight of each corner times the attention weight
 };
 
 template <typename T>
 DETRX_TARGET DETRX_INLINE void locate_points(
-    int count, const T* __restrict locations, const T* __restrict attention, const int32_t* __restrict heights,
-    const int32_t* __restrict widths, const int32_t* __restrict starts, Points<T>& __restrict points) {
+    int count, const T* __restrict locations, const LevelTable& levels, int64_t first, int64_t row_stride,
+    int64_t zeros, Points<T>& __restrict points) {
+  const int32_t* __restrict heights = levels.height + first;
+  const int32_t* __restrict widths = levels.width + first;
+  const int32_t* __restrict starts = levels.start + first;
   for (int i = 0; i < count; ++i) {
     const BilinearPoint<T> point = locate(locations[2 * i], locations[2 * i + 1], heights[i], widths[i]);
     const CornerWeights<T> weight = corner_weights(point.dx, point.dy);
-    points.row[i] = starts[i] + point.y * widths[i] + point.x;
-    points.width[i] = widths[i];
-    points.corners[i] = point.corners;
+    const int64_t row = starts[i] + point.y * widths[i] + point.x;
+    for (int k = 0; k < 4; ++k) {
+      const int64_t offset = (row + (k / 2) * widths[i] + k % 2) * row_stride;
+      points.offset[k][i] = point.corners >> k & 1 ? offset : zeros;
+      points.bilinear[k][i] = weight.w[k];
+    }
     points.dx[i] = point.dx;
     points.dy[i] = point.dy;
-    for (int k = 0; k < 4; ++k) {
-      points.weight[k][i] = weight.w[k] * attention[i];
-    }
   }
 }
 
 // output += the weighted sum of the tile's channels at the points.
 template <typename T, int kTile>
 DETRX_TARGET DETRX_INLINE void forward_tile(
-    int count, const Points<T>& points, const T* value, int64_t row_stride, T* output) {
+    int count, const Points<T>& points, const T* attention, const T* value, T* output) {
   typedef Tile<T, kTile> Tile;
   typename Tile::Vector sum[Tile::kCount];
   for (int c = 0; c < Tile::kCount; ++c) {
     sum[c] = Tile::load(output + c * Tile::kLanes);
   }
   for (int i = 0; i < count; ++i) {
-    const int corners = points.corners[i];
-    const T* corner0 = value + points.row[i] * row_stride;
-    const T* corner2 = corner0 + points.width[i] * row_stride;
-    if (corners == kAllCorners) {
-      const T* corner1 = corner0 + row_stride;
-      const T* corner3 = corner2 + row_stride;
-      const T w0 = points.weight[0][i], w1 = points.weight[1][i], w2 = points.weight[2][i], w3 = points.weight[3][i];
-      for (int c = 0; c < Tile::kCount; ++c) {
-        const int d = c * Tile::kLanes;
-        sum[c] += (w0 * Tile::load(corner0 + d) + w1 * Tile::load(corner1 + d)) +
-                  (w2 * Tile::load(corner2 + d) + w3 * Tile::load(corner3 + d));
-      }
-    } else {
-      for (int k = 0; k < 4; ++k) {
-        if (corners >> k & 1) {
-          const T* corner = (k < 2 ? corner0 : corner2) + k % 2 * row_stride;
-          for (int c = 0; c < Tile::kCount; ++c) {
-            sum[c] += points.weight[k][i] * Tile::load(corner + c * Tile::kLanes);
-          }
-        }
-      }
+    const T* corner[4];
+    T weight[4];
+    for (int k = 0; k < 4; ++k) {
+      corner[k] = value + points.offset[k][i];
+      weight[k] = points.bilinear[k][i] * attention[i];
+    }
+    for (int c = 0; c < Tile::kCount; ++c) {
+      const int d = c * Tile::kLanes;
+      sum[c] += (weight[0] * Tile::load(corner[0] + d) + weight[1] * Tile::load(corner[1] + d)) +
+                (weight[2] * Tile::load(corner[2] + d) + weight[3] * Tile::load(corner[3] + d));
     }
   }
   for (int c = 0; c < Tile::kCount; ++c) {
@@ -171,146 +162,119 @@ DETRX_TARGET DETRX_INLINE void forward_tile(
 
 template <typename T, int kTile>
 DETRX_TARGET DETRX_INLINE void forward_tiles(
-    int64_t channels, int count, const Points<T>& points, const T* value, int64_t row_stride, T* output) {
+    int64_t channels, int count, const Points<T>& points, const T* attention, const T* value, T* output) {
   int64_t d = 0;
   for (; d + kTile <= channels; d += kTile) {
-    forward_tile<T, kTile>(count, points, value + d, row_stride, output + d);
+    forward_tile<T, kTile>(count, points, attention, value + d, output + d);
   }
   if constexpr (kTile > 1) {
-    forward_tiles<T, kTile / 2>(channels - d, count, points, value + d, row_stride, output + d);
+    forward_tiles<T, kTile / 2>(channels - d, count, points, attention, value + d, output + d);
   }
 }
 
-// Items [begin, end) of the B * M * Q pairs of head and query, heads outermost: neighbouring queries of one head read
-// neighbouring tokens. `levels` holds heights, widths and starts, each per point (L * P of them). `output` is zero.
+// Items [begin, end) of the B * Q * M pairs of query and head. `output` is zero, `zeros` is a row of D zeros.
 template <typename T>
 DETRX_TARGET void forward_range(
-    const DeformAttnForward<T>& args, const LevelTable& levels, int64_t begin, int64_t end) {
+    const DeformAttnForward<T>& args, const LevelTable& levels, const T* zeros, int64_t begin, int64_t end) {
   const DeformAttnSizes& n = args.sizes;
-  const int64_t points_per_query = n.L * n.P;
-  const int64_t row_stride = n.M * n.D;
+  const int64_t points_per_item = n.L * n.P;
   Points<T> points;
   for (int64_t item = begin; item < end; ++item) {
-    const int64_t q = item % n.Q, m = item / n.Q % n.M, b = item / n.Q / n.M;
-    const int64_t query = (b * n.Q + q) * n.M + m;
+    const int64_t m = item % n.M, b = item / n.M / n.Q;
     const T* value = args.value + (b * n.S * n.M + m) * n.D;
-    for (int64_t first = 0; first < points_per_query; first += kBlock) {
-      const int count = points_per_query - first < kBlock ? points_per_query - first : kBlock;
-      const int64_t point = query * points_per_query + first;
-      locate_points(
-          count, args.locations + 2 * point, args.attention + point, levels.height + first, levels.width + first,
-          levels.start + first, points);
-      forward_tiles<T, 64>(n.D, count, points, value, row_stride, args.output + query * n.D);
+    for (int64_t first = 0; first < points_per_item; first += kBlock) {
+      const int count = points_per_item - first < kBlock ? points_per_item - first : kBlock;
+      const int64_t point = item * points_per_item + first;
+      locate_points(count, args.locations + 2 * point, levels, first, n.M * n.D, zeros - value, points);
+      forward_tiles<T, 64>(n.D, count, points, args.attention + point, value, args.output + item * n.D);
     }
   }
 }
 
-// Adds the tile's part of grad_value and of each point's four dot products with the output gradient.
+// What the points of one query and head read and write.
+template <typename T>
+struct BackwardItem {
+  int64_t channels;
+  const T* attention;    // of the block's points
+  const T* grad_output;  // D channels
+  const T* value;        // first token of the head
+  T* grad_value;         // the same token
+  int64_t zeros;         // offset of a row of zeros from `value`
+  T* unused;             // (4, D), takes the gradient of corners outside the map
+  T (*dots)[4];          // of the block's points: output gradient times value at each corner
+};
+
+// Adds the part of channels [d0, d0 + kTile) to grad_value and to the dot products.
 template <typename T, int kTile>
 DETRX_TARGET DETRX_INLINE void backward_tile(
-    int count, const Points<T>& points, const T* const* grad_output, int64_t d0, const T* value, int64_t row_stride,
-    T* grad_value, T (*dots)[4]) {
+    int count, const Points<T>& points, const BackwardItem<T>& item, int64_t d0) {
   typedef Tile<T, kTile> Tile;
   typedef typename Tile::Vector Vector;
+  Vector grad[Tile::kCount];
+  for (int c = 0; c < Tile::kCount; ++c) {
+    grad[c] = Tile::load(item.grad_output + d0 + c * Tile::kLanes);
+  }
   for (int i = 0; i < count; ++i) {
-    const int corners = points.corners[i];
-    if (corners == 0) {
-      continue;
-    }
-    const T* grad = grad_output[i] + d0;
-    const int64_t offset0 = points.row[i] * row_stride + d0;
-    const int64_t offset2 = offset0 + points.width[i] * row_stride;
     Vector sum[4] = {};
-    if (corners == kAllCorners) {
-      const int64_t offset1 = offset0 + row_stride, offset3 = offset2 + row_stride;
-      const T w0 = points.weight[0][i], w1 = points.weight[1][i], w2 = points.weight[2][i], w3 = points.weight[3][i];
+    for (int k = 0; k < 4; ++k) {
+      const int64_t offset = points.offset[k][i];
+      const T* corner = item.value + offset + d0;
+      T* grad_corner = (offset == item.zeros ? item.unused + k * item.channels : item.grad_value + offset) + d0;
+      const T weight = points.bilinear[k][i] * item.attention[i];
       for (int c = 0; c < Tile::kCount; ++c) {
         const int d = c * Tile::kLanes;
-        const Vector g = Tile::load(grad + d);
-        sum[0] += g * Tile::load(value + offset0 + d);
-        sum[1] += g * Tile::load(value + offset1 + d);
-        sum[2] += g * Tile::load(value + offset2 + d);
-        sum[3] += g * Tile::load(value + offset3 + d);
-        Tile::store(grad_value + offset0 + d, Tile::load(grad_value + offset0 + d) + w0 * g);
-        Tile::store(grad_value + offset1 + d, Tile::load(grad_value + offset1 + d) + w1 * g);
-        Tile::store(grad_value + offset2 + d, Tile::load(grad_value + offset2 + d) + w2 * g);
-        Tile::store(grad_value + offset3 + d, Tile::load(grad_value + offset3 + d) + w3 * g);
-      }
-    } else {
-      for (int k = 0; k < 4; ++k) {
-        if (corners >> k & 1) {
-          const int64_t offset = (k < 2 ? offset0 : offset2) + k % 2 * row_stride;
-          for (int c = 0; c < Tile::kCount; ++c) {
-            const int d = c * Tile::kLanes;
-            const Vector g = Tile::load(grad + d);
-            sum[k] += g * Tile::load(value + offset + d);
-            Tile::store(grad_value + offset + d, Tile::load(grad_value + offset + d) + points.weight[k][i] * g);
-          }
-        }
+        sum[k] += grad[c] * Tile::load(corner + d);
+        Tile::store(grad_corner + d, Tile::load(grad_corner + d) + weight * grad[c]);
       }
     }
-    add_lane_sums<T, Tile::kLanes>(sum[0], sum[1], sum[2], sum[3], dots[i]);
+    add_lane_sums<T, Tile::kLanes>(sum[0], sum[1], sum[2], sum[3], item.dots[i]);
   }
 }
 
 template <typename T, int kTile>
 DETRX_TARGET DETRX_INLINE void backward_tiles(
-    int64_t channels, int count, const Points<T>& points, const T* const* grad_output, int64_t d0, const T* value,
-    int64_t row_stride, T* grad_value, T (*dots)[4]) {
-  for (; d0 + kTile <= channels; d0 += kTile) {
-    backward_tile<T, kTile>(count, points, grad_output, d0, value, row_stride, grad_value, dots);
+    int count, const Points<T>& points, const BackwardItem<T>& item, int64_t d0) {
+  for (; d0 + kTile <= item.channels; d0 += kTile) {
+    backward_tile<T, kTile>(count, points, item, d0);
   }
   if constexpr (kTile > 1) {
-    backward_tiles<T, kTile / 2>(channels, count, points, grad_output, d0, value, row_stride, grad_value, dots);
+    backward_tiles<T, kTile / 2>(count, points, item, d0);
   }
 }
 
-// Items [begin, end) of the B * M * L triples of image, head and level. Each owns a part of every gradient, so threads
-// never collide, and the points are summed in the same order whatever the number of threads.
+// All queries of image b, for heads [m0, m1) and levels [l0, l1). `zeros` is a row of D zeros, `unused`
+// four of them to write to.
 template <typename T>
-DETRX_TARGET void backward_range(const DeformAttnBackward<T>& args, int64_t begin, int64_t end) {
+DETRX_TARGET void backward_part(
+    const DeformAttnBackward<T>& args, const LevelTable& levels, const T* zeros, T* unused, int64_t b, int64_t m0,
+    int64_t m1, int64_t l0, int64_t l1) {
   const DeformAttnSizes& n = args.sizes;
-  const int64_t row_stride = n.M * n.D;
   Points<T> points;
-  int32_t heights[kBlock], widths[kBlock], starts[kBlock];
-  T locations[2 * kBlock], attention[kBlock], dots[kBlock][4];
-  const T* grad_output[kBlock];
-  int64_t index[kBlock];
-  for (int64_t item = begin; item < end; ++item) {
-    const int64_t l = item % n.L, m = item / n.L % n.M, b = item / n.L / n.M;
-    const int32_t height = args.spatial_shapes[2 * l], width = args.spatial_shapes[2 * l + 1];
-    for (int i = 0; i < kBlock; ++i) {
-      heights[i] = height;
-      widths[i] = width;
-      starts[i] = args.level_start_index[l];
-    }
-    const int64_t value_offset = (b * n.S * n.M + m) * n.D;
-    int64_t q = 0, p = 0;
-    for (int64_t first = 0; first < n.Q * n.P; first += kBlock) {
-      const int count = n.Q * n.P - first < kBlock ? n.Q * n.P - first : kBlock;
-      for (int i = 0; i < count; ++i) {
-        const int64_t query = (b * n.Q + q) * n.M + m;
-        grad_output[i] = args.grad_output + query * n.D;
-        index[i] = (query * n.L + l) * n.P + p;
-        locations[2 * i] = args.locations[2 * index[i]];
-        locations[2 * i + 1] = args.locations[2 * index[i] + 1];
-        attention[i] = args.attention[index[i]];
-        dots[i][0] = dots[i][1] = dots[i][2] = dots[i][3] = 0;
-        if (++p == n.P) {
-          p = 0;
-          ++q;
+  T dots[kBlock][4];
+  for (int64_t q = 0; q < n.Q; ++q) {
+    for (int64_t m = m0; m < m1; ++m) {
+      const int64_t item = (b * n.Q + q) * n.M + m;
+      const int64_t head = (b * n.S * n.M + m) * n.D;
+      const T* value = args.value + head;
+      for (int64_t first = l0 * n.P; first < l1 * n.P; first += kBlock) {
+        const int count = l1 * n.P - first < kBlock ? l1 * n.P - first : kBlock;
+        const int64_t point = item * n.L * n.P + first;
+        const T* attention = args.attention + point;
+        locate_points(count, args.locations + 2 * point, levels, first, n.M * n.D, zeros - value, points);
+        for (int i = 0; i < count; ++i) {
+          dots[i][0] = dots[i][1] = dots[i][2] = dots[i][3] = 0;
         }
-      }
-      locate_points(count, locations, attention, heights, widths, starts, points);
-      backward_tiles<T, 64>(
-          n.D, count, points, grad_output, 0, args.value + value_offset, row_stride, args.grad_value + value_offset,
-          dots);
-      for (int i = 0; i < count; ++i) {
-        const PointGradient<T> gradient = point_gradient(
-            dots[i][0], dots[i][1], dots[i][2], dots[i][3], points.dx[i], points.dy[i], attention[i], height, width);
-        args.grad_locations[2 * index[i]] = gradient.x;
-        args.grad_locations[2 * index[i] + 1] = gradient.y;
-        args.grad_attention[index[i]] = gradient.attention;
+        const BackwardItem<T> block{
+            n.D, attention, args.grad_output + item * n.D, value, args.grad_value + head, zeros - value, unused, dots};
+        backward_tiles<T, 64>(count, points, block, 0);
+        for (int i = 0; i < count; ++i) {
+          const PointGradient<T> gradient = point_gradient(
+              dots[i][0], dots[i][1], dots[i][2], dots[i][3], points.dx[i], points.dy[i], attention[i],
+              levels.height[first + i], levels.width[first + i]);
+          args.grad_locations[2 * (point + i)] = gradient.x;
+          args.grad_locations[2 * (point + i) + 1] = gradient.y;
+          args.grad_attention[point + i] = gradient.attention;
+        }
       }
     }
   }

@@ -63,55 +63,88 @@ constexpr int kVectorBytes = 64;
 namespace {
 
 template <typename T>
-void forward_range(const DeformAttnForward<T>& args, const LevelTable& levels, int64_t begin, int64_t end) {
+auto forward_kernel() {
   switch (cpu_isa()) {
 #if defined(__x86_64__)
     case CpuIsa::Avx512:
-      return isa_avx512::forward_range(args, levels, begin, end);
+      return &isa_avx512::forward_range<T>;
     case CpuIsa::Avx2:
-      return isa_avx2::forward_range(args, levels, begin, end);
+      return &isa_avx2::forward_range<T>;
 #endif
     default:
-      return isa_default::forward_range(args, levels, begin, end);
+      return &isa_default::forward_range<T>;
   }
 }
 
 template <typename T>
-void backward_range(const DeformAttnBackward<T>& args, int64_t begin, int64_t end) {
+auto backward_kernel() {
   switch (cpu_isa()) {
 #if defined(__x86_64__)
     case CpuIsa::Avx512:
-      return isa_avx512::backward_range(args, begin, end);
+      return &isa_avx512::backward_part<T>;
     case CpuIsa::Avx2:
-      return isa_avx2::backward_range(args, begin, end);
+      return &isa_avx2::backward_part<T>;
 #endif
     default:
-      return isa_default::backward_range(args, begin, end);
+      return &isa_default::backward_part<T>;
   }
 }
+
+class LevelTableStorage {
+ public:
+  LevelTableStorage(const DeformAttnSizes& n, const int64_t* spatial_shapes, const int64_t* level_start_index) {
+    for (int64_t i = 0; i < n.L * n.P; ++i) {
+      heights_.push_back(static_cast<int32_t>(spatial_shapes[2 * (i / n.P)]));
+      widths_.push_back(static_cast<int32_t>(spatial_shapes[2 * (i / n.P) + 1]));
+      starts_.push_back(static_cast<int32_t>(level_start_index[i / n.P]));
+    }
+  }
+  LevelTable table() const {
+    return {heights_.data(), widths_.data(), starts_.data()};
+  }
+
+ private:
+  std::vector<int32_t> heights_, widths_, starts_;
+};
 
 template <typename T>
 void forward(const DeformAttnForward<T>& args) {
   const DeformAttnSizes& n = args.sizes;
-  std::vector<int32_t> table(3 * n.L * n.P);
-  for (int64_t i = 0; i < n.L * n.P; ++i) {
-    const int64_t level = i / n.P;
-    table[i] = static_cast<int32_t>(args.spatial_shapes[2 * level]);
-    table[n.L * n.P + i] = static_cast<int32_t>(args.spatial_shapes[2 * level + 1]);
-    table[2 * n.L * n.P + i] = static_cast<int32_t>(args.level_start_index[level]);
-  }
-  const LevelTable levels{table.data(), table.data() + n.L * n.P, table.data() + 2 * n.L * n.P};
-  const int64_t work_per_item = std::max<int64_t>(n.L * n.P * n.D, 1);
-  const int64_t grain = std::max<int64_t>(32768 / work_per_item, 1);
-  at::parallel_for(0, n.B * n.M * n.Q, grain, [&](int64_t begin, int64_t end) {
-    forward_range(args, levels, begin, end);
+  const LevelTableStorage levels(n, args.spatial_shapes, args.level_start_index);
+  const std::vector<T> zeros(n.D);
+  const auto kernel = forward_kernel<T>();
+  const int64_t grain = std::max<int64_t>(32768 / std::max<int64_t>(n.L * n.P * n.D, 1), 1);
+  at::parallel_for(0, n.B * n.Q * n.M, grain, [&](int64_t begin, int64_t end) {
+    kernel(args, levels.table(), zeros.data(), begin, end);
   });
 }
 
+// Every element of grad_value belongs to one image, head and level. Threads share the work by these, so that they never
+// collide, and every element sums its terms in the same order whatever the number of threads. Few large parts are
+// better than many: a part reads the queries' points from one end to the other.
 template <typename T>
 void backward(const DeformAttnBackward<T>& args) {
   const DeformAttnSizes& n = args.sizes;
-  at::parallel_for(0, n.B * n.M * n.L, 1, [&](int64_t begin, int64_t end) { backward_range(args, begin, end); });
+  const LevelTableStorage levels(n, args.spatial_shapes, args.level_start_index);
+  const std::vector<T> zeros(n.D);
+  const auto kernel = backward_kernel<T>();
+  const int64_t threads = at::get_num_threads();
+  const auto balanced = [threads](int64_t parts) { return parts % threads == 0 || parts >= 4 * threads; };
+  int64_t head_parts = 1;
+  while (head_parts < n.M && !(n.M % head_parts == 0 && balanced(n.B * head_parts))) {
+    ++head_parts;
+  }
+  const int64_t level_parts = balanced(n.B * head_parts) ? 1 : n.L;
+  const int64_t heads = n.M / std::max<int64_t>(head_parts, 1), level_count = n.L / std::max<int64_t>(level_parts, 1);
+  at::parallel_for(0, n.B * head_parts * level_parts, 1, [&](int64_t begin, int64_t end) {
+    std::vector<T> unused(4 * n.D);
+    for (int64_t part = begin; part < end; ++part) {
+      const int64_t l = part % level_parts * level_count, m = part / level_parts % head_parts * heads;
+      kernel(
+          args, levels.table(), zeros.data(), unused.data(), part / level_parts / head_parts, m, m + heads, l,
+          l + level_count);
+    }
+  });
 }
 
 // float16 and bfloat16 are computed in float32.
