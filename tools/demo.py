@@ -9,15 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from tqdm import tqdm
 
 from detrx.analysis import compare_with_truth, contact_sheet, draw_boxes
 from detrx.analysis.visualize import Box, class_colour
-from detrx.checkpoint.checkpointer import AtomicCheckpointer, CheckpointError
-from detrx.d2.config import LazyConfig, instantiate
+from detrx.checkpoint.checkpointer import AtomicCheckpointer
+from detrx.d2.config import instantiate
 from detrx.d2.data import MetadataCatalog
 from detrx.d2.structures import BoxMode, Instances
 from detrx.data import get_detection_dataset_dicts, read_image
+from detrx.engine.config import load_config
+from detrx.engine.errors import user_error
 
 IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
@@ -124,45 +127,39 @@ def load_model(cfg: Any, weights: str, device: str) -> torch.nn.Module:
     return model
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
-    try:
-        cfg = LazyConfig.apply_overrides(LazyConfig.load(args.config_file), args.opts)
-        if args.dataset:
-            dataset = args.dataset
-            records = get_detection_dataset_dicts(dataset, filter_empty=False)
-        else:
-            dataset = cfg.dataloader.test.dataset.names
-            dataset = dataset if isinstance(dataset, str) else dataset[0]
-            files = find_images(args.input)
-            records = [{"file_name": str(file), "image_id": number} for number, file in enumerate(files, start=1)]
-        records = records[: args.num]
-        model = load_model(cfg, args.weights, args.device)
-        run(args, records, model, instantiate(cfg.dataloader.test.mapper), dataset)
-    except (OSError, ValueError, CheckpointError) as error:
-        sys.exit(f"error: {error}")
+def find_records(args: argparse.Namespace, cfg: Any) -> tuple[list[dict[str, Any]], str]:
+    """What to detect in, as dataset dicts, and the dataset whose classes the model was trained on."""
+    if args.dataset:
+        return get_detection_dataset_dicts(args.dataset, filter_empty=False), args.dataset
+    names = cfg.dataloader.test.dataset.names
+    records = [{"file_name": str(file), "image_id": i} for i, file in enumerate(find_images(args.input), start=1)]
+    return records, names if isinstance(names, str) else names[0]
 
 
-def run(args: argparse.Namespace, records: list[dict[str, Any]], model: Any, mapper: Any, dataset: str) -> None:
+def run(args: argparse.Namespace) -> None:
+    cfg = load_config(args.config_file, args.opts)
+    records, dataset = find_records(args, cfg)
+    records = records[: args.num]
+    model = load_model(cfg, args.weights, args.device)
+    mapper = instantiate(cfg.dataloader.test.mapper)
     metadata = MetadataCatalog.get(dataset)
-    names = metadata.get("thing_classes") or [str(i) for i in range(10000)]
+    names = metadata.get("thing_classes") or [str(i) for i in range(10_000)]  # unknown: their numbers
     category_ids = {k: i for i, k in (metadata.get("thing_dataset_id_to_contiguous_id") or {}).items()}
+
     args.output.mkdir(parents=True, exist_ok=True)
     results: list[dict[str, Any]] = []
-    cells = []
-    bar = tqdm(total=len(records), desc="detecting", unit="img")
+    cells: list[Image.Image] = []
     used: set[str] = set()
-    for record, found in detect(model, mapper, records, args.score_threshold):
+    detections = detect(model, mapper, records, args.score_threshold)
+    for record, found in tqdm(detections, total=len(records), desc="detecting", unit="img"):
         results += to_coco(record, found, category_ids)
-        drawn = draw_boxes(read_image(record["file_name"]), boxes_to_draw(record, found, names))
         stem = Path(record["file_name"]).stem
-        stem = stem if stem not in used else f"{stem}_{record['image_id']}"
+        stem = f"{stem}_{record['image_id']}" if stem in used else stem
         used.add(stem)
-        drawn.save(args.output / f"{stem}.png")
+        drawing = draw_boxes(read_image(record["file_name"]), boxes_to_draw(record, found, names))
+        drawing.save(args.output / f"{stem}.png")
         if args.contact_sheet:
-            cells.append(drawn)
-        bar.update()
-    bar.close()
+            cells.append(drawing)
     (args.output / "detections.json").write_text(json.dumps(results, indent=1))
     print(f"{len(results)} detections in {len(records)} images: {args.output}")
     if args.contact_sheet:
@@ -170,6 +167,17 @@ def run(args: argparse.Namespace, records: list[dict[str, Any]], model: Any, map
         title = f"{dataset}: detections with a score of {args.score_threshold:g} or more" if args.dataset else ""
         contact_sheet(cells, args.columns, title, legend=bool(args.dataset)).save(sheet)
         print(f"contact sheet: {sheet}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    try:
+        run(args)
+    except Exception as error:
+        message = user_error(error)
+        if message is None:
+            raise
+        sys.exit(f"error: {message}")
 
 
 if __name__ == "__main__":

@@ -42,7 +42,12 @@ def register_builtin() -> None:
             if name not in DatasetCatalog:
                 DatasetCatalog.register(name, functools.partial(_load_digits, name))
                 MetadataCatalog[name] = DigitsMetadata(
-                    name=name, variant=variant, split=split, thing_classes=list(CLASSES), evaluator_type="coco"
+                    name=name,
+                    variant=variant,
+                    split=split,
+                    evaluator_type="coco",
+                    thing_classes=list(CLASSES),
+                    thing_dataset_id_to_contiguous_id={i + 1: i for i in range(len(CLASSES))},
                 )
     for split in ("train", "val"):
         name = f"coco_2017_{split}"

@@ -37,3 +37,5 @@ dataloader.test = L(build_test_loader)(
     dataset=L(get_detection_dataset_dicts)(names="detrx_test_rectangles", filter_empty=False),
     mapper=L(DetectionMapper)(is_train=False, augmentations=L(resize_augmentation)(size=80, max_size=200)),
 )
+
+optimizer, lr_multiplier, train = OmegaConf.create(), OmegaConf.create(), OmegaConf.create()

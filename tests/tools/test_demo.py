@@ -75,7 +75,18 @@ GREEN, RED, YELLOW = (0x2E, 0xE6, 0x4D), (0xFF, 0x3B, 0x30), (0xFF, 0xD6, 0x0A)
 
 def test_files_in_drawings_and_json_out(folder, weights, tmp_path):
     out = tmp_path / "out"
-    run("--weights", weights, "--input", folder, "--output", out, "--device", "cpu")
+    run(
+        "--weights",
+        weights,
+        "--input",
+        folder,
+        "--output",
+        out,
+        "--device",
+        "cpu",
+        "--opts",
+        "dataloader.test.mapper.augmentations.size=80",
+    )
     assert sorted(p.name for p in out.iterdir()) == ["a.png", "b.png", "detections.json"]
     results = json.loads((out / "detections.json").read_text())
     assert [Path(r["file_name"]).name for r in results] == ["a.png", "b.png"]
@@ -134,6 +145,18 @@ def test_wrong_arguments_end_with_one_clear_line(arguments, message, weights, tm
     with pytest.raises(SystemExit, match=f"error: .*{message}"):
         run("--weights", weights, *arguments, "--output", "out")
     assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["--config-file", "nowhere.py"], r"config file nowhere\.py does not exist"),
+        (["--opts", "dataloader.test.mapper.augmentation.size=90"], "unknown config key.*augmentations.size"),
+    ],
+)
+def test_wrong_config(changes, message, folder, weights, tmp_path):
+    with pytest.raises(SystemExit, match=f"error: .*{message}"):
+        run("--weights", weights, "--input", folder, "--output", tmp_path / "out", *changes)
 
 
 def test_missing_and_foreign_weights(folder, tmp_path):
