@@ -244,6 +244,7 @@ setup(
         "pycocotools>=2.0.6",
         "scipy>=1.10",
         "pillow>=9.4",
+        "pyyaml>=6.0",
         "tqdm>=4.60",
         "tabulate>=0.9",
         "termcolor>=2.0",

@@ -46,6 +46,12 @@ def has_kernel(name: str, device_type: str) -> bool:
     return key is not None and torch._C._dispatch_has_kernel_for_dispatch_key(f"detrx::{name}", key)
 
 
+def operators() -> list[str]:
+    """Names of the operators of `torch.ops.detrx`, without the namespace."""
+    names = {name.removeprefix("detrx::") for name in torch._C._dispatch_get_all_op_names() if "detrx::" in name}
+    return sorted(name for name in names if not name.startswith("_"))
+
+
 def register_fallback(name: str, schema: str, function: Callable) -> None:
     """Make `function` the implementation of `detrx::name` on devices without a compiled kernel.
 

@@ -1,0 +1,66 @@
+# VENV=path uses an existing environment; it is created if it does not exist.
+VENV ?= .venv
+PYTHON ?= python3
+DEMO := output/demo
+DEMO_CONFIG := configs/deformable_detr/deformable_detr_digits.py
+
+BIN := $(VENV)/bin
+REQUIREMENTS := $(VENV)/.detrx-requirements
+PACKAGE := $(VENV)/.detrx-package
+# Waiting threads give their core away: two-thread runs on a busy machine collapse without.
+OMP_WAIT_POLICY ?= PASSIVE
+export OMP_WAIT_POLICY
+
+.PHONY: help setup demo test lint format bench gpu-check clean
+
+help:
+	@echo "make setup      environment in $(VENV), detrx in it, kernels built"
+	@echo "make demo       train a small Deformable DETR on digits, evaluate and draw it: $(DEMO)"
+	@echo "make test       all tests"
+	@echo "make lint       check style; make format mends it"
+	@echo "make bench      benchmarks of the kernels on the CPU"
+	@echo "make gpu-check  CUDA tests and benchmarks"
+	@echo "make clean      remove what was built"
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(REQUIREMENTS): requirements.txt | $(BIN)/python
+	$(BIN)/python -m pip install -r requirements.txt
+	@touch $@
+
+$(PACKAGE): $(REQUIREMENTS) setup.py pyproject.toml detrx/__init__.py $(shell find csrc -type f)
+	$(BIN)/python -m pip install -e . --no-build-isolation --no-deps
+	@$(BIN)/python -m detrx.collect_env --kernels
+	@touch $@
+
+setup: $(PACKAGE)
+
+demo: setup
+	$(BIN)/python tools/lazyconfig_train_net.py --config-file $(DEMO_CONFIG) train.output_dir=$(DEMO)
+	$(BIN)/python tools/plot_metrics.py $(DEMO)
+	$(BIN)/python tools/demo.py --config-file $(DEMO_CONFIG) --weights $(DEMO)/model_final.pth \
+		--dataset digits_val --num 16 --contact-sheet --output $(DEMO)/images
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: $(REQUIREMENTS)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(REQUIREMENTS)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup
+	$(BIN)/python benchmarks/ms_deform_attn.py --device cpu
+
+gpu-check: setup
+	@$(BIN)/python -c "import torch; torch.cuda.is_available() or exit('gpu-check: torch sees no GPU')"
+	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python benchmarks/ms_deform_attn.py --device cuda
+
+clean:
+	rm -rf build dist *.egg-info detrx/_C.*.so .pytest_cache .ruff_cache $(PACKAGE)
+	find . -name __pycache__ -not -path "./$(VENV)/*" -prune -exec rm -rf {} +
