@@ -94,7 +94,7 @@ def test_signal_to_the_process_group_waits_for_the_loading_workers(script):
     os.killpg(process.pid, signal.SIGTERM)
     process.join()
     assert process.exitcode == 143, script.console().read_text()
-    assert "error" not in script.console().read_text()
+    assert "Traceback" not in script.console().read_text()
 
 
 def test_second_ctrl_c_exits_at_once(script):
@@ -159,7 +159,10 @@ def test_eval_only_takes_averaged_weights_unless_told_otherwise(script, uninterr
     trained = script("--eval-only", f"train.init_checkpoint={final}", "train.ema.evaluate=false")
     assert trained.code == 0
     last_line = [
-        line.split("copypaste: ")[1] for r in (averaged, trained) for line in r.output.splitlines() if "13.0" in line
+        line.split("copypaste: ")[1]
+        for r in (averaged, trained)
+        for line in r.output.splitlines()
+        if ",13.0000" in line
     ]
     assert last_line[0] != last_line[1]
 
