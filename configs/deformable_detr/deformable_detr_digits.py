@@ -47,14 +47,16 @@ model.query_source = L(EncoderProposals)(
     base_size=0.1,
 )
 _cost = L(MatchingCost)(class_weight=2.0, l1_weight=5.0, giou_weight=2.0)
-_losses = [L(VarifocalLoss)(weight=1.0), L(L1Loss)(weight=5.0), L(GIoULoss)(weight=2.0)]
+_losses = [L(VarifocalLoss)(weight=2.0), L(L1Loss)(weight=5.0), L(GIoULoss)(weight=2.0)]
 model.criterion.supervisions = [
     L(Supervision)(group="main", assigner=L(HungarianMatcher)(cost=_cost), losses=_losses),
     # Without a dense supervision of the proposals such a small model hardly learns where digits are.
-    L(Supervision)(group="encoder", assigner=L(TopKAssigner)(cost=_cost, k=6), losses=_losses, suffix="_enc"),
+    L(Supervision)(
+        group="encoder", assigner=L(TopKAssigner)(cost=_cost, k=6), losses=_losses, suffix="_enc", weight=0.25
+    ),
 ]
 
-train.max_iter = 3000
+train.max_iter = 4000
 train.clip_grad.max_norm = 1.0
 train.ema.enabled = True
 train.ema.decay = 0.998
@@ -63,5 +65,6 @@ train.checkpointer.period = 500
 train.checkpointer.max_to_keep = 2
 train.log_period = 20
 optimizer.lr = 1e-3
+optimizer.fused = True
 optimizer.params.lr_factor_func.factors = {}
 lr_multiplier = cosine(max_iter=train.max_iter, warmup_iters=100)

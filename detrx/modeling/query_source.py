@@ -111,6 +111,6 @@ class EncoderProposals(nn.Module):
         if self.content == "learned":
             content = self.query_embed.weight.expand(len(tokens), -1, -1)
         elif self.content == "memory":
-            content = tokens.gather(1, chosen[..., None].expand(-1, -1, tokens.shape[-1])).detach()
+            content = tokens.gather(1, chosen[..., None].expand(-1, -1, tokens.shape[-1]))
         group = QueryGroup("main", content, pos, reference)
         return group, {"encoder": Predictions(logits[None], boxes[None])}
