@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """Train or evaluate what a config file describes.
 
-    lazyconfig_train_net.py --config-file configs/deformable_detr/deformable_detr_digits.py train.output_dir=output/digits
+    lazyconfig_train_net.py --config-file configs/deformable_detr/deformable_detr_digits.py train.output_dir=output/a
     lazyconfig_train_net.py --config-file ... --resume
-    lazyconfig_train_net.py --config-file ... --eval-only train.init_checkpoint=output/digits/model_final.pth
+    lazyconfig_train_net.py --config-file ... --eval-only train.init_checkpoint=output/a/model_final.pth
 
 With --eval-only, --resume evaluates the last checkpoint in train.output_dir. Several processes are started by
 --num-gpus, or by torchrun. Results lie in train.output_dir: config.yaml, log.txt, metrics.json, TensorBoard events,
