@@ -183,8 +183,6 @@ def test_map_dataset():
     dataset = MapDataset(DICTS[:6], odd_only)
     assert len(dataset) == 6 and [dataset[i]["id"] for i in range(6)] == [1, 1, 1, 3, 5, 5]
     assert pickle.loads(pickle.dumps(dataset))[1]["id"] == 1
-    iterable = MapDataset(ToIterableDataset(DICTS[:6], TrainingSampler(6, shuffle=False, seed=0)), odd_only)
-    assert [d["id"] for d in take(iterable, 4)] == [1, 3, 5, 1]
 
 
 def test_aspect_ratio_groups():
@@ -229,13 +227,19 @@ def test_random_numbers_of_workers():
 
 
 def test_train_loader_options():
-    loader = build_detection_train_loader(DICTS, mapper=None, total_batch_size=4, collate_fn=len)
-    assert take(loader, 2) == [4, 4]  # the default sampler, grouping and a collate function
+    options = {"mapper": None, "total_batch_size": 4}
+    assert [len(batch) for batch in take(build_detection_train_loader(DICTS, **options), 2)] == [4, 4]
+    loader = build_detection_train_loader(DICTS, **options, aspect_ratio_grouping=False, collate_fn=len)
+    assert take(loader, 2) == [4, 4]
     with pytest.raises(AssertionError):
         build_detection_train_loader(DICTS, mapper=None, total_batch_size=0)
-    with pytest.raises(AssertionError):
-        iterable = ToIterableDataset(DICTS, TrainingSampler(8))
-        build_detection_train_loader(iterable, mapper=None, sampler=TrainingSampler(8), total_batch_size=1)
+    with pytest.raises(AssertionError, match="Sampler"):
+        build_detection_train_loader(DICTS, mapper=None, sampler=range(8), total_batch_size=1)
+
+
+def test_to_iterable_dataset():
+    dataset = ToIterableDataset(DICTS, TrainingSampler(3, shuffle=False, seed=0))
+    assert [d["id"] for d in take(dataset, 5)] == [0, 1, 2, 0, 1]
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

@@ -24,14 +24,11 @@ _FLAGS = {"allow_objects": True}
 
 
 class LazyCall:
-    """``LazyCall(f)(a=1)`` is a ``DictConfig`` that says "call ``f`` with ``a=1``"; `instantiate` makes the call.
-
-    ``f`` is a callable, the dotted name of one, or a config that yields one.
-    """
+    """``LazyCall(f)(a=1)`` is a ``DictConfig`` that says "call ``f`` with ``a=1``"; `instantiate` makes the call."""
 
     def __init__(self, target: Callable | str | Mapping):
         if not (callable(target) or isinstance(target, (str, Mapping))):
-            raise TypeError(f"LazyCall needs a callable, its dotted name or a config that makes one, got {target!r}")
+            raise TypeError(f"LazyCall needs a callable, its dotted name or a config of one, got {target!r}")
         self._target = target
 
     def __call__(self, **kwargs) -> DictConfig:
@@ -97,16 +94,13 @@ class LazyConfig:
 
     @staticmethod
     def load(filename: str, keys: str | Iterable[str] | None = None) -> Any:
-        """Load a ``.py`` or ``.yaml`` config file.
+        """Load a ``.py`` or ``.yaml`` config file; either can run code, so load only files that you trust.
 
         A Python config may import from other config files with relative imports, whether or not their folders are
         packages; each such import runs the file anew, so that no two configs share state.
 
         Args:
-            filename: path of the file.
             keys: name or names to return. Default: a ``DictConfig`` with every config object of the file.
-
-        YAML files may hold tagged Python objects, as `save` writes them: load only files that you trust.
         """
         filename = filename.replace("/./", "/")
         suffix = os.path.splitext(filename)[1]
@@ -138,8 +132,7 @@ class LazyConfig:
     def save(cfg: Any, filename: str) -> None:
         """Write ``cfg`` as YAML, callables by their dotted names and interpolations unresolved.
 
-        Values that YAML cannot give back are logged: the file is then there to be read by people only, or is not
-        written at all.
+        What YAML cannot hold is logged: the file can then only be read by people, or is not written at all.
         """
         try:
             cfg = copy.deepcopy(cfg)
@@ -164,11 +157,7 @@ class LazyConfig:
 
     @staticmethod
     def apply_overrides(cfg: DictConfig, overrides: list[str]) -> DictConfig:
-        """Apply ``key=value`` strings (Hydra's grammar) to ``cfg`` in place and return it.
-
-        Raises:
-            KeyError: a key leads through a value that is not a config.
-        """
+        """Apply ``key=value`` strings (Hydra's grammar) to ``cfg`` in place; new keys are added. Returns ``cfg``."""
         from hydra.core.override_parser.overrides_parser import OverridesParser
 
         for override in OverridesParser.create().parse_overrides(overrides):

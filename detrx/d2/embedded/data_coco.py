@@ -22,16 +22,12 @@ __all__ = ["load_coco_json", "read_coco_json", "register_coco_instances"]
 def register_coco_instances(
     name: str, metadata: dict[str, Any], json_file: str | os.PathLike, image_root: str | os.PathLike
 ) -> None:
-    """Register a dataset in COCO's format under ``name``. Its files are not opened before they are needed.
+    """Register the COCO file ``json_file``, which is not opened before it is needed.
 
     Args:
-        metadata: further facts about it, for `MetadataCatalog`.
-        json_file: the annotation file.
-        image_root: folder to which the file names in it are relative.
+        metadata: further facts about the dataset, for `MetadataCatalog`.
+        image_root: folder to which the file names in the annotation file are relative.
     """
-    assert isinstance(name, str), f"The name of a dataset is a string, got {name!r}"
-    assert isinstance(json_file, (str, os.PathLike)), f"json_file is a path, got {json_file!r}"
-    assert isinstance(image_root, (str, os.PathLike)), f"image_root is a path, got {image_root!r}"
     if name not in DatasetCatalog:
         DatasetCatalog.register(name, lambda: load_coco_json(json_file, image_root, name))
     facts = dict(json_file=json_file, image_root=image_root, evaluator_type="coco", **metadata)
@@ -39,12 +35,7 @@ def register_coco_instances(
 
 
 def read_coco_json(json_file: str | os.PathLike) -> dict[str, Any]:
-    """The content of a COCO file.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not JSON, or has no list "images" or "categories".
-    """
+    """The content of a COCO file. ``FileNotFoundError`` and ``ValueError`` say what is wrong with it."""
     try:
         with PathManager.open(os.fspath(json_file)) as f:
             content = json.load(f)

@@ -57,22 +57,13 @@ class DatasetFromList(Dataset):
 
 
 class MapDataset(Dataset):
-    """A function applied to every element of a dataset; an iterable dataset gives an iterable one.
-
-    Where the function returns None, an iterable dataset skips the element, any other one tries random others.
-    """
-
-    def __new__(cls, dataset: Dataset | Iterable, map_func: Callable):
-        return _MappedIterable(dataset, map_func) if isinstance(dataset, IterableDataset) else super().__new__(cls)
+    """A function applied to every element of a dataset. Where it returns None, random other elements are tried."""
 
     def __init__(self, dataset: Dataset, map_func: Callable[[Any], Any]):
         self._dataset = dataset
         self._map_func = map_func
         self._rng = random.Random(42)
         self._candidates = set(range(len(dataset)))
-
-    def __getnewargs__(self) -> tuple:
-        return self._dataset, self._map_func
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -91,35 +82,22 @@ class MapDataset(Dataset):
         return mapped
 
 
-class _MappedIterable(IterableDataset):
-    def __init__(self, dataset: Iterable, map_func: Callable[[Any], Any]):
-        self._dataset = dataset
-        self._map_func = map_func
-
-    def __iter__(self) -> Iterator[Any]:
-        return (mapped for mapped in map(self._map_func, self._dataset) if mapped is not None)
-
-
 class ToIterableDataset(IterableDataset):
     """A dataset in the order of a sampler, which then runs in the workers and not in the main process."""
 
-    def __init__(self, dataset: Dataset, sampler: Sampler, shard_sampler: bool = True, shard_chunk_size: int = 1):
+    def __init__(self, dataset: Dataset, sampler: Sampler, *, shard_chunk_size: int = 1):
         """
         Args:
-            sampler: cheap to iterate over; each worker goes through all of it.
-            shard_sampler: let each of the W workers of a ``DataLoader`` yield one in W chunks of the indices. Without
-                it all of them yield everything.
+            sampler: cheap to iterate over; each of the W workers goes through all of it and loads one in W chunks.
             shard_chunk_size: indices per chunk; the batch size makes the batches independent of W.
         """
-        assert not isinstance(dataset, IterableDataset), f"{type(dataset).__name__} is iterable already"
         assert isinstance(sampler, Sampler), f"Expected a Sampler, got {type(sampler).__name__}"
         self.dataset = dataset
         self.sampler = sampler
-        self.shard_sampler = shard_sampler
         self.shard_chunk_size = shard_chunk_size
 
     def __iter__(self) -> Iterator[Any]:
-        worker = get_worker_info() if self.shard_sampler else None
+        worker = get_worker_info()
         for position, index in enumerate(self.sampler):
             if worker is None or position // self.shard_chunk_size % worker.num_workers == worker.id:
                 yield self.dataset[index]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from detrx.d2.embedded import comm
 from detrx.d2.embedded.data_catalog import DatasetCatalog, MetadataCatalog
@@ -55,7 +55,7 @@ def get_detection_dataset_dicts(
 
 
 def _check_classes(names: list[str], dicts: list[dict]) -> None:
-    """Compare the classes of the datasets with each other and with the annotations, and log how often each occurs."""
+    """Compare the classes of the datasets with each other and with the annotations; log how often each occurs."""
     classes = [MetadataCatalog.get(name).get("thing_classes") for name in names]
     if any(c is None for c in classes):
         return
@@ -76,46 +76,35 @@ def build_detection_train_loader(
     total_batch_size: int,
     aspect_ratio_grouping: bool = True,
     num_workers: int = 0,
-    collate_fn: Callable[[list], Any] | None = None,
     seed: int | None = None,
     **loader_options: Any,
-) -> Iterable:
-    """An endless iterable of batches, by default ``list[mapped dict]``.
+) -> Iterable[list]:
+    """An endless iterable of batches, lists of what ``mapper`` returns.
 
     Args:
-        dataset: dataset dicts, or a dataset, which may be iterable.
+        dataset: dataset dicts, or a map-style dataset.
         mapper: from a dataset dict to what the model takes; None for the dict itself.
-        sampler: default `TrainingSampler`. Iterable datasets have none.
+        sampler: default `TrainingSampler`.
         total_batch_size: images per batch over all ranks.
         aspect_ratio_grouping: see `AspectRatioGroupedDataset`.
-        collate_fn: from the list of samples to the batch.
         seed: of the workers' random numbers.
         loader_options: for ``torch.utils.data.DataLoader``.
     """
     dataset = _mapped(dataset, mapper)
+    sampler = TrainingSampler(len(dataset)) if sampler is None else sampler
     world_size = comm.get_world_size()
     assert total_batch_size > 0 and total_batch_size % world_size == 0, (
         f"The total batch size {total_batch_size} is not a multiple of the number of processes, {world_size}"
     )
     batch_size = total_batch_size // world_size
-    if isinstance(dataset, IterableDataset):
-        assert sampler is None, "An iterable dataset takes no sampler"
-    else:
-        sampler = TrainingSampler(len(dataset)) if sampler is None else sampler
-        dataset = ToIterableDataset(dataset, sampler, shard_chunk_size=batch_size)
-
+    dataset = ToIterableDataset(dataset, sampler, shard_chunk_size=batch_size)
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
     options = dict(
-        num_workers=num_workers,
-        worker_init_fn=worker_init_reset_seed,
-        generator=None if seed is None else torch.Generator().manual_seed(seed),
-        **loader_options,
+        worker_init_fn=worker_init_reset_seed, generator=generator, num_workers=num_workers, **loader_options
     )
     if aspect_ratio_grouping:  # the loader then yields single samples
-        batches = AspectRatioGroupedDataset(
-            DataLoader(dataset, collate_fn=operator.itemgetter(0), **options), batch_size
-        )
-        return batches if collate_fn is None else MapDataset(batches, collate_fn)
-    options = {"drop_last": True, "collate_fn": collate_fn or trivial_batch_collator, **options}
+        return AspectRatioGroupedDataset(DataLoader(dataset, collate_fn=operator.itemgetter(0), **options), batch_size)
+    options = {"drop_last": True, "collate_fn": trivial_batch_collator, **options}
     return DataLoader(dataset, batch_size=batch_size, **options)
 
 
@@ -130,10 +119,7 @@ def build_detection_test_loader(
 ) -> DataLoader:
     """Every sample once over all ranks (`InferenceSampler`), in batches. Arguments as for the train loader."""
     dataset = _mapped(dataset, mapper)
-    if isinstance(dataset, IterableDataset):
-        assert sampler is None, "An iterable dataset takes no sampler"
-    elif sampler is None:
-        sampler = InferenceSampler(len(dataset))
+    sampler = InferenceSampler(len(dataset)) if sampler is None else sampler
     collate_fn = collate_fn or trivial_batch_collator
     return DataLoader(dataset, batch_size=batch_size, sampler=sampler, num_workers=num_workers, collate_fn=collate_fn)
 

@@ -43,12 +43,7 @@ class TrainingSampler(_InfiniteSampler):
     """All samples once per epoch, in a new random order each time."""
 
     def __init__(self, size: int, shuffle: bool = True, seed: int | None = None):
-        """
-        Args:
-            size: number of samples.
-            shuffle: False for ``0, 1, ..., size - 1`` in every epoch.
-            seed: of the order, the same on all ranks. None: a random one that the ranks agree on.
-        """
+        """``seed`` must be the same on all ranks; None is a random one that they agree on."""
         if not isinstance(size, int):
             raise TypeError(f"TrainingSampler needs an int as size, got {type(size).__name__}")
         if size <= 0:
@@ -64,11 +59,7 @@ class RepeatFactorTrainingSampler(_InfiniteSampler):
     """Each sample as often per epoch as its repeat factor says; fractions are rounded at random in each epoch."""
 
     def __init__(self, repeat_factors: Tensor, *, shuffle: bool = True, seed: int | None = None):
-        """
-        Args:
-            repeat_factors: (number of samples,) float. Ones make a `TrainingSampler` with other random numbers.
-            shuffle, seed: as for `TrainingSampler`.
-        """
+        """``repeat_factors``: (number of samples,) float; the others as for `TrainingSampler`."""
         super().__init__(shuffle, seed)
         self._whole = torch.trunc(repeat_factors)
         self._fraction = repeat_factors - self._whole

@@ -73,11 +73,10 @@ def inference_on_dataset(
 
     Args:
         model: a module, put into eval mode meanwhile, or any other callable.
-        data_loader: an iterable with a length.
         evaluator: one, several, or None to measure the speed only.
 
     Returns:
-        What the evaluator returns; an empty dict where that is None, as on ranks other than 0.
+        What the evaluator returns, an empty dict for None.
     """
     if evaluator is None or isinstance(evaluator, list):
         evaluator = DatasetEvaluators(evaluator or [])

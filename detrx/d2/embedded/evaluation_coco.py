@@ -11,7 +11,6 @@ import os
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from tabulate import tabulate
@@ -32,8 +31,8 @@ _METRICS = {"AP": (None, 0), "AP50": (0.5, 0), "AP75": (0.75, 0), "APs": (None, 
 class COCOEvaluator(DatasetEvaluator):
     """Scores ``pred_boxes``, ``scores`` and ``pred_classes`` of the models' ``Instances``, in percent.
 
-    The result is ``{"bbox": {"AP", "AP50", "AP75", "APs", "APm", "APl", "AP-<class>", ...}}``; NaN where there is no
-    ground truth to compute a number from.
+    The result is ``{"bbox": {"AP", "AP50", "AP75", "APs", "APm", "APl", "AP-<class>", ...}}``, NaN where there is no
+    ground truth.
     """
 
     def __init__(
@@ -70,7 +69,7 @@ class COCOEvaluator(DatasetEvaluator):
         self._distributed = distributed
         self._output_dir = output_dir
         self._max_dets = [1, 10, 100 if max_dets_per_image is None else max_dets_per_image]
-        self._predictions: list[dict] = []
+        self._predictions: list[list[dict]] = []
         self._coco = COCO()
         self._coco.dataset = read_coco_json(json_file)
         if "annotations" in self._coco.dataset:
@@ -81,15 +80,10 @@ class COCOEvaluator(DatasetEvaluator):
         self._predictions = []
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
-        """
-        Args:
-            inputs: dicts with "image_id".
-            outputs: dicts with "instances", boxes in the coordinates of the annotation file.
-        """
+        """``inputs`` have "image_id", ``outputs`` have "instances" in the coordinates of the annotation file."""
         for source, output in zip(inputs, outputs, strict=True):
             if "instances" in output:
-                results = _to_coco(output["instances"].to(torch.device("cpu")), source["image_id"])
-                self._predictions.append({"image_id": source["image_id"], "instances": results})
+                self._predictions.append(_to_coco(output["instances"].to("cpu"), source["image_id"]))
 
     def evaluate(self, img_ids: list[int] | None = None) -> dict[str, dict[str, float]]:
         """Score everything since `reset`, on rank 0; an empty dict elsewhere, or if nothing was processed.
@@ -107,9 +101,10 @@ class COCOEvaluator(DatasetEvaluator):
             logger.warning("COCOEvaluator has received no predictions")
             return {}
 
-        ids = self._category_ids()
+        id_map = self._metadata.get("thing_dataset_id_to_contiguous_id")
+        ids = None if id_map is None else sorted(id_map, key=id_map.get)
         results = []
-        for result in itertools.chain.from_iterable(image["instances"] for image in predictions):
+        for result in itertools.chain.from_iterable(predictions):
             category = result["category_id"]
             if ids is not None:
                 assert 0 <= category < len(ids), (
@@ -127,11 +122,6 @@ class COCOEvaluator(DatasetEvaluator):
             logger.info("The dataset has no annotations to score the detections with")
             return {}
         return {"bbox": self._score(results, img_ids)}
-
-    def _category_ids(self) -> list[int] | None:
-        """The dataset's id of each class, or None if predictions have these ids already."""
-        id_map = self._metadata.get("thing_dataset_id_to_contiguous_id")
-        return None if id_map is None else sorted(id_map, key=id_map.get)
 
     def _score(self, results: list[dict], img_ids: list[int] | None) -> dict[str, float]:
         if not results:

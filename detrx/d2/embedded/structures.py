@@ -24,16 +24,13 @@ class BoxMode(enum.IntEnum):
 
     @staticmethod
     def convert(box: Any, from_mode: BoxMode, to_mode: BoxMode) -> Any:
-        """Convert between ``XYXY_ABS`` and ``XYWH_ABS``.
+        """Convert between ``XYXY_ABS`` and ``XYWH_ABS``; other modes raise ``NotImplementedError``.
 
         Args:
-            box: a list or tuple of 4 numbers, or an array or tensor (N, 4). It is not modified.
+            box: a list or tuple of 4 numbers (computed in float32), or an array or tensor (N, 4).
 
         Returns:
-            The box or boxes in the type of ``box``. Single boxes of floats are computed in float32.
-
-        Raises:
-            NotImplementedError: any other pair of modes.
+            A new object of the type of ``box``; ``box`` itself if the modes are the same.
         """
         if from_mode == to_mode:
             return box
@@ -49,11 +46,7 @@ class BoxMode(enum.IntEnum):
 
 
 class Boxes:
-    """N boxes ``(x1, y1, x2, y2)`` in absolute coordinates.
-
-    Attributes:
-        tensor: (N, 4) float32.
-    """
+    """N boxes ``(x1, y1, x2, y2)`` in absolute coordinates: ``tensor``, (N, 4) float32."""
 
     def __init__(self, tensor: Tensor | Sequence):
         tensor = torch.as_tensor(tensor).to(torch.float32)
@@ -80,9 +73,8 @@ class Boxes:
         """Limit x to [0, width] and y to [0, height] of ``box_size = (height, width)``; replaces ``tensor``."""
         assert torch.isfinite(self.tensor).all(), "Boxes to clip contain infinite or NaN values"
         height, width = box_size
-        x1, y1, x2, y2 = self.tensor.unbind(-1)
-        clipped = [x1.clamp(0, width), y1.clamp(0, height), x2.clamp(0, width), y2.clamp(0, height)]
-        self.tensor = torch.stack(clipped, dim=-1)
+        x, y = self.tensor[:, 0::2].clamp(0, width), self.tensor[:, 1::2].clamp(0, height)
+        self.tensor = torch.stack((x, y), dim=-1).flatten(1)
 
     def scale(self, scale_x: float, scale_y: float) -> None:
         """Multiply the coordinates, writing into ``tensor``."""
@@ -130,7 +122,6 @@ class Instances:
     """The instances of one image: fields such as ``gt_boxes`` or ``scores``, all of the same length.
 
     ``instances.name = value`` sets a field, ``instances.name`` reads it, ``instances[index]`` indexes all of them.
-    Names with a leading underscore are attributes, not fields.
     """
 
     def __init__(self, image_size: tuple[int, int], **kwargs: Any):
@@ -212,19 +203,14 @@ class Instances:
         return joined
 
     def __repr__(self) -> str:
-        height, width = self._image_size
         fields = ", ".join(f"{name}: {value}" for name, value in self._fields.items())
-        count = len(self) if self._fields else 0
-        return f"Instances(num_instances={count}, image_height={height}, image_width={width}, fields=[{fields}])"
+        return (
+            f"Instances(num_instances={len(self) if fields else 0}, image_size={self._image_size}, fields=[{fields}])"
+        )
 
 
 class ImageList:
-    """Images of different sizes in one padded tensor.
-
-    Attributes:
-        tensor: (N, ..., H, W), each image at the top left.
-        image_sizes: (h, w) of each image before padding.
-    """
+    """Images of ``image_sizes`` (h, w), each at the top left of one padded ``tensor`` (N, ..., H, W)."""
 
     def __init__(self, tensor: Tensor, image_sizes: list[tuple[int, int]]):
         self.tensor = tensor
@@ -247,12 +233,7 @@ class ImageList:
 
     @staticmethod
     def from_tensors(tensors: Sequence[Tensor], size_divisibility: int = 0, pad_value: float = 0.0) -> ImageList:
-        """Pad images (..., h, w) at the bottom and right to one size.
-
-        Args:
-            size_divisibility: the common height and width are rounded up to multiples of it.
-            pad_value: value of the padding.
-        """
+        """Pad images (..., h, w) at the bottom and right to one size, a multiple of ``size_divisibility``."""
         assert len(tensors) > 0, "No images to batch"
         leading = tensors[0].shape[:-2]
         assert all(image.shape[:-2] == leading for image in tensors), "Images differ in more than height and width"
