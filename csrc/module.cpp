@@ -12,7 +12,11 @@ namespace {
 
 // What was compiled in, as "key=value" pairs separated by ';', for detrx.collect_env.
 std::string build_info() {
-  std::string info = std::string("compiler=") + __VERSION__;
+#if defined(__clang__)
+  std::string info = "compiler=" __VERSION__;  // begins with the name
+#else
+  std::string info = "compiler=gcc " __VERSION__;
+#endif
   info += ";torch=" + std::string(TORCH_VERSION);
 #ifdef DETRX_CUDA_ARCHS
   info += std::string(";cuda_archs=") + DETRX_CUDA_ARCHS;
