@@ -1,0 +1,72 @@
+"""A detector of the project trained, evaluated and used by the real tools, with either provider."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = "tests/integration/tiny_digits.py"
+
+
+@pytest.fixture(scope="module")
+def datasets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("datasets")
+
+
+def run_tool(name: str, *arguments: str, datasets: Path, provider: str = "auto") -> str:
+    """Run a tool as a user would; returns what it printed."""
+    environment = {**os.environ, "DETRECTON2_DATASETS": str(datasets), "DETRX_D2": provider}
+    result = subprocess.run(
+        [sys.executable, f"tools/{name}", "--config-file", CONFIG, *arguments],
+        cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout
+    return result.stdout
+
+
+def metrics(folder: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if "time" not in k and "seconds" not in k} for line in lines]
+
+
+def train(folder: Path, datasets: Path, provider: str = "auto") -> tuple[list[dict[str, float]], str]:
+    output = run_tool("lazyconfig_train_net.py", f"train.output_dir={folder}", datasets=datasets, provider=provider)
+    return metrics(folder), output
+
+
+def test_train_evaluate_and_draw(tmp_path: Path, datasets: Path):
+    lines, output = train(tmp_path, datasets)
+    losses = [line["total_loss"] for line in lines if "total_loss" in line]
+    assert len(losses) == 6 and all(loss > 0 for loss in losses)
+    assert any("bbox/AP" in line for line in lines) and "AP50" in output
+
+    weights = tmp_path / "model_final.pth"
+    evaluated = run_tool(
+        "lazyconfig_train_net.py", "--eval-only", f"train.init_checkpoint={weights}",
+        f"train.output_dir={tmp_path / 'eval'}", datasets=datasets,
+    )  # fmt: skip
+    assert "AP50" in evaluated
+    drawn = tmp_path / "drawn"
+    run_tool(
+        "demo.py", "--weights", str(weights), "--dataset", "tiny_digits_val", "--num", "3", "--output", str(drawn),
+        "--score-threshold", "0.0", datasets=datasets,
+    )  # fmt: skip
+    assert len(list(drawn.glob("*.png"))) == 3
+    detections = json.loads((drawn / "detections.json").read_text())
+    assert len({each["image_id"] for each in detections}) == 3
+
+
+@pytest.mark.skipif(importlib.util.find_spec("detectron2") is None, reason="Detectron2 is not installed")
+def test_both_providers_give_the_same_losses_and_scores(tmp_path: Path, datasets: Path):
+    embedded, _ = train(tmp_path / "embedded", datasets, "embedded")
+    detectron2, _ = train(tmp_path / "detectron2", datasets, "detectron2")
+    assert len(embedded) == len(detectron2)
+    for ours, theirs in zip(embedded, detectron2, strict=True):
+        losses = [name for name in ours if not name.startswith("bbox/")]
+        assert [ours[name] for name in losses] == [theirs[name] for name in losses]
+        assert ours == pytest.approx(theirs, abs=1e-9, nan_ok=True)  # AP: Detectron2 sums in another order
