@@ -67,6 +67,8 @@ def check_overrides(cfg: DictConfig, overrides: list[str]) -> None:
         ConfigError: an override is malformed, or its key unknown; similar keys are named.
     """
     for text in overrides:
+        if text.startswith("--"):
+            raise ConfigError(f"{text} must come before the first key=value")
         try:
             (override,) = OverridesParser.create().parse_overrides([text])
         except HydraException as error:
@@ -76,10 +78,8 @@ def check_overrides(cfg: DictConfig, overrides: list[str]) -> None:
         key = override.key_or_group
         if override.is_add() or override.is_force_add() or _is_known(cfg, key):
             continue
-        known = _all_keys(cfg)
-        same_name = [other for other in known if other.rpartition(".")[2] == key.rpartition(".")[2]]
-        similar = difflib.get_close_matches(key, same_name, n=2, cutoff=0) + difflib.get_close_matches(key, known, n=3)
-        hint = f"; did you mean {' or '.join(dict.fromkeys(similar))}?" if similar else ""
+        similar = _similar(key, _all_keys(cfg))
+        hint = f"; did you mean {' or '.join(similar)}?" if similar else ""
         raise ConfigError(f"unknown config key {key!r}{hint} (+{key}=... adds a key)")
 
 
@@ -115,6 +115,17 @@ def _parameters(node: Any) -> list[str]:
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     names = [parameter.name for parameter in parameters if parameter.kind in named]
     return names + ["**"] * any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
+
+
+def _similar(key: str, known: list[str]) -> list[str]:
+    """Keys with the same name elsewhere, with a similar name in the same place, or similar as a whole."""
+    place, _, name = key.rpartition(".")
+    moved = [other for other in known if other.rpartition(".")[2] == name]
+    beside = {other.rpartition(".")[2]: other for other in known if other.rpartition(".")[0] == place}
+    similar = difflib.get_close_matches(key, moved, n=2, cutoff=0)
+    similar += [beside[other] for other in difflib.get_close_matches(name, beside, n=2)]
+    similar += difflib.get_close_matches(key, known, n=2, cutoff=0.85)
+    return list(dict.fromkeys(similar))
 
 
 def _all_keys(node: Any, prefix: str = "") -> list[str]:

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 
 import torch
@@ -19,6 +20,7 @@ from detrx.engine.errors import user_error
 __all__ = ["run_job"]
 
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_WAIT_FOR_RANK_0 = 3  # seconds
 
 
 def run_job(function: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
@@ -84,6 +86,8 @@ def _guarded(function: Callable, args: argparse.Namespace) -> int:
         if message is None:
             raise
         rank = comm.get_rank()
+        if rank:  # mostly rank 0 has the same error, and its end is ours
+            time.sleep(_WAIT_FOR_RANK_0)
         print(f"error{f' (process {rank})' if rank else ''}: {message}", file=sys.stderr, flush=True)
         return 2 if isinstance(error, ConfigError) else 1
     return 0

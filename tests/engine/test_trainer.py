@@ -198,7 +198,9 @@ def test_overrides_name_similar_keys():
     for override, message in (
         ("model.weigth_decay=1", "did you mean model.weight_decay"),
         ("train.weight_decay=1", "did you mean model.weight_decay"),
-        ("train.steps.2.at=3", "did you mean train.steps"),
+        ("train.steps.2.at=3", r"did you mean train\.steps\.\d\.at"),
+        ("train.nothing_like_it=3", r"unknown config key 'train\.nothing_like_it' \(\+"),
+        ("--resume", "--resume must come before"),
         ("train.lr.x=3", r"unknown config key 'train\.lr\.x'"),
         ("train.lr=[", "is not of the form key=value"),
         ("~train.lr", "cannot be removed"),

@@ -12,7 +12,8 @@ train.max_iter = 24
 train.seed = 1
 train.log_period = 2
 train.eval_period = 10
-train.checkpointer = dict(period=5, max_to_keep=2)
+train.checkpointer.period = 5
+train.checkpointer.max_to_keep = 2
 train.clip_grad.max_norm = 1.0
 train.ema.enabled = True
 train.ema.decay = 0.9
@@ -29,14 +30,14 @@ lr_multiplier = L(WarmupParamScheduler)(
 
 model = L(ToyModel)(width=16)
 
-dataloader = dict(
-    train=L(build_train_loader)(
+dataloader = {
+    "train": L(build_train_loader)(
         dataset=L(toy_dataset)(size=33),
         mapper=L(ToyMapper)(noise=0.1),
         total_batch_size=4,
         num_workers=0,
         seed="${train.seed}",
     ),
-    test=L(build_test_loader)(dataset=L(toy_dataset)(size=13), mapper=L(ToyMapper)(noise=0.0)),
-    evaluator=L(ToyEvaluator)(),
-)
+    "test": L(build_test_loader)(dataset=L(toy_dataset)(size=13), mapper=L(ToyMapper)(noise=0.0)),
+    "evaluator": L(ToyEvaluator)(),
+}
