@@ -280,6 +280,22 @@ def test_saving_what_yaml_cannot_hold_warns(tmp_path, caplog):
     assert "config.yaml" in caplog.text
 
 
+def test_a_function_of_a_config_file_can_be_called_and_written(configs, caplog):
+    text = """
+        from detrx.d2.config import LazyCall as L
+
+        def double(x):
+            return 2 * x
+
+        call = L(double)(x=4)
+    """
+    cfg = LazyConfig.load(write(configs, "function.py", text))
+    assert instantiate(cfg.call) == 8
+    LazyConfig.save(cfg, str(configs / "saved.yaml"))
+    assert "saved.yaml" in caplog.text  # it cannot be loaded, which is said
+    assert "x: 4" in (configs / "saved.yaml").read_text()
+
+
 def test_both_providers_save_the_same_config_the_same_way(configs):
     theirs = pytest.importorskip("detectron2.config").LazyConfig
     from detrx.d2.embedded.config import LazyConfig as ours

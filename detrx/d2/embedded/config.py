@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import contextlib
 import copy
 import dataclasses
 import logging
@@ -60,9 +61,7 @@ def instantiate(cfg: Any) -> Any:
     try:
         return function(**kwargs)
     except TypeError:
-        logger.error(
-            "Error when instantiating %s", name_of(function) if hasattr(function, "__qualname__") else function
-        )
+        logger.error("Error when instantiating %s", target)
         raise
 
 
@@ -140,8 +139,9 @@ class LazyConfig:
             pass
         else:
             for node in _dict_configs(cfg):
-                if "_target_" in node and hasattr(node._target_, "__qualname__"):
-                    node._target_ = name_of(node._target_)
+                with contextlib.suppress(AttributeError):  # what has no name, or comes from a config file, stays
+                    if callable(node.get("_target_")):
+                        node._target_ = name_of(node._target_)
         try:
             container = OmegaConf.to_container(cfg, resolve=False, structured_config_mode=SCMode.INSTANTIATE)
             text = yaml.dump(container, default_flow_style=None, allow_unicode=True, width=9999)
