@@ -21,6 +21,7 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
+from detrx import collect_env
 from detrx.checkpoint.checkpointer import AtomicCheckpointer
 from detrx.d2 import provider
 from detrx.d2.config import instantiate
@@ -158,6 +159,8 @@ def main(args: argparse.Namespace) -> None:
     if not logging.getLogger("detrx").handlers:  # Detectron2 sets up its own logger
         setup_logger(settings.output_dir, comm.get_rank(), name="detrx")
     logger.info("Detectron2's API comes from: %s", provider())
+    if comm.is_main_process():
+        logger.info("Environment:\n%s", "\n".join(f"{name}: {value}" for name, value in collect_env.collect().items()))
     if args.eval_only:
         do_eval(args, cfg)
     else:

@@ -5,29 +5,25 @@ from detrx.d2 import USE_DETECTRON2
 if USE_DETECTRON2:
     from detectron2.engine import (
         HookBase,
-        SimpleTrainer,
         TrainerBase,
         create_ddp_model,
         default_argument_parser,
         default_setup,
-        default_writers,
         hooks,
         launch,
     )
 else:
     from detrx.d2.embedded import hooks
-    from detrx.d2.embedded.defaults import create_ddp_model, default_argument_parser, default_setup, default_writers
+    from detrx.d2.embedded.defaults import create_ddp_model, default_argument_parser, default_setup
     from detrx.d2.embedded.launch import launch
-    from detrx.d2.embedded.train_loop import HookBase, SimpleTrainer, TrainerBase
+    from detrx.d2.embedded.train_loop import HookBase, TrainerBase
 
 __all__ = [
     "HookBase",
-    "SimpleTrainer",
     "TrainerBase",
     "create_ddp_model",
     "default_argument_parser",
     "default_setup",
-    "default_writers",
     "hooks",
     "launch",
 ]

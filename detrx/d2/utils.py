@@ -12,12 +12,9 @@ if USE_DETECTRON2:
         JSONWriter,
         TensorboardXWriter,
         get_event_storage,
-        has_event_storage,
     )
     from detectron2.utils.file_io import PathManager
     from detectron2.utils.logger import (
-        create_small_table,
-        log_every_n_seconds,
         log_first_n,
         setup_logger,
     )
@@ -31,12 +28,9 @@ else:
         JSONWriter,
         TensorboardXWriter,
         get_event_storage,
-        has_event_storage,
     )
     from detrx.d2.embedded.file_io import PathManager
     from detrx.d2.embedded.logger import (
-        create_small_table,
-        log_every_n_seconds,
         log_first_n,
         setup_logger,
     )
@@ -49,10 +43,7 @@ __all__ = [
     "PathManager",
     "TensorboardXWriter",
     "comm",
-    "create_small_table",
     "get_event_storage",
-    "has_event_storage",
-    "log_every_n_seconds",
     "log_first_n",
     "seed_all_rng",
     "setup_logger",

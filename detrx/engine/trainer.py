@@ -4,14 +4,14 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from detrx.d2.engine import SimpleTrainer
+from detrx.d2.engine import TrainerBase
 from detrx.d2.utils import EventStorage, comm
 from detrx.engine.ema import ModelEMA
 from detrx.engine.hooks import CheckpointHook
@@ -30,8 +30,8 @@ class NonFiniteError(FloatingPointError):
     """A loss or the gradient became infinite or NaN."""
 
 
-class Trainer(SimpleTrainer):
-    """`SimpleTrainer` with mixed precision, accumulation, clipping and averaging, which can be stopped and resumed.
+class Trainer(TrainerBase):
+    """A training with mixed precision, accumulation, clipping and averaging, which can be stopped and resumed.
 
     After a resume the losses are exactly those of a training that was never interrupted: its state has the generators
     of every process, the values that the writers smooth over, and the data loader continues at the right batch (if it
@@ -69,7 +69,11 @@ class Trainer(SimpleTrainer):
             raise ValueError(f"train.accumulate must be 1 or more batches per step, got {accumulate}")
         if max_norm is not None and max_norm <= 0:
             raise ValueError(f"train.clip_grad.max_norm must be positive, got {max_norm}")
-        super().__init__(model, data_loader, optimizer)
+        super().__init__()
+        self.model = model.train()
+        self.optimizer = optimizer
+        self.data_loader = data_loader
+        self._batches: Iterator[list[dict]] | None = None
         self._device_type = next(model.parameters()).device.type
         self._amp_dtype = amp_dtype
         self._scaler = torch.amp.GradScaler(self._device_type, enabled=amp_dtype == torch.float16)
@@ -110,7 +114,7 @@ class Trainer(SimpleTrainer):
                 self.iter = max(start_iter, max_iter)
                 self.completed = True
             finally:
-                self._data_loader_iter_obj = None  # ends its workers
+                self._batches = None  # ends its workers
                 self.after_train()
             if self._signals.received:  # during the last evaluation
                 raise SystemExit(128 + self._signals.received)
@@ -126,7 +130,7 @@ class Trainer(SimpleTrainer):
                 self.data_loader.set_position(self.start_iter * self._accumulate)
             else:
                 logger.warning("The data loader has no set_position: it begins with its first batch again")
-            _ = self._data_loader_iter  # before the generators are restored: DataLoader draws from them
+            self._batches = iter(self.data_loader)  # before the generators are restored: DataLoader may draw from them
 
         self.iter = self.storage.iter = self.start_iter - 1
         index = next((i for i, hook in enumerate(self._hooks) if isinstance(hook, CheckpointHook)), len(self._hooks))
@@ -144,7 +148,9 @@ class Trainer(SimpleTrainer):
         """One optimizer step."""
         assert self.model.training, "the model is in evaluation mode"
         start = time.perf_counter()
-        batches = [next(self._data_loader_iter) for _ in range(self._accumulate)]
+        if self._batches is None:
+            self._batches = iter(self.data_loader)
+        batches = [next(self._batches) for _ in range(self._accumulate)]
         data_time = time.perf_counter() - start
 
         self.optimizer.zero_grad(set_to_none=True)
@@ -209,6 +215,7 @@ class Trainer(SimpleTrainer):
     def state_dict(self) -> dict[str, Any]:
         """Plain tensors, numbers and containers. Every process must call it: it has the generators of all."""
         state = super().state_dict()
+        state["optimizer"] = self.optimizer.state_dict()
         state["grad_scaler"] = self._scaler.state_dict()
         state["rng"] = comm.all_gather(get_rng_state())
         state["seed"] = self._seed
@@ -229,6 +236,7 @@ class Trainer(SimpleTrainer):
         if state_dict["seed"] != self._seed:
             raise ValueError(f"it was trained with seed {state_dict['seed']}, not {self._seed}")
         super().load_state_dict(state_dict)
+        self.optimizer.load_state_dict(state_dict["optimizer"])
         if self._scaler.is_enabled() and state_dict["grad_scaler"]:
             self._scaler.load_state_dict(state_dict["grad_scaler"])
         self._loaded = state_dict

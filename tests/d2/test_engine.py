@@ -1,6 +1,5 @@
 """The training loop, hooks and set-up of either provider."""
 
-import math
 import os
 import sys
 import types
@@ -14,15 +13,14 @@ from detrx.d2.checkpoint import DetectionCheckpointer
 from detrx.d2.config import LazyConfig
 from detrx.d2.engine import (
     HookBase,
-    SimpleTrainer,
+    TrainerBase,
     create_ddp_model,
     default_argument_parser,
     default_setup,
-    default_writers,
     hooks,
     launch,
 )
-from detrx.d2.utils import comm
+from detrx.d2.utils import JSONWriter, comm
 
 
 class Model(nn.Module):
@@ -36,9 +34,24 @@ class Model(nn.Module):
         return {"loss_a": self.w * batch, "loss_b": self.w**2}
 
 
+class Trainer(TrainerBase):
+    def __init__(self, values, lr):
+        super().__init__()
+        self.model = Model()
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=lr)
+        self.batches = iter(values)
+
+    def run_step(self):
+        losses = self.model(next(self.batches))
+        self.optimizer.zero_grad()
+        sum(losses.values()).backward()
+        self.after_backward()
+        self.optimizer.step()
+        self.storage.put_scalars(**{name: value.item() for name, value in losses.items()})
+
+
 def trainer_on(values, lr=0.1):
-    model = Model()
-    return SimpleTrainer(model, values, torch.optim.SGD(model.parameters(), lr=lr))
+    return Trainer(values, lr)
 
 
 class Recorder(HookBase):
@@ -62,7 +75,7 @@ def test_steps_and_order_of_hooks():
     assert recorder.calls == expected
     values = {name: value for name, (value, _) in trainer.storage.latest().items()}
     assert values["loss_a"] == pytest.approx(1.8)
-    assert values["total_loss"] == pytest.approx(1.8 + 0.36)
+    assert values["loss_b"] == pytest.approx(0.36)
 
 
 def test_failure_runs_after_train_and_is_raised():
@@ -73,12 +86,7 @@ def test_failure_runs_after_train_and_is_raised():
     assert recorder.calls[-1] == ("after_train", 1)
 
 
-def test_infinite_loss_is_an_error():
-    with pytest.raises(FloatingPointError, match="iteration=1"):
-        trainer_on([2.0, math.inf]).train(0, 3)
-
-
-def test_state_holds_optimizer_and_hooks():
+def test_state_holds_hooks():
     class Stateful(HookBase):
         value = 0
 
@@ -95,12 +103,11 @@ def test_state_holds_optimizer_and_hooks():
     trainer = trainer_on([1.0, 1.0])
     trainer.register_hooks([hook])
     trainer.train(0, 2)
-    other, other_hook = trainer_on([1.0], lr=5), Stateful()
+    other, other_hook = trainer_on([1.0]), Stateful()
     other.register_hooks([other_hook])
     other.load_state_dict(trainer.state_dict())
     assert other.iter == 2
     assert other_hook.value == 2
-    assert other.optimizer.param_groups[0]["lr"] == 0.1
 
 
 def test_lr_hook_steps_after_every_iteration_and_resumes():
@@ -190,7 +197,7 @@ def test_periodic_checkpoints_writers_and_times(tmp_path):
         [
             hooks.IterationTimer(),
             hooks.PeriodicCheckpointer(checkpointer, 4),
-            hooks.PeriodicWriter(default_writers(str(tmp_path), 6), period=4),
+            hooks.PeriodicWriter([JSONWriter(str(tmp_path / "metrics.json"))], period=4),
         ]
     )
     trainer.train(0, 6)
@@ -229,7 +236,6 @@ def test_one_process_needs_no_group():
     assert comm.is_main_process()
     comm.synchronize()
     assert comm.all_gather("x") == ["x"] == comm.gather("x")
-    assert comm.reduce_dict({"a": torch.tensor(2.0)}) == {"a": torch.tensor(2.0)}
     assert isinstance(comm.shared_random_seed(), int)
     model = Model()
     assert create_ddp_model(model) is model
@@ -245,7 +251,6 @@ def _exchange(folder):
     model = create_ddp_model(Model(), device_ids=None)
     loss = sum(model(torch.tensor(float(rank))).values())
     loss.backward()
-    reduced = comm.reduce_dict({"b": torch.tensor(float(rank)), "a": torch.tensor(1.0)})
     result = {
         "size": comm.get_world_size(),
         "local": (comm.get_local_rank(), comm.get_local_size()),
@@ -253,7 +258,6 @@ def _exchange(folder):
         "gathered": comm.gather(rank),
         "seed": comm.all_gather(comm.shared_random_seed()),
         "gradient": model.module.w.grad.item(),
-        "reduced": {name: value.item() for name, value in reduced.items()},
     }
     comm.synchronize()
     torch.save(result, os.path.join(folder, f"{rank}.pt"))
@@ -276,4 +280,3 @@ def test_two_processes(tmp_path, monkeypatch):
         assert result["gathered"] == ([0, 1] if rank == 0 else [])
         assert len(set(result["seed"])) == 1
         assert result["gradient"] == pytest.approx(2.5)  # mean of x, plus 2 * w
-    assert results[0]["reduced"] == {"a": 1.0, "b": 0.5}

@@ -32,10 +32,3 @@ class DetectionCheckpointer(Checkpointer):
     def _load_file(self, f: str) -> dict[str, Any]:
         loaded = torch.load(f, map_location="cpu", weights_only=True)
         return loaded if "model" in loaded else {"model": loaded}
-
-    def _load_model(self, checkpoint: dict[str, Any]):
-        incompatible = super()._load_model(checkpoint)
-        for name in ("pixel_mean", "pixel_std"):  # absent from old checkpoints, and set by the config anyway
-            if name in incompatible.missing_keys and name in dict(self.model.named_buffers(recurse=False)):
-                incompatible.missing_keys.remove(name)
-        return incompatible

@@ -116,16 +116,3 @@ def gather(data: Any, dst: int = 0, group=None) -> list[Any]:
 def shared_random_seed() -> int:
     """A random number that is the same on every rank; all ranks must call it. It draws from numpy's generator."""
     return all_gather(np.random.randint(2**31))[0]  # noqa: NPY002 the global generator is the seeded one
-
-
-@torch.no_grad()
-def reduce_dict(input_dict: dict[str, torch.Tensor], average: bool = True) -> dict[str, torch.Tensor]:
-    """Mean (or sum) over the ranks of a dict of scalar tensors. Only rank 0 gets the result."""
-    if get_world_size() < 2:
-        return input_dict
-    names = sorted(input_dict)
-    values = torch.stack([input_dict[name] for name in names])
-    dist.reduce(values, dst=0)
-    if average and is_main_process():
-        values /= get_world_size()
-    return dict(zip(names, values, strict=True))

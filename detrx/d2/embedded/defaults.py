@@ -1,4 +1,4 @@
-"""Command line, set-up and writers that most training scripts share."""
+"""Command line and set-up that most training scripts share."""
 
 import argparse
 import logging
@@ -13,11 +13,10 @@ from torch.nn.parallel import DistributedDataParallel
 from detrx.d2.embedded import comm
 from detrx.d2.embedded.config import LazyConfig
 from detrx.d2.embedded.env import seed_all_rng
-from detrx.d2.embedded.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
 from detrx.d2.embedded.file_io import PathManager
 from detrx.d2.embedded.logger import setup_logger
 
-__all__ = ["create_ddp_model", "default_argument_parser", "default_setup", "default_writers"]
+__all__ = ["create_ddp_model", "default_argument_parser", "default_setup"]
 
 
 def create_ddp_model(model: nn.Module, *, fp16_compression: bool = False, **kwargs) -> nn.Module:
@@ -44,19 +43,7 @@ def default_argument_parser(epilog: str | None = None) -> argparse.ArgumentParse
     Args:
         epilog: what the help text ends with; default: examples.
     """
-    script = sys.argv[0]
-    examples = f"""examples:
-
-on one machine:
-    {script} --config-file cfg.py --num-gpus 8
-
-with changed config values:
-    {script} --config-file cfg.py train.init_checkpoint=weights.pth optimizer.lr=0.001
-
-on two machines:
-    (machine 0) {script} --machine-rank 0 --num-machines 2 --dist-url <URL> [other arguments]
-    (machine 1) {script} --machine-rank 1 --num-machines 2 --dist-url <URL> [other arguments]
-"""
+    examples = f"example: {sys.argv[0]} --config-file cfg.py --num-gpus 8 train.max_iter=1000 optimizer.lr=0.001"
     parser = argparse.ArgumentParser(epilog=epilog or examples, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", default="", metavar="FILE", help="path to config file")
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint in the output folder")
@@ -104,13 +91,3 @@ def default_setup(cfg: DictConfig, args: argparse.Namespace) -> None:
     seed_all_rng(None if seed < 0 else seed + rank)
     if not getattr(args, "eval_only", False):
         torch.backends.cudnn.benchmark = OmegaConf.select(cfg, "train.cudnn_benchmark", default=False)
-
-
-def default_writers(output_dir: str, max_iter: int | None = None) -> list[EventWriter]:
-    """Writers to the console, to ``metrics.json`` and to TensorBoard event files in ``output_dir``."""
-    PathManager.mkdirs(output_dir)
-    return [
-        CommonMetricPrinter(max_iter),
-        JSONWriter(os.path.join(output_dir, "metrics.json")),
-        TensorboardXWriter(output_dir),
-    ]

@@ -4,9 +4,7 @@ import datetime
 import json
 import logging
 import os
-import time
 from collections import defaultdict
-from contextlib import contextmanager
 from functools import cached_property
 
 import torch
@@ -21,15 +19,9 @@ __all__ = [
     "JSONWriter",
     "TensorboardXWriter",
     "get_event_storage",
-    "has_event_storage",
 ]
 
 _storages: list["EventStorage"] = []
-
-
-def has_event_storage() -> bool:
-    """Whether the call is made inside a ``with EventStorage(...)`` block."""
-    return len(_storages) > 0
 
 
 def get_event_storage() -> "EventStorage":
@@ -46,11 +38,9 @@ class EventStorage:
         self._smoothing_hints: dict[str, bool] = {}
         self._latest_scalars: dict[str, tuple[float, int]] = {}
         self._iter = start_iter
-        self._prefix = ""
 
     def put_scalar(self, name: str, value, smoothing_hint: bool = True, cur_iter: int | None = None) -> None:
         """Add a value; writers show a running median of scalars that have the smoothing hint."""
-        name = self._prefix + name
         cur_iter = self._iter if cur_iter is None else cur_iter
         value = float(value)
         self._history[name].update(value, cur_iter)
@@ -99,10 +89,6 @@ class EventStorage:
     def smoothing_hints(self) -> dict[str, bool]:
         return self._smoothing_hints
 
-    def step(self) -> None:
-        """Go to the next iteration; the trainer sets :attr:`iter` instead."""
-        self._iter += 1
-
     @property
     def iter(self) -> int:
         """The current iteration, the same as the trainer's."""
@@ -111,15 +97,6 @@ class EventStorage:
     @iter.setter
     def iter(self, value: int) -> None:
         self._iter = int(value)
-
-    @contextmanager
-    def name_scope(self, name: str):
-        """Put ``name/`` before the names of all scalars that are put in the block."""
-        outer, self._prefix = self._prefix, name.rstrip("/") + "/"
-        try:
-            yield
-        finally:
-            self._prefix = outer
 
     def __enter__(self) -> "EventStorage":
         _storages.append(self)
@@ -210,20 +187,12 @@ class CommonMetricPrinter(EventWriter):
         self.logger = logging.getLogger("detrx.d2.utils.events")
         self._max_iter = max_iter
         self._window_size = window_size
-        self._last_write: tuple[int, float] | None = None  # (iteration, time), for an ETA without a "time" scalar
 
     def _eta(self, storage: EventStorage) -> str:
-        if self._max_iter is None:
+        if self._max_iter is None or "time" not in storage.histories():
             return ""
-        left = self._max_iter - storage.iter - 1
-        if "time" in storage.histories():
-            seconds = storage.history("time").median(1000) * left
-            storage.put_scalar("eta_seconds", seconds, smoothing_hint=False)
-            return f"eta: {datetime.timedelta(seconds=int(seconds))}  "
-        last, self._last_write = self._last_write, (storage.iter, time.perf_counter())
-        if last is None or last[0] == storage.iter:
-            return ""
-        seconds = (self._last_write[1] - last[1]) / (storage.iter - last[0]) * left
+        seconds = storage.history("time").median(1000) * (self._max_iter - storage.iter - 1)
+        storage.put_scalar("eta_seconds", seconds, smoothing_hint=False)
         return f"eta: {datetime.timedelta(seconds=int(seconds))}  "
 
     def write(self) -> None:

@@ -1,20 +1,17 @@
-"""Logging: coloured console of the main process, one log file per rank, and rate-limited messages."""
+"""Logging: coloured console of the main process, one log file per rank, and messages that are logged once."""
 
 import atexit
 import functools
 import logging
 import os
 import sys
-import time
 from collections import Counter
-from collections.abc import Mapping
 
-from tabulate import tabulate
 from termcolor import colored
 
 from detrx.d2.embedded.file_io import PathManager
 
-__all__ = ["create_small_table", "log_every_n_seconds", "log_first_n", "setup_logger"]
+__all__ = ["log_first_n", "setup_logger"]
 
 _LEVEL_PREFIX = {
     logging.WARNING: colored("WARNING", "red", attrs=["blink"]) + " ",
@@ -82,7 +79,6 @@ def _log_stream(filename: str):
 
 
 _counts: Counter = Counter()
-_last_time: dict[tuple, float] = {}
 
 
 def _caller() -> tuple[str, tuple]:
@@ -100,24 +96,3 @@ def log_first_n(lvl: int, msg: str, n: int = 1, *, name: str | None = None, key:
     _counts[identity] += 1
     if _counts[identity] <= n:
         logging.getLogger(name or module).log(lvl, msg)
-
-
-def log_every_n_seconds(lvl: int, msg: str, n: float = 1, *, name: str | None = None) -> None:
-    """Log calls from the same line at most once in ``n`` seconds."""
-    module, caller = _caller()
-    now = time.time()
-    if caller not in _last_time or now - _last_time[caller] >= n:
-        logging.getLogger(name or module).log(lvl, msg)
-        _last_time[caller] = now
-
-
-def create_small_table(small_dict: Mapping[str, float]) -> str:
-    """A one-row table with the keys as header; floats get three decimals."""
-    return tabulate(
-        [list(small_dict.values())],
-        headers=list(small_dict),
-        tablefmt="pipe",
-        floatfmt=".3f",
-        stralign="center",
-        numalign="center",
-    )

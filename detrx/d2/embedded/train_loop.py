@@ -1,19 +1,13 @@
 """The training loop and its hooks."""
 
 import logging
-import time
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
-import torch
-from torch import nn
+from detrx.d2.embedded.events import EventStorage
 
-from detrx.d2.embedded import comm
-from detrx.d2.embedded.events import EventStorage, get_event_storage
-
-__all__ = ["HookBase", "SimpleTrainer", "TrainerBase"]
+__all__ = ["HookBase", "TrainerBase"]
 
 logger = logging.getLogger(__name__)
 
@@ -128,87 +122,3 @@ class TrainerBase:
                 logger.warning("Cannot find the hook '%s', its state_dict is ignored.", name)
             else:
                 hook.load_state_dict(state)
-
-
-class SimpleTrainer(TrainerBase):
-    """One model, one optimizer, one data source.
-
-    Args:
-        model: maps a batch to a dict of scalar losses, or to one loss.
-        data_loader: iterable of batches.
-        optimizer: its ``step`` follows every backward pass.
-        gather_metric_period: iterations between two collections of the losses from all ranks.
-        zero_grad_before_forward: clear gradients before the forward instead of before the backward pass.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        data_loader: Iterable,
-        optimizer: torch.optim.Optimizer,
-        gather_metric_period: int = 1,
-        zero_grad_before_forward: bool = False,
-    ):
-        super().__init__()
-        model.train()
-        self.model = model
-        self.data_loader = data_loader
-        self.optimizer = optimizer
-        self.gather_metric_period = gather_metric_period
-        self.zero_grad_before_forward = zero_grad_before_forward
-        self._data_loader_iter_obj = None
-
-    @property
-    def _data_loader_iter(self):
-        if self._data_loader_iter_obj is None:
-            self._data_loader_iter_obj = iter(self.data_loader)
-        return self._data_loader_iter_obj
-
-    def run_step(self) -> None:
-        assert self.model.training, f"[{type(self).__name__}] model was changed to eval mode!"
-        start = time.perf_counter()
-        data = next(self._data_loader_iter)
-        data_time = time.perf_counter() - start
-        if self.zero_grad_before_forward:
-            self.optimizer.zero_grad()
-        loss_dict = self.model(data)
-        if isinstance(loss_dict, torch.Tensor):
-            loss_dict = {"total_loss": loss_dict}
-        if not self.zero_grad_before_forward:
-            self.optimizer.zero_grad()
-        sum(loss_dict.values()).backward()
-        self.after_backward()
-        if (self.iter + 1) % self.gather_metric_period == 0:
-            self.write_metrics(loss_dict, data_time, self.iter)
-        self.optimizer.step()
-
-    @staticmethod
-    def write_metrics(loss_dict: Mapping[str, torch.Tensor], data_time: float, cur_iter: int, prefix: str = "") -> None:
-        """Put the mean of every loss over the ranks, their sum as ``{prefix}total_loss`` and the longest data time.
-
-        Raises:
-            FloatingPointError: the sum is infinite or NaN.
-        """
-        storage = get_event_storage()
-        storage.put_scalar("rank_data_time", data_time, cur_iter=cur_iter)
-        losses = {name: value.detach().cpu().item() for name, value in loss_dict.items()}
-        gathered = comm.gather((losses, data_time))
-        if not comm.is_main_process():
-            return
-        storage.put_scalar("data_time", max(seconds for _, seconds in gathered), cur_iter=cur_iter)
-        losses = {name: np.mean([rank_losses[name] for rank_losses, _ in gathered]) for name in losses}
-        total = sum(losses.values())
-        if not np.isfinite(total):
-            raise FloatingPointError(
-                f"Loss became infinite or NaN at iteration={cur_iter}!\nloss_dict = {losses}",
-            )
-        storage.put_scalar(f"{prefix}total_loss", total, cur_iter=cur_iter)
-        if len(losses) > 1:
-            storage.put_scalars(cur_iter=cur_iter, **losses)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "optimizer": self.optimizer.state_dict()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
-        self.optimizer.load_state_dict(state_dict["optimizer"])
