@@ -6,7 +6,6 @@ if USE_DETECTRON2:
     from detectron2.evaluation import (
         COCOEvaluator,
         DatasetEvaluator,
-        DatasetEvaluators,
         inference_context,
         inference_on_dataset,
         print_csv_format,
@@ -14,7 +13,6 @@ if USE_DETECTRON2:
 else:
     from detrx.d2.embedded.evaluation import (
         DatasetEvaluator,
-        DatasetEvaluators,
         inference_context,
         inference_on_dataset,
         print_csv_format,
@@ -24,7 +22,6 @@ else:
 __all__ = [
     "COCOEvaluator",
     "DatasetEvaluator",
-    "DatasetEvaluators",
     "inference_context",
     "inference_on_dataset",
     "print_csv_format",

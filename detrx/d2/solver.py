@@ -4,14 +4,13 @@ from detrx.d2 import USE_DETECTRON2
 
 if USE_DETECTRON2:
     from detectron2.solver import LRMultiplier, LRScheduler, WarmupParamScheduler
-    from detectron2.solver.build import get_default_optimizer_params, reduce_param_groups
+    from detectron2.solver.build import get_default_optimizer_params
 else:
     from detrx.d2.embedded.solver import (
         LRMultiplier,
         LRScheduler,
         WarmupParamScheduler,
         get_default_optimizer_params,
-        reduce_param_groups,
     )
 
 __all__ = [
@@ -19,5 +18,4 @@ __all__ = [
     "LRScheduler",
     "WarmupParamScheduler",
     "get_default_optimizer_params",
-    "reduce_param_groups",
 ]

@@ -14,10 +14,7 @@ if USE_DETECTRON2:
         get_event_storage,
     )
     from detectron2.utils.file_io import PathManager
-    from detectron2.utils.logger import (
-        log_first_n,
-        setup_logger,
-    )
+    from detectron2.utils.logger import setup_logger
 else:
     from detrx.d2.embedded import comm
     from detrx.d2.embedded.env import seed_all_rng
@@ -30,10 +27,7 @@ else:
         get_event_storage,
     )
     from detrx.d2.embedded.file_io import PathManager
-    from detrx.d2.embedded.logger import (
-        log_first_n,
-        setup_logger,
-    )
+    from detrx.d2.embedded.logger import setup_logger
 
 __all__ = [
     "CommonMetricPrinter",
@@ -44,7 +38,6 @@ __all__ = [
     "TensorboardXWriter",
     "comm",
     "get_event_storage",
-    "log_first_n",
     "seed_all_rng",
     "setup_logger",
 ]

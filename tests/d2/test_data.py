@@ -163,13 +163,12 @@ def test_inference_sampler():
 
 def test_dataset_from_list_gives_copies():
     items = [{"a": [1]}, {"a": [2, 3]}, {"a": []}]
-    for options in ({}, {"serialize": False}, {"copy": False}):
+    for options in ({}, {"copy": False}):
         dataset = DatasetFromList(items, **options)
         assert len(dataset) == 3 and [dataset[i] for i in range(3)] == items
         dataset[1]["a"].append(9)
         assert dataset[1] == {"a": [2, 3]}
         assert pickle.loads(pickle.dumps(dataset))[2] == {"a": []}
-    assert DatasetFromList(items, copy=False, serialize=False)[0] is items[0]
 
 
 def test_dataset_from_list_does_not_keep_the_objects():

@@ -14,7 +14,6 @@ from detrx.d2.utils import (
     JSONWriter,
     TensorboardXWriter,
     get_event_storage,
-    log_first_n,
     seed_all_rng,
     setup_logger,
 )
@@ -109,14 +108,6 @@ def test_console_line(messages):
     (line,) = messages
     for part in ("eta: 0:00:50", "iter: 9", "total_loss: 4.5", "time: 0.5000", "data_time: 0.2500", "lr: 0.9"):
         assert part in line
-
-
-def test_rate_limited_messages(messages):
-    for i in range(3):
-        log_first_n(logging.INFO, f"first {i}", n=2)
-        log_first_n(logging.INFO, "same", key="message")
-    log_first_n(logging.INFO, "same", key="message")
-    assert messages == ["first 0", "same", "first 1"]
 
 
 def test_each_rank_has_its_file(tmp_path, capsys):

@@ -5,7 +5,7 @@ import torch
 from fvcore.common.param_scheduler import CosineParamScheduler, MultiStepParamScheduler
 from torch import nn
 
-from detrx.d2.solver import LRMultiplier, WarmupParamScheduler, get_default_optimizer_params, reduce_param_groups
+from detrx.d2.solver import LRMultiplier, WarmupParamScheduler, get_default_optimizer_params
 
 
 def optimizer_with_two_rates():
@@ -113,11 +113,3 @@ def test_groups_by_norm_layers_only():
 def test_factors_need_a_base_rate(settings):
     with pytest.raises(ValueError, match="requires base_lr"):
         get_default_optimizer_params(Model(), **settings)
-
-
-def test_later_groups_overwrite_settings():
-    a, b = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
-    groups = [{"params": [a], "lr": 1, "wd": 2}, {"params": [b], "lr": 1}, {"params": [b], "wd": 2}]
-    (group,) = reduce_param_groups(groups)
-    assert (group["lr"], group["wd"], len(group["params"])) == (1, 2, 2)
-    assert [group["lr"] for group in reduce_param_groups([*groups, {"params": [a], "lr": 3}])] == [3, 1]

@@ -5,14 +5,13 @@ Processes may come from :func:`detrx.d2.engine.launch`, from ``torchrun``, or fr
 """
 
 import functools
-import os
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
-_LOCAL_PROCESS_GROUP = None
+_local_size: int | None = None
 
 
 def _distributed() -> bool:
@@ -29,47 +28,30 @@ def get_rank() -> int:
     return dist.get_rank() if _distributed() else 0
 
 
-@functools.lru_cache
 def create_local_process_group(num_workers_per_machine: int) -> None:
-    """Group the processes of each machine. Every process of the job must call it, once, after the job's group exists.
+    """Say how the processes are spread over machines. Every process of the job must call it, once it has its rank.
 
     Args:
         num_workers_per_machine: processes on each machine; consecutive ranks share a machine.
     """
-    global _LOCAL_PROCESS_GROUP
-    world_size = get_world_size()
-    if world_size % num_workers_per_machine != 0:
-        raise ValueError(f"{world_size} processes do not divide into machines of {num_workers_per_machine}")
-    for first in range(0, world_size, num_workers_per_machine):
-        ranks = list(range(first, first + num_workers_per_machine))
-        group = dist.new_group(ranks)
-        if get_rank() in ranks:
-            _LOCAL_PROCESS_GROUP = group
-
-
-def get_local_process_group():
-    """The group of this machine's processes; see :func:`create_local_process_group`."""
-    if _LOCAL_PROCESS_GROUP is None:
-        raise RuntimeError("no local process group: call comm.create_local_process_group() after init_process_group()")
-    return _LOCAL_PROCESS_GROUP
+    global _local_size
+    if get_world_size() % num_workers_per_machine != 0:
+        raise ValueError(f"{get_world_size()} processes do not divide into machines of {num_workers_per_machine}")
+    _local_size = num_workers_per_machine
 
 
 def get_local_rank() -> int:
     """Index of this process on its machine."""
-    if not _distributed():
-        return 0
-    if _LOCAL_PROCESS_GROUP is None and "LOCAL_RANK" in os.environ:
-        return int(os.environ["LOCAL_RANK"])
-    return dist.get_rank(group=get_local_process_group())
+    return get_rank() % get_local_size()
 
 
 def get_local_size() -> int:
-    """Number of the job's processes on this machine."""
+    """Number of the job's processes on this machine; see :func:`create_local_process_group`."""
     if not _distributed():
         return 1
-    if _LOCAL_PROCESS_GROUP is None and "LOCAL_WORLD_SIZE" in os.environ:
-        return int(os.environ["LOCAL_WORLD_SIZE"])
-    return dist.get_world_size(group=get_local_process_group())
+    if _local_size is None:
+        raise RuntimeError("call comm.create_local_process_group() after init_process_group()")
+    return _local_size
 
 
 def is_main_process() -> bool:
@@ -93,21 +75,21 @@ def _gloo_group():
     return dist.new_group(backend="gloo") if dist.get_backend() == "nccl" else dist.group.WORLD
 
 
-def all_gather(data: Any, group=None) -> list[Any]:
+def all_gather(data: Any) -> list[Any]:
     """Picklable ``data`` of every rank, as a list in rank order, on every rank."""
     if get_world_size() == 1:
         return [data]
-    group = group or _gloo_group()
+    group = _gloo_group()
     output = [None] * dist.get_world_size(group)
     dist.all_gather_object(output, data, group=group)
     return output
 
 
-def gather(data: Any, dst: int = 0, group=None) -> list[Any]:
+def gather(data: Any, dst: int = 0) -> list[Any]:
     """Picklable ``data`` of every rank, as a list in rank order, on rank ``dst``; an empty list on the others."""
     if get_world_size() == 1:
         return [data]
-    group = group or _gloo_group()
+    group = _gloo_group()
     output = [None] * dist.get_world_size(group) if dist.get_rank(group) == dst else None
     dist.gather_object(data, output, dst=dst, group=group)
     return output or []

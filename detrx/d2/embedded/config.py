@@ -8,13 +8,13 @@ import copy
 import dataclasses
 import logging
 import os
-import pydoc
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any
 
 import yaml
+from hydra.utils import _locate
 from omegaconf import DictConfig, ListConfig, OmegaConf, SCMode
 
 from detrx.d2.embedded.file_io import PathManager
@@ -55,7 +55,7 @@ def instantiate(cfg: Any) -> Any:
 
     kwargs = {key: instantiate(value) for key, value in cfg.items()}
     target = kwargs.pop("_target_")
-    function = locate(target) if isinstance(target, str) else target
+    function = _locate(target) if isinstance(target, str) else target
     if not callable(function):
         raise AssertionError(f"_target_ {target!r} is not callable")
     try:
@@ -65,23 +65,13 @@ def instantiate(cfg: Any) -> Any:
         raise
 
 
-def locate(name: str) -> Any:
-    """The object with the dotted name ``name``. Raises ``ImportError`` if there is none."""
-    found = pydoc.locate(name)
-    if found is None:  # pydoc misses names that a package shadows, such as torch.optim.sgd.SGD
-        from hydra.utils import _locate
-
-        found = _locate(name)
-    return found
-
-
 def name_of(obj: Any) -> str:
-    """The shortest dotted name that `locate` turns back into ``obj``: ``torch.nn.Linear``, not its defining module."""
+    """The shortest dotted name that leads to ``obj``: ``torch.nn.Linear``, not by its defining module."""
     parts = obj.__module__.split(".")
     for end in range(1, len(parts)):
         name = ".".join([*parts[:end], obj.__qualname__])
         try:
-            if locate(name) is obj:
+            if _locate(name) is obj:
                 return name
         except ImportError:
             continue
@@ -101,7 +91,6 @@ class LazyConfig:
         Args:
             keys: name or names to return. Default: a ``DictConfig`` with every config object of the file.
         """
-        filename = filename.replace("/./", "/")
         suffix = os.path.splitext(filename)[1]
         if suffix == ".py":
             content = _run(filename)

@@ -18,9 +18,6 @@ class _Catalog(UserDict):
     def remove(self, name: str) -> None:
         self.pop(name)
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__.lstrip('_')}({', '.join(self.keys())})"
-
 
 class _DatasetCatalog(_Catalog):
     """Dataset name -> function without arguments that returns its dataset dicts."""

@@ -50,17 +50,13 @@ def read_coco_json(json_file: str | os.PathLike) -> dict[str, Any]:
 
 
 def load_coco_json(
-    json_file: str | os.PathLike,
-    image_root: str | os.PathLike,
-    dataset_name: str | None = None,
-    extra_annotation_keys: list[str] | None = None,
+    json_file: str | os.PathLike, image_root: str | os.PathLike, dataset_name: str | None = None
 ) -> list[dict]:
     """Dataset dicts of a COCO file of boxes, ordered by image id; images are not opened.
 
     Args:
         dataset_name: if given, category ids become positions in the sorted list of ids, and the metadata of the
             dataset gets ``thing_classes`` and ``thing_dataset_id_to_contiguous_id``. Otherwise they stay as they are.
-        extra_annotation_keys: further keys of the annotations to keep.
 
     Returns:
         ``{"file_name", "height", "width", "image_id", "annotations": [{"bbox", "bbox_mode": XYWH_ABS, "category_id",
@@ -85,12 +81,11 @@ def load_coco_json(
     if len({annotation["id"] for annotation in annotations}) < len(annotations):
         raise AssertionError(f"{json_file}: the ids of the annotations are not unique")
 
-    keys = ["iscrowd", "bbox", "category_id", *(extra_annotation_keys or [])]
     records, without_polygon = [], 0
     for image_id, image in sorted(images.items()):
         objects = []
         for annotation in by_image[image_id]:
-            obj = {key: annotation[key] for key in keys if key in annotation}
+            obj = {key: annotation[key] for key in ("iscrowd", "bbox", "category_id") if key in annotation}
             where = f"{json_file}: annotation {annotation['id']} of image {image_id}"
             if len(obj.get("bbox", ())) != 4:
                 raise ValueError(f"{where} has bbox={obj.get('bbox')}, expected [x, y, width, height]")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import pickle
 import random
@@ -15,15 +14,16 @@ from torch.utils.data import Dataset, IterableDataset, Sampler, get_worker_info
 logger = logging.getLogger(__name__)
 
 
-class _PackedList:
-    """A list held as one tensor of pickles.
+class DatasetFromList(Dataset):
+    """A list as a dataset, held as one tensor of pickles; every element given out is a new copy.
 
     Worker processes share its memory, forked or spawned; a list of Python objects would be copied into each of them
     page by page, because reading an object writes its reference count.
     """
 
-    def __init__(self, items: list):
-        pickles = [pickle.dumps(item, protocol=-1) for item in items]
+    def __init__(self, lst: list, copy: bool = True):
+        """``copy`` is accepted because Detectron2 has it: unpickling copies either way."""
+        pickles = [pickle.dumps(item, protocol=-1) for item in lst]
         self._ends = torch.tensor([len(p) for p in pickles], dtype=torch.int64).cumsum(0)
         self._bytes = torch.frombuffer(bytearray(b"".join(pickles)), dtype=torch.uint8)
         logger.info("Packed %d dataset dicts into %.2f MiB", len(pickles), len(self._bytes) / 1024**2)
@@ -31,29 +31,10 @@ class _PackedList:
     def __len__(self) -> int:
         return len(self._ends)
 
-    def __getitem__(self, index: int) -> Any:
-        index = range(len(self))[index]
-        begin = self._ends[index - 1].item() if index > 0 else 0
-        return pickle.loads(memoryview(self._bytes[begin : self._ends[index].item()].numpy()))
-
-
-class DatasetFromList(Dataset):
-    """A list as a dataset."""
-
-    def __init__(self, lst: list, copy: bool = True, serialize: bool = True):
-        """
-        Args:
-            copy: give out copies, so that they can be modified. What is serialised is always a copy.
-            serialize: keep the list packed in memory that worker processes share.
-        """
-        self._copy = copy and not serialize
-        self._lst = _PackedList(lst) if serialize else lst
-
-    def __len__(self) -> int:
-        return len(self._lst)
-
     def __getitem__(self, idx: int) -> Any:
-        return copy.deepcopy(self._lst[idx]) if self._copy else self._lst[idx]
+        idx = range(len(self))[idx]
+        begin = self._ends[idx - 1].item() if idx > 0 else 0
+        return pickle.loads(memoryview(self._bytes[begin : self._ends[idx].item()].numpy()))
 
 
 class MapDataset(Dataset):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -30,31 +30,6 @@ class DatasetEvaluator:
         """Results by task, such as ``{"bbox": {"AP": 42.0}}``; called on all ranks, needed from rank 0 only."""
 
 
-class DatasetEvaluators(DatasetEvaluator):
-    """Several evaluators as one. Their results must have different keys."""
-
-    def __init__(self, evaluators: Sequence[DatasetEvaluator]):
-        self._evaluators = evaluators
-
-    def reset(self) -> None:
-        for evaluator in self._evaluators:
-            evaluator.reset()
-
-    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
-        for evaluator in self._evaluators:
-            evaluator.process(inputs, outputs)
-
-    def evaluate(self) -> dict[str, Any]:
-        results = {}
-        for evaluator in self._evaluators:
-            result = evaluator.evaluate()
-            if comm.is_main_process() and result is not None:
-                shared = results.keys() & result.keys()
-                assert not shared, f"Two evaluators both return {sorted(shared)}"
-                results.update(result)
-        return results
-
-
 @contextmanager
 def inference_context(model: nn.Module) -> Iterator[None]:
     """The model in eval mode, and afterwards in the mode it was in."""
@@ -66,20 +41,15 @@ def inference_context(model: nn.Module) -> Iterator[None]:
         model.train(training)
 
 
-def inference_on_dataset(
-    model: Any, data_loader: Iterable, evaluator: DatasetEvaluator | list[DatasetEvaluator] | None
-) -> dict[str, Any]:
+def inference_on_dataset(model: Any, data_loader: Iterable, evaluator: DatasetEvaluator) -> dict[str, Any]:
     """Run ``model`` over ``data_loader`` without gradients and log its speed.
 
     Args:
         model: a module, put into eval mode meanwhile, or any other callable.
-        evaluator: one, several, or None to measure the speed only.
 
     Returns:
         What the evaluator returns, an empty dict for None.
     """
-    if evaluator is None or isinstance(evaluator, list):
-        evaluator = DatasetEvaluators(evaluator or [])
     evaluator.reset()
     total = len(data_loader)
     logger.info("Start inference on %d batches", total)

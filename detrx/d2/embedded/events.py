@@ -5,7 +5,7 @@ import json
 import logging
 import os
 from collections import defaultdict
-from functools import cached_property
+from itertools import takewhile
 
 import torch
 from fvcore.common.history_buffer import HistoryBuffer
@@ -31,19 +31,23 @@ def get_event_storage() -> "EventStorage":
 
 
 class EventStorage:
-    """Histories of named scalars, each value with the iteration it belongs to."""
+    """Histories of named scalars, each value with the iteration it belongs to.
+
+    Attributes:
+        iter: the current iteration, the same as the trainer's.
+    """
 
     def __init__(self, start_iter: int = 0):
-        self._history: dict[str, HistoryBuffer] = defaultdict(HistoryBuffer)
+        self._history: dict[str, HistoryBuffer] = {}
         self._smoothing_hints: dict[str, bool] = {}
         self._latest_scalars: dict[str, tuple[float, int]] = {}
-        self._iter = start_iter
+        self.iter = start_iter
 
     def put_scalar(self, name: str, value, smoothing_hint: bool = True, cur_iter: int | None = None) -> None:
         """Add a value; writers show a running median of scalars that have the smoothing hint."""
-        cur_iter = self._iter if cur_iter is None else cur_iter
+        cur_iter = self.iter if cur_iter is None else cur_iter
         value = float(value)
-        self._history[name].update(value, cur_iter)
+        self._history.setdefault(name, HistoryBuffer()).update(value, cur_iter)
         self._latest_scalars[name] = (value, cur_iter)
         known_hint = self._smoothing_hints.setdefault(name, smoothing_hint)
         assert known_hint == smoothing_hint, f"Scalar {name} was put with a different smoothing_hint!"
@@ -55,8 +59,6 @@ class EventStorage:
 
     def history(self, name: str) -> HistoryBuffer:
         """All values of one scalar; KeyError if it was never put."""
-        if name not in self._history:
-            raise KeyError(f"No history metric available for {name}!")
         return self._history[name]
 
     def histories(self) -> dict[str, HistoryBuffer]:
@@ -79,24 +81,10 @@ class EventStorage:
         """Number of values of ``name`` in the ``window_size`` iterations up to its newest one."""
         values = self._history[name].values()
         first = values[-1][1] - window_size
-        count = 0
-        for _, it in reversed(values):
-            if it <= first:
-                break
-            count += 1
-        return count
+        return sum(1 for _ in takewhile(lambda entry: entry[1] > first, reversed(values)))
 
     def smoothing_hints(self) -> dict[str, bool]:
         return self._smoothing_hints
-
-    @property
-    def iter(self) -> int:
-        """The current iteration, the same as the trainer's."""
-        return self._iter
-
-    @iter.setter
-    def iter(self, value: int) -> None:
-        self._iter = int(value)
 
     def __enter__(self) -> "EventStorage":
         _storages.append(self)
@@ -117,20 +105,30 @@ class EventWriter:
         pass
 
 
-class JSONWriter(EventWriter):
-    """Append the scalars that are new since the last write to a file, one JSON object per iteration and line."""
-
-    def __init__(self, json_file: str, window_size: int = 20):
-        self._file_handle = PathManager.open(json_file, "a")
+class _NewScalarsWriter(EventWriter):
+    def __init__(self, window_size: int):
         self._window_size = window_size
         self._last_write = -1
 
+    def _new_scalars(self) -> list[tuple[str, float, int]]:
+        """(name, value or median, iteration) of the scalars of later iterations than the last write."""
+        latest = get_event_storage().latest_with_smoothing_hint(self._window_size)
+        new = [(name, value, it) for name, (value, it) in latest.items() if it > self._last_write]
+        self._last_write = max((it for *_, it in new), default=self._last_write)
+        return new
+
+
+class JSONWriter(_NewScalarsWriter):
+    """Append the scalars that are new since the last write to a file, one JSON object per iteration and line."""
+
+    def __init__(self, json_file: str, window_size: int = 20):
+        super().__init__(window_size)
+        self._file_handle = PathManager.open(json_file, "a")
+
     def write(self) -> None:
         lines: dict[int, dict] = defaultdict(dict)
-        for name, (value, it) in get_event_storage().latest_with_smoothing_hint(self._window_size).items():
-            if it > self._last_write:
-                lines[it][name] = value
-        self._last_write = max(lines, default=self._last_write)
+        for name, value, it in self._new_scalars():
+            lines[it][name] = value
         for it, scalars in lines.items():
             self._file_handle.write(json.dumps({**scalars, "iteration": it}, sort_keys=True) + "\n")
         self._file_handle.flush()
@@ -140,7 +138,7 @@ class JSONWriter(EventWriter):
         self._file_handle.close()
 
 
-class TensorboardXWriter(EventWriter):
+class TensorboardXWriter(_NewScalarsWriter):
     """Write all scalars to a TensorBoard event file.
 
     Args:
@@ -150,29 +148,17 @@ class TensorboardXWriter(EventWriter):
     """
 
     def __init__(self, log_dir: str, window_size: int = 20, **kwargs):
-        self._window_size = window_size
-        self._writer_args = {"log_dir": log_dir, **kwargs}
-        self._last_write = -1
-
-    @cached_property
-    def _writer(self):
         from torch.utils.tensorboard import SummaryWriter
 
-        return SummaryWriter(**self._writer_args)
+        super().__init__(window_size)
+        self._writer = SummaryWriter(log_dir, **kwargs)
 
     def write(self) -> None:
-        new = {
-            name: (value, it)
-            for name, (value, it) in get_event_storage().latest_with_smoothing_hint(self._window_size).items()
-            if it > self._last_write
-        }
-        for name, (value, it) in new.items():
+        for name, value, it in self._new_scalars():
             self._writer.add_scalar(name, value, it)
-        self._last_write = max((it for _, it in new.values()), default=self._last_write)
 
     def close(self) -> None:
-        if "_writer" in self.__dict__:
-            self._writer.close()
+        self._writer.close()
 
 
 class CommonMetricPrinter(EventWriter):

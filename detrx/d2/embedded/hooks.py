@@ -18,7 +18,6 @@ from fvcore.common.timer import Timer
 from detrx.d2.embedded import comm
 from detrx.d2.embedded.events import EventWriter
 from detrx.d2.embedded.solver import LRMultiplier
-from detrx.d2.embedded.solver import LRScheduler as _TorchScheduler
 from detrx.d2.embedded.train_loop import HookBase
 
 __all__ = [
@@ -79,8 +78,6 @@ class PeriodicWriter(HookBase):
     """Let writers write every ``period`` iterations, after the last one, and when the training ends."""
 
     def __init__(self, writers: Sequence[EventWriter], period: int = 20):
-        for writer in writers:
-            assert isinstance(writer, EventWriter), writer
         self._writers = writers
         self._period = period
 
@@ -112,15 +109,11 @@ class EvalHook(HookBase):
     Args:
         eval_period: 0: only after the training.
         eval_function: returns a nested dict of floats, or None; every rank calls it.
-        eval_after_train: whether to evaluate after the last iteration.
     """
 
-    def __init__(
-        self, eval_period: int, eval_function: Callable[[], Mapping[str, Any] | None], eval_after_train: bool = True
-    ):
+    def __init__(self, eval_period: int, eval_function: Callable[[], Mapping[str, Any] | None]):
         self._period = eval_period
         self._function = eval_function
-        self._eval_after_train = eval_after_train
 
     def _evaluate(self) -> None:
         results = self._function()
@@ -135,7 +128,7 @@ class EvalHook(HookBase):
             self._evaluate()
 
     def after_train(self) -> None:
-        if self._eval_after_train and self.trainer.iter + 1 >= self.trainer.max_iter:
+        if self.trainer.iter + 1 >= self.trainer.max_iter:
             self._evaluate()
         del self._function  # it may hold the trainer: free it
 
@@ -207,30 +200,24 @@ class BestCheckpointer(HookBase):
 
 
 class LRScheduler(HookBase):
-    """Step a schedule after every iteration and put the learning rate as "lr".
+    """Multiply the initial learning rates by a schedule, step by step, and put the learning rate as "lr".
+
+    It has no state of its own: it continues from the iteration of the trainer and the state of the optimizer.
 
     Args:
         optimizer: default: the trainer's.
-        scheduler: a torch scheduler, or an fvcore ``ParamScheduler`` that multiplies the initial learning rates;
-            default: the trainer's.
+        scheduler: over the whole training, from 0 to 1.
     """
 
-    def __init__(
-        self, optimizer: torch.optim.Optimizer | None = None, scheduler: _TorchScheduler | ParamScheduler | None = None
-    ):
+    def __init__(self, optimizer: torch.optim.Optimizer | None = None, *, scheduler: ParamScheduler):
         self._optimizer = optimizer
         self._scheduler = scheduler
 
-    @property
-    def scheduler(self):
-        return self._scheduler or self.trainer.scheduler
-
     def before_train(self) -> None:
         self._optimizer = self._optimizer or self.trainer.optimizer
-        if isinstance(self.scheduler, ParamScheduler):
-            self._scheduler = LRMultiplier(
-                self._optimizer, self.scheduler, self.trainer.max_iter, last_iter=self.trainer.iter - 1
-            )
+        self._multiplier = LRMultiplier(
+            self._optimizer, self._scheduler, self.trainer.max_iter, last_iter=self.trainer.iter - 1
+        )
         self._best_param_group_id = self.get_best_param_group_id(self._optimizer)
 
     @staticmethod
@@ -246,11 +233,4 @@ class LRScheduler(HookBase):
     def after_step(self) -> None:
         lr = self._optimizer.param_groups[self._best_param_group_id]["lr"]
         self.trainer.storage.put_scalar("lr", lr, smoothing_hint=False)
-        self.scheduler.step()
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.scheduler.state_dict() if isinstance(self.scheduler, _TorchScheduler) else {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if isinstance(self.scheduler, _TorchScheduler):
-            self.scheduler.load_state_dict(state_dict)
+        self._multiplier.step()

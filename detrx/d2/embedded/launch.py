@@ -1,6 +1,5 @@
 """Starting the processes of a job."""
 
-import logging
 import socket
 from collections.abc import Callable
 from datetime import timedelta
@@ -53,17 +52,13 @@ def _worker(local_rank, main_func, world_size, num_gpus_per_machine, machine_ran
         available = torch.cuda.device_count()
         assert num_gpus_per_machine <= available, f"{num_gpus_per_machine} GPUs asked for, {available} available"
         torch.cuda.set_device(local_rank)
-    try:
-        dist.init_process_group(
-            backend="nccl" if has_gpu else "gloo",
-            init_method=dist_url,
-            world_size=world_size,
-            rank=machine_rank * num_gpus_per_machine + local_rank,
-            timeout=timeout,
-        )
-    except Exception:
-        logging.getLogger(__name__).error("Process group URL: %s", dist_url)
-        raise
+    dist.init_process_group(
+        backend="nccl" if has_gpu else "gloo",
+        init_method=dist_url,
+        world_size=world_size,
+        rank=machine_rank * num_gpus_per_machine + local_rank,
+        timeout=timeout,
+    )
     comm.create_local_process_group(num_gpus_per_machine)
     comm.synchronize()
     main_func(*args)

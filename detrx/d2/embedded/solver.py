@@ -1,6 +1,6 @@
 """Learning-rate schedules over fvcore's parameter schedulers, and optimizer parameter groups."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,13 +13,7 @@ from fvcore.common.param_scheduler import (
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
-__all__ = [
-    "LRMultiplier",
-    "LRScheduler",
-    "WarmupParamScheduler",
-    "get_default_optimizer_params",
-    "reduce_param_groups",
-]
+__all__ = ["LRMultiplier", "LRScheduler", "WarmupParamScheduler", "get_default_optimizer_params"]
 
 _NORM_LAYERS = (
     nn.BatchNorm1d,
@@ -132,7 +126,7 @@ def get_default_optimizer_params(
     if lr_factor_func is not None and base_lr is None:
         raise ValueError("lr_factor_func requires base_lr")
 
-    groups = []
+    groups: dict[tuple, dict[str, Any]] = {}
     seen = set()
     for module_name, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
@@ -146,18 +140,6 @@ def get_default_optimizer_params(
             if lr_factor_func is not None:
                 settings["lr"] *= lr_factor_func(f"{module_name}.{name}")
             settings.update(overrides.get(name, {}))
-            groups.append({"params": [parameter], **settings})
-    return reduce_param_groups(groups)
-
-
-def reduce_param_groups(params: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Merge groups with equal settings. If a parameter comes again, the later group's settings overwrite its own."""
-    per_parameter: dict[nn.Parameter, dict[str, Any]] = {}
-    for group in params:
-        settings = {key: value for key, value in group.items() if key != "params"}
-        for parameter in group["params"]:
-            per_parameter.setdefault(parameter, {}).update(settings)
-    merged: dict[tuple, dict[str, Any]] = {}
-    for parameter, settings in per_parameter.items():
-        merged.setdefault(tuple(settings.items()), {**settings, "params": []})["params"].append(parameter)
-    return list(merged.values())
+            group = groups.setdefault(tuple(settings.items()), {**settings, "params": []})
+            group["params"].append(parameter)
+    return list(groups.values())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -55,9 +54,6 @@ class Boxes:
         assert tensor.dim() == 2 and tensor.size(-1) == 4, f"Boxes need a (N, 4) tensor, got {tuple(tensor.shape)}"
         self.tensor = tensor
 
-    def clone(self) -> Boxes:
-        return Boxes(self.tensor.clone())
-
     def to(self, device: torch.device | str) -> Boxes:
         return Boxes(self.tensor.to(device=device))
 
@@ -85,11 +81,6 @@ class Boxes:
         """(N,) bool: both sides longer than ``threshold``."""
         sides = self.tensor[:, 2:] - self.tensor[:, :2]
         return (sides > threshold).all(dim=1)
-
-    @classmethod
-    def cat(cls, boxes_list: Sequence[Boxes]) -> Boxes:
-        """All boxes of a list in one, in new memory."""
-        return cls(torch.cat([boxes.tensor for boxes in boxes_list])) if len(boxes_list) else cls(torch.empty(0))
 
     def __getitem__(self, item: int | slice | Tensor) -> Boxes:
         """Index as a tensor is indexed; an int gives ``Boxes`` of length one."""
@@ -185,22 +176,6 @@ class Instances:
 
     def __iter__(self):
         raise NotImplementedError("Instances cannot be iterated over")
-
-    @staticmethod
-    def cat(instance_lists: Sequence[Instances]) -> Instances:
-        """The instances of several objects of the same image size and fields in one."""
-        first = instance_lists[0]
-        if len(instance_lists) == 1:
-            return first
-        assert all(i.image_size == first.image_size for i in instance_lists), "Instances have different image sizes"
-        joined = Instances(first.image_size)
-        for name, value in first.get_fields().items():
-            values = [instances.get(name) for instances in instance_lists]
-            if isinstance(value, list):
-                joined.set(name, list(itertools.chain.from_iterable(values)))
-            else:
-                joined.set(name, torch.cat(values) if isinstance(value, Tensor) else type(value).cat(values))
-        return joined
 
     def __repr__(self) -> str:
         fields = ", ".join(f"{name}: {value}" for name, value in self._fields.items())

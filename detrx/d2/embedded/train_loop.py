@@ -13,10 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 class HookBase:
-    """Something that happens around the steps of a trainer. Override what is needed.
-
-    A hook with state also has ``state_dict`` and ``load_state_dict``.
-    """
+    """Something that happens around the steps of a trainer. Override what is needed."""
 
     trainer: "TrainerBase"  # weak reference, set when the hook is registered
 
@@ -37,6 +34,9 @@ class HookBase:
 
     def state_dict(self) -> dict[str, Any]:
         return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        pass
 
 
 class TrainerBase:
