@@ -7,9 +7,10 @@ DEMO_CONFIG := configs/deformable_detr/deformable_detr_digits.py
 BIN := $(VENV)/bin
 REQUIREMENTS := $(VENV)/.detrx-requirements
 PACKAGE := $(VENV)/.detrx-package
-# Waiting threads give their core away: two-thread runs on a busy machine collapse without.
+# Waiting threads give their core away, after a short spin: two-thread runs on a busy machine collapse otherwise.
 OMP_WAIT_POLICY ?= PASSIVE
-export OMP_WAIT_POLICY
+GOMP_SPINCOUNT ?= 20000
+export OMP_WAIT_POLICY GOMP_SPINCOUNT
 
 .PHONY: help setup demo test lint format bench gpu-check clean
 
