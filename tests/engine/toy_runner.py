@@ -5,6 +5,7 @@ import os
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the toy runs are about CPUs, also where there is a GPU
 
 import importlib.util
+import multiprocessing
 import sys
 import traceback
 from pathlib import Path
@@ -29,6 +30,8 @@ def run(arguments: list[str], console: str, environment: dict[str, str], new_gro
     if new_group:
         os.setpgrp()
     os.environ.update(environment)
+    # As in a process that a shell has started; else loading workers would be children of one more server.
+    multiprocessing.set_start_method("fork", force=True)
     torch.set_num_threads(1)
     file = os.open(console, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(file, 1)
