@@ -50,8 +50,8 @@ def check_max_jobs() -> None:
         fail(f"MAX_JOBS is {value!r}, expected a positive number")
 
 
-def find_torch() -> None:
-    """Make the target environment's torch importable, also under pip's build isolation.
+def find_target_packages() -> None:
+    """Make the target environment's torch and torchvision importable, also under pip's build isolation.
 
     An isolated build runs the target environment's interpreter with that environment's packages hidden. They are
     appended to the path, so that the build's own setuptools still comes first.
@@ -64,10 +64,13 @@ def find_torch() -> None:
         for place in dict.fromkeys(places):
             site.addsitedir(place)
         importlib.invalidate_caches()
+
+
+def check_torch() -> None:
     if importlib.util.find_spec("torch") is None:
         fail(
             f"PyTorch is not installed in {sys.prefix}, and the kernels of detrx are compiled against it.\n"
-            "Install it first (`pip install torch`, or see https://pytorch.org/get-started), then detrx again.\n"
+            "Install it first (`pip install torch torchvision`), then detrx again.\n"
             "Without compiled kernels: DETRX_BUILD_EXT=0 pip install ..."
         )
 
@@ -218,13 +221,18 @@ def build_arguments() -> dict:
             remove_stale_extension()
         say("DETRX_BUILD_EXT=0: no compiled kernels; the operators will run as PyTorch code")
         return {"cmdclass": {"build_py": BuildPy}}
-    find_torch()
+    check_torch()
     return {} if METADATA_COMMANDS & set(sys.argv[1:2]) else extension()
 
 
 def version() -> str:
     return re.search(r'__version__ = "(.+)"', (ROOT / "detrx" / "__init__.py").read_text())[1]
 
+
+find_target_packages()
+# timm, which has the backbones, requires torchvision, and there is no torchvision for some builds of torch: where it is
+# missing, requiring timm would replace the user's torch.
+VISION = ["torchvision>=0.21", "timm>=1.0"]
 
 setup(
     name="detrx",
@@ -252,10 +260,10 @@ setup(
         "scikit-learn>=1.2",
         "matplotlib>=3.6",
         "tensorboard>=2.11",
+        *(VISION if importlib.util.find_spec("torchvision") else []),
     ],
     extras_require={
-        # Not required: for some builds of torch there is no torchvision, and timm requires it.
-        "vision": ["torchvision>=0.21", "timm>=1.0"],
+        "vision": VISION,
         "dev": ["pytest>=7.4", "ruff>=0.6", "ninja>=1.11"],
     },
     **build_arguments(),

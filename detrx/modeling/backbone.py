@@ -4,9 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import timm
 from omegaconf import OmegaConf
-from timm.layers import freeze_batch_norm_2d
 from torch import Tensor, nn
 
 
@@ -39,6 +37,11 @@ class TimmBackbone(nn.Module):
         frozen_batch_norm: bool = False,
         model_args: Mapping[str, Any] | None = None,
     ):
+        try:
+            import timm
+            from timm.layers import freeze_batch_norm_2d
+        except ImportError as error:
+            raise ImportError("backbones need timm and torchvision: pip install timm torchvision") from error
         super().__init__()
         if unknown := set(out_features) - set(self.STAGES[1:]):
             raise ValueError(f"out_features {sorted(unknown)} unknown, expected some of {self.STAGES[1:]}")
@@ -66,9 +69,11 @@ class TimmBackbone(nn.Module):
 
     def load(self, path: str, name: str) -> None:
         """Load timm weights from a .safetensors or .pth file; a classifier in it is ignored."""
+        from timm.models import load_state_dict
+
         if not Path(path).is_file():
             raise FileNotFoundError(f"backbone weights not found: {path}")
-        weights = timm.models.load_state_dict(path, weights_only=True)
+        weights = load_state_dict(path, weights_only=True)
         try:
             missing, _ = self.body.load_state_dict(weights, strict=False)
         except RuntimeError as error:

@@ -1,0 +1,21 @@
+"""What must import where optional packages are missing."""
+
+import subprocess
+import sys
+
+
+def test_package_imports_without_torchvision_and_timm():
+    """For some builds of torch there is no torchvision, and timm requires it."""
+    code = """
+import sys
+sys.modules["torchvision"] = sys.modules["timm"] = None  # importing them raises ImportError
+import detrx.analysis, detrx.checkpoint, detrx.data, detrx.engine, detrx.layers, detrx.model_zoo, detrx.modeling, detrx.ops
+detrx.model_zoo.get_config("deformable_detr/deformable_detr_digits.py")
+try:
+    detrx.modeling.TimmBackbone("resnet18")
+except ImportError as error:
+    print(error)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "pip install timm torchvision" in result.stdout
