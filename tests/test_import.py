@@ -9,7 +9,8 @@ def test_package_imports_without_torchvision_and_timm():
     code = """
 import sys
 sys.modules["torchvision"] = sys.modules["timm"] = None  # importing them raises ImportError
-import detrx.analysis, detrx.checkpoint, detrx.data, detrx.engine, detrx.layers, detrx.model_zoo, detrx.modeling, detrx.ops
+import detrx.analysis, detrx.checkpoint, detrx.data, detrx.engine
+import detrx.layers, detrx.model_zoo, detrx.modeling, detrx.ops
 detrx.model_zoo.get_config("deformable_detr/deformable_detr_digits.py")
 try:
     detrx.modeling.TimmBackbone("resnet18")
