@@ -56,7 +56,7 @@ model.criterion.supervisions = [
     ),
 ]
 
-train.max_iter = 3000
+train.max_iter = 3500
 train.clip_grad.max_norm = 1.0
 train.ema.enabled = True
 train.ema.decay = 0.998
