@@ -21,8 +21,8 @@ class TimmBackbone(nn.Module):
         model_args: further arguments of the timm model.
 
     Raises:
-        RuntimeError: pretrained weights are not to be had, or the file's weights do not fit.
-        FileNotFoundError: no file at `checkpoint_path`.
+        OSError: pretrained weights are not to be had, or there is no file at `checkpoint_path`.
+        ValueError: the weights in this file do not fit.
     """
 
     STAGES = ("stem", "res2", "res3", "res4", "res5")
@@ -56,7 +56,7 @@ class TimmBackbone(nn.Module):
         except (OSError, RuntimeError) as error:
             if not pretrained:
                 raise
-            raise RuntimeError(
+            raise OSError(
                 f"pretrained weights of timm model {name!r} could not be loaded ({error}); without a network, "
                 "set checkpoint_path to a local file and pretrained=False"
             ) from error
@@ -77,9 +77,9 @@ class TimmBackbone(nn.Module):
         try:
             missing, _ = self.body.load_state_dict(weights, strict=False)
         except RuntimeError as error:
-            raise RuntimeError(f"{path} does not fit timm model {name!r}: {error}") from error
+            raise ValueError(f"{path} does not fit timm model {name!r}: {error}") from error
         if missing:
-            raise RuntimeError(
+            raise ValueError(
                 f"{path} does not hold the weights of timm model {name!r}: {len(missing)} missing, e.g. {missing[:3]}"
             )
 

@@ -51,7 +51,7 @@ def test_backbone_errors(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere\.pth"):
         TimmBackbone("resnet18", checkpoint_path=str(missing), model_args=SMALL)
     torch.save({"unrelated": torch.zeros(1)}, missing)
-    with pytest.raises(RuntimeError, match=r"nowhere\.pth does not hold the weights of timm model 'resnet18'"):
+    with pytest.raises(ValueError, match=r"nowhere\.pth does not hold the weights of timm model 'resnet18'"):
         TimmBackbone("resnet18", checkpoint_path=str(missing), model_args=SMALL)
 
 
