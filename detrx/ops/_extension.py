@@ -55,9 +55,10 @@ def operators() -> list[str]:
 def register_fallback(name: str, schema: str, function: Callable) -> None:
     """Make `function` the implementation of `detrx::name` on devices without a compiled kernel.
 
-    `schema` is "(Tensor x) -> Tensor"; the extension defines the same one, where it is loaded.
+    `schema` is "(Tensor x) -> Tensor"; the extension defines the same one, unless it is missing or was built before
+    the operator was added.
     """
-    if LOAD_ERROR:
+    if not hasattr(torch.ops.detrx, name):
         _LIBRARY.define(name + schema)
 
     @functools.wraps(function)
@@ -70,7 +71,7 @@ def register_fallback(name: str, schema: str, function: Callable) -> None:
 
 @functools.cache
 def _warn_fallback(device_type: str) -> None:
-    reason = LOAD_ERROR or f"detrx._C was built without {device_type} kernels"
+    reason = LOAD_ERROR or f"detrx._C was built without {device_type} kernels, or is older than these sources"
     warnings.warn(
         f"detrx has no compiled kernels for {device_type} tensors ({reason}); using slower PyTorch code. "
         "`python -m detrx.collect_env` says what was built.",
