@@ -56,11 +56,14 @@ format: $(REQUIREMENTS)
 
 bench: setup
 	$(BIN)/python benchmarks/ms_deform_attn.py --device cpu
+	$(BIN)/python benchmarks/moe.py --device cpu
 
 gpu-check: setup
 	@$(BIN)/python -c "import torch; torch.cuda.is_available() or exit('gpu-check: torch sees no GPU')"
 	$(BIN)/python -m pytest -m gpu
 	$(BIN)/python benchmarks/ms_deform_attn.py --device cuda
+	$(BIN)/python benchmarks/moe.py --device cuda
+	$(BIN)/python benchmarks/moe.py --device cuda --dtype bfloat16
 
 clean:
 	rm -rf build dist *.egg-info detrx/_C.*.so .pytest_cache .ruff_cache $(PACKAGE)

@@ -4,11 +4,14 @@ from .attention import MultiheadAttention
 from .boxes import cxcywh_to_xyxy, inverse_sigmoid, iou_xyxy, xyxy_to_cxcywh
 from .deformable_attention import MultiScaleDeformableAttention
 from .mlp import FFN, MLP
+from .moe import ExpertLoad, MoEFFN
 from .position import SinePositionEmbedding, sine_embedding
 
 __all__ = [
     "FFN",
     "MLP",
+    "ExpertLoad",
+    "MoEFFN",
     "MultiScaleDeformableAttention",
     "MultiheadAttention",
     "SinePositionEmbedding",

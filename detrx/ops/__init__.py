@@ -1,6 +1,7 @@
 """The operators of detrx: compiled CPU and CUDA kernels under `torch.ops.detrx`, with PyTorch fallbacks."""
 
 from detrx.ops._extension import extension_info, has_kernel, operators
+from detrx.ops.expert_linear import expert_linear
 from detrx.ops.moe import (
     Routing,
     moe_combine,
@@ -14,6 +15,7 @@ from detrx.ops.ms_deform_attn import ms_deform_attn, ms_deform_attn_reference
 
 __all__ = [
     "Routing",
+    "expert_linear",
     "extension_info",
     "has_kernel",
     "moe_combine",

@@ -1,0 +1,230 @@
+"""detrx.layers.MoEFFN, and the expert-wise linear layer under it."""
+
+import importlib
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from detrx.layers import FFN, MoEFFN
+from detrx.ops import expert_linear
+
+
+def expert(moe: MoEFFN, index: int, x: Tensor) -> Tensor:
+    hidden = (x @ moe.weight1[index] + moe.bias1[index]).relu()
+    return hidden @ moe.weight2[index] + moe.bias2[index]
+
+
+def masked_loop(moe: MoEFFN, x: Tensor, gate: int = 0) -> Tensor:
+    """What MoEFFN computes, expert by expert with boolean masks."""
+    probabilities, experts = moe.gates[gate](x).softmax(-1).topk(moe.top_k)
+    probabilities = probabilities / probabilities.sum(-1, keepdim=True)
+    output = torch.zeros_like(x)
+    for index in range(len(moe.weight1)):
+        weight = (probabilities * (experts == index)).sum(-1, keepdim=True)
+        output = output + weight * expert(moe, index, x)
+    return output
+
+
+def output_and_gradients(function, module: nn.Module, x: Tensor) -> list[Tensor]:
+    output = function(x)
+    output = output[0] if isinstance(output, tuple) else output
+    inputs = (x, *module.parameters())
+    return [output, *torch.autograd.grad(output.square().sum(), inputs, allow_unused=True, materialize_grads=True)]
+
+
+@pytest.mark.parametrize("experts,k", [(1, 1), (2, 1), (4, 2), (8, 2), (5, 5), (20, 8)])
+def test_matches_a_loop_over_the_experts(experts, k):
+    moe = MoEFFN(12, 20, experts, k).double()
+    x = torch.randn(40, 12, dtype=torch.float64, requires_grad=True)
+    ours = output_and_gradients(moe, moe, x)
+    expected = output_and_gradients(lambda x: masked_loop(moe, x), moe, x)
+    for a, b in zip(ours, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+def test_all_experts_are_the_dense_mixture():
+    moe = MoEFFN(6, 10, 4, top_k=4)
+    x = torch.randn(3, 7, 6)
+    mixture = moe.gates[0](x).softmax(-1)
+    expected = sum(mixture[..., e : e + 1] * expert(moe, e, x) for e in range(4))
+    torch.testing.assert_close(moe(x)[0], expected)
+
+
+def test_one_expert_is_an_ffn():
+    moe, ffn = MoEFFN(8, 16, num_experts=1, top_k=1), FFN(8, 16)
+    with torch.no_grad():
+        for linear, weight, bias in ((ffn.linear1, moe.weight1, moe.bias1), (ffn.linear2, moe.weight2, moe.bias2)):
+            linear.weight.copy_(weight[0].t())
+            linear.bias.copy_(bias[0])
+    x = torch.randn(2, 9, 8)
+    torch.testing.assert_close(moe(x)[0], ffn(x))
+
+
+def test_experts_start_as_an_ffn_does():
+    torch.manual_seed(0)
+    ffn, moe = FFN(64, 256), MoEFFN(64, 256, 3)
+    for linear, weight, bias in ((ffn.linear1, moe.weight1, moe.bias1), (ffn.linear2, moe.weight2, moe.bias2)):
+        for index in range(3):
+            for ours, other in ((weight[index], linear.weight), (bias[index], linear.bias)):
+                torch.testing.assert_close(ours.std(), other.std(), rtol=0.2, atol=0)
+                torch.testing.assert_close(ours.abs().max(), other.abs().max(), rtol=0.1, atol=0)
+
+
+def test_gates_share_the_experts():
+    moe = MoEFFN(6, 10, 4, top_k=2, num_gates=2).double()
+    x = torch.randn(15, 6, dtype=torch.float64)
+    outputs = [moe(x, gate=gate)[0] for gate in range(2)]
+    for gate in range(2):
+        torch.testing.assert_close(outputs[gate], masked_loop(moe, x, gate))
+    assert not torch.allclose(*outputs)
+    outputs[1].sum().backward()
+    assert moe.gates[0].weight.grad is None and moe.gates[1].weight.grad.any()
+    for gate in (-1, 2):
+        with pytest.raises(ValueError, match=f"gate is {gate}, expected 0 to 1"):
+            moe(x, gate=gate)
+
+
+def test_tokens_with_equal_logits_take_the_first_experts():
+    moe = MoEFFN(6, 10, 4, top_k=2)
+    nn.init.zeros_(moe.gates[0].weight)
+    x = torch.randn(10, 6, requires_grad=True)
+    output, load = moe(x)
+    torch.testing.assert_close(output, (expert(moe, 0, x) + expert(moe, 1, x)) / 2)
+    assert load.counts.tolist() == [10, 10, 0, 0]
+    output.sum().backward()
+    assert moe.weight1.grad[:2].any() and not moe.weight1.grad[2:].any()  # experts without tokens
+
+
+@pytest.mark.parametrize("shape", [(0, 6), (2, 0, 6)])
+def test_no_tokens(shape):
+    moe = MoEFFN(6, 10, 4)
+    output, load = moe(torch.randn(shape))
+    assert output.shape == shape
+    assert load.counts.tolist() == [0] * 4 and load.mean_probability.tolist() == [0] * 4
+    (output.sum() + load.balancing_loss()).backward()
+    assert all(not p.grad.any() for p in moe.parameters())
+
+
+def test_load_statistics():
+    moe = MoEFFN(6, 10, 4, top_k=2)
+    x = torch.randn(5, 8, 6)
+    load = moe(x)[1]
+    logits = moe.gates[0](x.view(40, 6))
+    assert torch.equal(load.counts, logits.topk(2).indices.flatten().bincount(minlength=4))
+    torch.testing.assert_close(load.mean_probability, logits.softmax(1).mean(0))
+    expected = 4 * (load.counts / 80 * load.mean_probability).sum()
+    torch.testing.assert_close(load.balancing_loss(), expected)
+    load.balancing_loss().backward()
+    assert moe.gates[0].weight.grad.any() and moe.weight1.grad is None
+
+
+def test_balancing_loss_is_least_for_a_uniform_load():
+    moe = MoEFFN(4, 4, 4, top_k=1)
+    with torch.no_grad():
+        moe.gates[0].weight.copy_(10 * torch.eye(4))
+    assert moe(torch.eye(4))[1].balancing_loss().item() == pytest.approx(1, abs=1e-3)
+    assert moe(torch.eye(4)[:1])[1].balancing_loss().item() == pytest.approx(4, abs=1e-2)
+
+
+def test_dropout_only_in_training():
+    moe = MoEFFN(6, 40, 4, dropout=0.5)
+    x = torch.randn(10, 6)
+    assert not torch.equal(moe(x)[0], moe(x)[0])
+    moe.eval()
+    assert torch.equal(moe(x)[0], moe(x)[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(dtype):
+    moe = MoEFFN(16, 32, 4)
+    with torch.no_grad():
+        moe.gates[0].weight.mul_(20)  # the choice of experts survives the rounding
+    x = torch.randn(50, 16).to(dtype)
+    expected = moe(x.float())[0]
+    with torch.autocast("cpu", dtype=dtype):
+        mixed = moe(x.float())[0]
+    output = moe.to(dtype)(x)[0]
+    assert output.dtype == mixed.dtype == dtype
+    for ours in (output, mixed):
+        error = (ours.float() - expected).abs().flatten()
+        assert error.quantile(0.9) < 20 * torch.finfo(dtype).eps
+
+
+def test_autocast_trains_float32_parameters():
+    moe = MoEFFN(16, 32, 4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        moe(torch.randn(20, 16))[0].float().square().sum().backward()
+    assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in moe.parameters())
+
+
+def test_impossible_numbers_of_experts():
+    for experts, k in ((4, 5), (4, 0), (20, 9), (257, 2)):
+        with pytest.raises(ValueError, match=f"top_k is {k} and num_experts {experts}"):
+            MoEFFN(4, 4, experts, k)
+
+
+def test_compile_without_graph_breaks():
+    moe = MoEFFN(12, 20, 4)
+    x = torch.randn(3, 5, 12, requires_grad=True)
+    compiled = torch.compile(lambda x: moe(x)[0], fullgraph=True, backend="aot_eager")
+    for a, b in zip(output_and_gradients(compiled, moe, x), output_and_gradients(moe, moe, x), strict=True):
+        torch.testing.assert_close(a, b)
+    output, load = torch.compile(moe, fullgraph=True, backend="aot_eager")(x)
+    torch.testing.assert_close(output, moe(x)[0])
+    torch.testing.assert_close(load.balancing_loss(), moe(x)[1].balancing_loss())
+
+
+def linear_inputs(dtype=torch.float64) -> list[Tensor]:
+    counts = torch.tensor([3, 0, 5, 1])
+    x, weight, bias = torch.randn(9, 4), torch.randn(4, 4, 3), torch.randn(4, 3)
+    return [*(t.to(dtype).requires_grad_() for t in (x, weight, bias)), counts]
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_expert_linear_gradients(relu):
+    inputs = linear_inputs()
+    assert torch.autograd.gradcheck(lambda *t: expert_linear(*t, relu=relu), inputs)
+    torch.library.opcheck(torch.ops.detrx.expert_linear.default, (*linear_inputs(torch.float32), relu))
+
+
+@pytest.mark.parametrize("onednn", [False, True])
+def test_expert_linear_in_float32(onednn, monkeypatch):
+    monkeypatch.setattr(importlib.import_module("detrx.ops.expert_linear"), "_ONEDNN_LINEAR", onednn)
+    counts = torch.tensor([700, 1, 0, 299])
+    x, weight, bias = (
+        t.requires_grad_() for t in (torch.randn(1000, 33), torch.randn(4, 33, 600), torch.randn(4, 600))
+    )
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        output = expert_linear(x.to(dtype), weight.to(dtype), bias.to(dtype), counts, relu=True)
+        results.append([output, *torch.autograd.grad(output.square().sum(), (x, weight, bias))])
+    for ours, expected in zip(*results, strict=True):
+        torch.testing.assert_close(ours.double(), expected.double(), rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+
+
+def test_expert_linear_of_strided_inputs():
+    x, weight, bias, counts = (t.detach() for t in linear_inputs(torch.float32))
+    strided = x.t().contiguous().t(), weight.transpose(1, 2).contiguous().transpose(1, 2), bias.t().contiguous().t()
+    torch.testing.assert_close(expert_linear(*strided, counts), expert_linear(x, weight, bias, counts))
+
+
+@pytest.mark.parametrize(
+    "index,replacement,error,message",
+    [
+        (0, torch.randn(9, 4, 1), ValueError, r"x has shape \[9, 4, 1\]"),
+        (1, torch.randn(4, 5, 3), ValueError, r"weight has shape \[4, 5, 3\], expected \(E, 4, O\) .*\[9, 4\]"),
+        (2, torch.randn(4, 2), ValueError, r"bias has shape \[4, 2\], expected \[4, 3\] .*\[4, 4, 3\]"),
+        (3, torch.tensor([4, 5]), ValueError, r"counts has shape \[2\], expected \[4\]"),
+        (3, torch.tensor([4, 4, 0, 0]), ValueError, "counts sum to 8, expected 9"),
+        (3, torch.tensor([4, 6, 0, -1]), ValueError, r"counts\[3\] is -1"),
+        (3, torch.tensor([4.0, 5, 0, 0]), TypeError, "counts of shape .* has dtype torch.float32"),
+        (1, torch.randn(4, 4, 3).double(), TypeError, "weight of shape .* has dtype torch.float64"),
+        (2, torch.randn(4, 3, device="meta"), ValueError, "bias of shape .* is on meta, x of shape .* on cpu"),
+    ],
+)
+def test_malformed_expert_linear(index, replacement, error, message):
+    inputs = linear_inputs(torch.float32)
+    inputs[index] = replacement
+    with pytest.raises(error, match=f"expert_linear: {message}"):
+        expert_linear(*inputs)
