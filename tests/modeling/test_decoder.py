@@ -128,3 +128,10 @@ def test_errors_name_the_groups():
         decoder([make_group("main", 2), make_group("points", 2, dims=2)], memory)
     with pytest.raises(ValueError, match="look_forward_twice needs refine_boxes"):
         make_decoder(look_forward_twice=True, refine_boxes=False)
+
+
+@pytest.mark.parametrize("eps", [1e-2, 1e-5])
+def test_references_at_the_border_are_clamped(eps: float):
+    """sigmoid(log(eps / 1)) = eps / (1 + eps)."""
+    shifted = make_decoder(inverse_sigmoid_eps=eps).shift(torch.zeros(4), torch.zeros(4))
+    torch.testing.assert_close(shifted, torch.full((4,), eps / (1 + eps)))
