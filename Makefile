@@ -57,6 +57,7 @@ format: $(REQUIREMENTS)
 bench: setup
 	$(BIN)/python benchmarks/ms_deform_attn.py --device cpu
 	$(BIN)/python benchmarks/moe.py --device cpu
+	$(BIN)/python benchmarks/query_routing.py --device cpu
 
 gpu-check: setup
 	@$(BIN)/python -c "import torch; torch.cuda.is_available() or exit('gpu-check: torch sees no GPU')"
@@ -64,6 +65,7 @@ gpu-check: setup
 	$(BIN)/python benchmarks/ms_deform_attn.py --device cuda
 	$(BIN)/python benchmarks/moe.py --device cuda
 	$(BIN)/python benchmarks/moe.py --device cuda --dtype bfloat16
+	$(BIN)/python benchmarks/query_routing.py --device cuda
 
 clean:
 	rm -rf build dist *.egg-info detrx/_C.*.so .pytest_cache .ruff_cache $(PACKAGE)

@@ -12,8 +12,18 @@ from detrx.ops.moe import (
     moe_route_reference,
 )
 from detrx.ops.ms_deform_attn import ms_deform_attn, ms_deform_attn_reference
+from detrx.ops.query_routing import (
+    QueryRoute,
+    query_gather,
+    query_gather_reference,
+    query_route,
+    query_route_reference,
+    query_scatter,
+    query_scatter_reference,
+)
 
 __all__ = [
+    "QueryRoute",
     "Routing",
     "expert_linear",
     "extension_info",
@@ -27,4 +37,10 @@ __all__ = [
     "ms_deform_attn",
     "ms_deform_attn_reference",
     "operators",
+    "query_gather",
+    "query_gather_reference",
+    "query_route",
+    "query_route_reference",
+    "query_scatter",
+    "query_scatter_reference",
 ]

@@ -7,6 +7,7 @@ import functools
 import os
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -62,8 +63,9 @@ def register_fallback(name: str, schema: str, function: Callable) -> None:
         _LIBRARY.define(name + schema)
 
     @functools.wraps(function)
-    def fallback(*args: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
-        _warn_fallback(args[0].device.type)
+    def fallback(*args: Any) -> Any:
+        tensor = next(x for x in args if isinstance(x, torch.Tensor))
+        _warn_fallback(tensor.device.type)
         return function(*args)
 
     _LIBRARY.impl(name, fallback, "CompositeExplicitAutograd")

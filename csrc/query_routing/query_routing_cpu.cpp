@@ -1,0 +1,146 @@
+// CPU implementation of query routing: rows are copied whole, shared among threads by output row.
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+
+#include "query_routing.h"
+
+namespace detrx {
+namespace {
+
+// Output rows that are worth a thread.
+int64_t grain(const RowCopy& copy) {
+  return std::max<int64_t>((int64_t(1) << 16) / copy.bytes, 1);
+}
+
+void write_row(const RowCopy& copy, int64_t row, const char* source) {
+  char* output = copy.output + row * copy.bytes;
+  if (source != nullptr) {
+    std::memcpy(output, source, copy.bytes);
+  } else {
+    std::memset(output, 0, copy.bytes);
+  }
+}
+
+void check_query(const char* op, const RoutedCall& call, int64_t b, int64_t k, int64_t query) {
+  TORCH_CHECK_VALUE(
+      query >= 0 && query < call.sizes.N,
+      op, ": index[", b, ", ", k, "] is ", query, ", expected 0 to ", call.sizes.N - 1);
+}
+
+std::vector<at::Tensor> gather(const RoutedCall& call) {
+  const RouteSizes& n = call.sizes;
+  const int64_t* index = call.index.const_data_ptr<int64_t>();
+  const bool* valid = call.valid.const_data_ptr<bool>();
+  for (int64_t row = 0; row < n.B * n.K; ++row) {
+    if (valid[row]) {
+      check_query("query_gather", call, row / n.K, row % n.K, index[row]);
+    }
+  }
+  for (const RowCopy& copy : call.copies) {
+    at::parallel_for(0, n.B * n.K, grain(copy), [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) {
+        write_row(copy, row, gathered_row(copy, row / n.K, index[row], valid[row]));
+      }
+    });
+  }
+  return call.outputs;
+}
+
+// For each query (B, N) its slot in the packed rows, or kNoSlot.
+std::vector<int64_t> find_slots(const char* op, const RoutedCall& call) {
+  const RouteSizes& n = call.sizes;
+  const int64_t* index = call.index.const_data_ptr<int64_t>();
+  const bool* valid = call.valid.const_data_ptr<bool>();
+  std::vector<int64_t> slots(n.B * n.N, kNoSlot);
+  for (int64_t b = 0; b < n.B; ++b) {
+    for (int64_t k = 0; k < n.K; ++k) {
+      if (valid[b * n.K + k]) {
+        const int64_t query = index[b * n.K + k];
+        check_query(op, call, b, k, query);
+        int64_t& slot = slots[b * n.N + query];
+        TORCH_CHECK_VALUE(slot == kNoSlot, op, ": index[", b, "] has query ", query, " at ", slot, " and at ", k);
+        slot = k;
+      }
+    }
+  }
+  return slots;
+}
+
+std::vector<at::Tensor> merge(const char* op, const RoutedCall& call) {
+  const RouteSizes& n = call.sizes;
+  const std::vector<int64_t> slots = find_slots(op, call);
+  for (const RowCopy& copy : call.copies) {
+    at::parallel_for(0, n.B * n.N, grain(copy), [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) {
+        write_row(copy, row, merged_row(copy, row / n.N, row % n.N, slots[row]));
+      }
+    });
+  }
+  return call.outputs;
+}
+
+std::tuple<at::Tensor, at::Tensor> query_route_cpu(const at::Tensor& keep, std::optional<int64_t> capacity) {
+  check_query_route(keep, capacity);
+  const at::Tensor mask = keep.contiguous();
+  const bool* kept = mask.const_data_ptr<bool>();
+  const int64_t images = mask.size(0), queries = mask.size(1);
+  int64_t largest = 0;
+  for (int64_t b = 0; b < images; ++b) {
+    largest = std::max<int64_t>(largest, std::count(kept + b * queries, kept + (b + 1) * queries, true));
+  }
+  const int64_t slots = capacity.value_or(largest);
+  TORCH_CHECK_VALUE(
+      largest <= slots,
+      "query_route: capacity is ", slots, ", but an image of keep of shape ", keep.sizes(), " keeps ", largest);
+  at::Tensor index = at::empty({images, slots}, mask.options().dtype(at::kLong));
+  at::Tensor valid = at::empty({images, slots}, mask.options());
+  for (int64_t b = 0; b < images; ++b) {
+    int64_t* row = index.mutable_data_ptr<int64_t>() + b * slots;
+    int64_t count = 0;
+    for (int64_t query = 0; query < queries; ++query) {
+      if (kept[b * queries + query]) {
+        row[count++] = query;
+      }
+    }
+    std::fill(row + count, row + slots, 0);
+    bool* flags = valid.mutable_data_ptr<bool>() + b * slots;
+    std::fill(flags, flags + count, true);
+    std::fill(flags + count, flags + slots, false);
+  }
+  return {index, valid};
+}
+
+std::vector<at::Tensor> query_gather_cpu(at::TensorList x, const at::Tensor& index, const at::Tensor& valid) {
+  return gather(plan_gather(x, index, valid));
+}
+
+std::vector<at::Tensor> query_scatter_cpu(
+    at::TensorList base, at::TensorList packed, const at::Tensor& index, const at::Tensor& valid) {
+  return merge("query_scatter", plan_scatter(base, packed, index, valid));
+}
+
+std::vector<at::Tensor> query_unpack_cpu(
+    at::TensorList packed, const at::Tensor& index, const at::Tensor& valid, int64_t queries) {
+  return merge("query_unpack", plan_unpack(packed, index, valid, queries));
+}
+
+std::vector<at::Tensor> query_clear_cpu(at::TensorList x, const at::Tensor& index, const at::Tensor& valid) {
+  return merge("query_clear", plan_clear(x, index, valid));
+}
+
+}  // namespace
+}  // namespace detrx
+
+TORCH_LIBRARY_IMPL(detrx, CPU, m) {
+  m.impl("query_route", &detrx::query_route_cpu);
+  m.impl("query_gather", &detrx::query_gather_cpu);
+  m.impl("query_scatter", &detrx::query_scatter_cpu);
+  m.impl("query_unpack", &detrx::query_unpack_cpu);
+  m.impl("query_clear", &detrx::query_clear_cpu);
+}
