@@ -2,8 +2,12 @@
 // once per set, in a namespace of its own, with
 //   DETRX_TARGET  the function attribute that selects the instruction set
 //   kVectorBytes  its vector width
+//   DETRX_F16C    defined where the set has float16 conversions
 // Nothing here may call inline functions of other headers, except always_inline ones: the linker could keep a copy
 // that was compiled for the wrong processor.
+//
+// T is the type of the tensors, C = Compute<T> that of the arithmetic. Two operators share everything but the source of
+// a point's location and weight: given, or computed from reference, offsets and logits (see sampling.h).
 //
 // The D channels of a head are processed in tiles of 64, 32, 16, 8, 4, 2 or 1, so any D is a short sum of them and the
 // usual ones are a single tile, held in registers.
@@ -23,19 +27,50 @@ struct IntOf<8> {
   typedef int64_t type;
 };
 
-// A tile of kTile channels: kCount vectors of kLanes channels.
-template <typename T, int kTile>
-struct Tile {
-  static constexpr int kLanes = kTile * int(sizeof(T)) < kVectorBytes ? kTile : kVectorBytes / int(sizeof(T));
-  static constexpr int kCount = kTile / kLanes;
-  typedef typename VectorOf<T, kLanes>::type Vector;
+template <int kLanes>
+DETRX_TARGET DETRX_INLINE typename VectorOf<float, kLanes>::type widen_lanes(const BFloat16* source) {
+  typename VectorOf<uint16_t, kLanes>::type narrow;
+  __builtin_memcpy(&narrow, source, sizeof(narrow));
+  typedef typename VectorOf<uint32_t, kLanes>::type Bits;
+  return (typename VectorOf<float, kLanes>::type)(__builtin_convertvector(narrow, Bits) << 16);
+}
 
-  DETRX_TARGET DETRX_INLINE static Vector load(const T* source) {
+template <int kLanes>
+DETRX_TARGET DETRX_INLINE typename VectorOf<float, kLanes>::type widen_lanes(const Float16* source) {
+  typedef typename VectorOf<float, kLanes>::type Vector;
+#if defined(DETRX_F16C)
+  if constexpr (kLanes == 16) {
+    return (Vector)_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(source)));
+  } else if constexpr (kLanes == 8) {
+    return (Vector)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(source)));
+  }
+#endif
+  typedef typename VectorOf<uint32_t, kLanes>::type Bits;
+  typename VectorOf<uint16_t, kLanes>::type narrow;
+  __builtin_memcpy(&narrow, source, sizeof(narrow));
+  const Bits bits = __builtin_convertvector(narrow, Bits);  // as in widen(Float16)
+  const Bits magnitude = (bits & 0x7fff) << 13;
+  const Bits special = (Bits)(magnitude >= 0x0f800000u) & 0x7f800000u;
+  return (Vector)((Bits)((Vector)magnitude * 0x1p112f) | special | (bits & 0x8000) << 16);
+}
+
+// A tile of kTile channels: kCount vectors of kLanes channels.
+template <typename C, int kTile>
+struct Tile {
+  static constexpr int kLanes = kTile * int(sizeof(C)) < kVectorBytes ? kTile : kVectorBytes / int(sizeof(C));
+  static constexpr int kCount = kTile / kLanes;
+  typedef typename VectorOf<C, kLanes>::type Vector;
+
+  DETRX_TARGET DETRX_INLINE static Vector load(const C* source) {
     Vector vector;
     __builtin_memcpy(&vector, source, sizeof(vector));
     return vector;
   }
-  DETRX_TARGET DETRX_INLINE static void store(T* target, Vector vector) {
+  template <typename T>
+  DETRX_TARGET DETRX_INLINE static Vector load(const T* source) {
+    return widen_lanes<kLanes>(source);
+  }
+  DETRX_TARGET DETRX_INLINE static void store(C* target, Vector vector) {
     __builtin_memcpy(target, &vector, sizeof(vector));
   }
 };
@@ -112,16 +147,16 @@ struct Points {
   T dx[kBlock], dy[kBlock];
 };
 
-template <typename T>
+template <typename C>
 DETRX_TARGET DETRX_INLINE void locate_points(
-    int count, const T* __restrict locations, const LevelTable& levels, int64_t first, int64_t row_stride,
-    int64_t zeros, Points<T>& __restrict points) {
+    int count, const C* __restrict locations, const LevelTable<C>& levels, int64_t first, int64_t row_stride,
+    int64_t zeros, Points<C>& __restrict points) {
   const int32_t* __restrict heights = levels.height + first;
   const int32_t* __restrict widths = levels.width + first;
   const int32_t* __restrict starts = levels.start + first;
   for (int i = 0; i < count; ++i) {
-    const BilinearPoint<T> point = locate(locations[2 * i], locations[2 * i + 1], heights[i], widths[i]);
-    const CornerWeights<T> weight = corner_weights(point.dx, point.dy);
+    const BilinearPoint<C> point = locate(locations[2 * i], locations[2 * i + 1], heights[i], widths[i]);
+    const CornerWeights<C> weight = corner_weights(point.dx, point.dy);
     const int64_t row = starts[i] + point.y * widths[i] + point.x;
     for (int k = 0; k < 4; ++k) {
       const int64_t offset = (row + (k / 2) * widths[i] + k % 2) * row_stride;
@@ -133,21 +168,150 @@ DETRX_TARGET DETRX_INLINE void locate_points(
   }
 }
 
+struct Maximum {
+  template <typename V>
+  DETRX_TARGET DETRX_INLINE static V apply(V a, V b) {
+    return a > b ? a : b;
+  }
+};
+
+struct Sum {
+  template <typename V>
+  DETRX_TARGET DETRX_INLINE static V apply(V a, V b) {
+    return a + b;
+  }
+};
+
+template <typename Operation, typename C, int kLanes, int kStep>
+DETRX_TARGET DETRX_INLINE C reduce_lanes(typename VectorOf<C, kLanes>::type vector) {
+  if constexpr (kStep > 0) {
+    constexpr std::make_integer_sequence<int, kLanes> lanes{};
+    vector = Operation::apply(vector, shuffle<SwapNeighbours<kStep>>(vector, vector, lanes));
+    return reduce_lanes<Operation, C, kLanes, kStep / 2>(vector);
+  } else {
+    return vector[0];
+  }
+}
+
+// Maximum or sum of `count` elements, a multiple of the lanes of a vector.
+template <typename Operation, typename C>
+DETRX_TARGET DETRX_INLINE C reduce(const C* elements, int64_t count) {
+  constexpr int kLanes = kVectorBytes / sizeof(C);
+  typedef Tile<C, kLanes> Tile;
+  typename Tile::Vector result = Tile::load(elements);
+  for (int64_t i = kLanes; i < count; i += kLanes) {
+    result = Operation::apply(result, Tile::load(elements + i));
+  }
+  return reduce_lanes<Operation, C, kLanes, kLanes / 2>(result);
+}
+
+// Softmax over `count` logits; `weights` has room for a multiple of kSoftmaxPadding.
+template <typename T, typename C>
+DETRX_TARGET DETRX_INLINE void softmax(const T* __restrict logits, int64_t count, C* __restrict weights) {
+  if (count == 0) {
+    return;
+  }
+  const int64_t padded = (count + kSoftmaxPadding - 1) / kSoftmaxPadding * kSoftmaxPadding;
+  for (int64_t i = 0; i < count; ++i) {
+    weights[i] = widen(logits[i]);
+  }
+  for (int64_t i = count; i < padded; ++i) {
+    weights[i] = -static_cast<C>(__builtin_inf());
+  }
+  const C maximum = reduce<Maximum>(weights, padded);
+  for (int64_t i = 0; i < padded; ++i) {
+    weights[i] = exp_not_positive(weights[i] - maximum);
+  }
+  const C scale = 1 / reduce<Sum>(weights, padded);
+  for (int64_t i = 0; i < padded; ++i) {
+    weights[i] *= scale;
+  }
+}
+
+// Spreads the reference of `query` = b * Q + q over the points of its levels.
+template <typename T, typename C>
+DETRX_TARGET DETRX_INLINE void spread_reference(
+    const DeformAttnInputs<T, C>& args, int64_t query, const Workspace<T, C>& work) {
+  const DeformAttnSizes& n = args.sizes;
+  const int size = args.reference_size;
+  for (int64_t l = 0; l < n.L; ++l) {
+    const C* reference = args.reference + (query * n.L + l) * size;
+    for (int64_t i = 2 * l * n.P; i < 2 * (l + 1) * n.P; i += 2) {
+      work.centres[i] = reference[0];
+      work.centres[i + 1] = reference[1];
+      if (size == 4) {
+        work.extents[i] = reference[2];
+        work.extents[i + 1] = reference[3];
+      }
+    }
+  }
+}
+
+// Locations and weights of the points of one query and head.
+template <typename C>
+struct ItemPoints {
+  const C* locations;
+  const C* weights;
+};
+
+// `fresh`: the item is not of the query that `work` was last used for.
+template <typename T, typename C>
+DETRX_TARGET DETRX_INLINE ItemPoints<C> item_points(
+    const DeformAttnInputs<T, C>& args, const LevelTable<C>& levels, const Workspace<T, C>& work, int64_t item,
+    bool fresh) {
+  const DeformAttnSizes& n = args.sizes;
+  const int64_t count = n.L * n.P;
+  const T* __restrict points = args.points + 2 * item * count;
+  const T* __restrict weights = args.weights + item * count;
+  if (!args.reference) {
+    if constexpr (std::is_same_v<T, C>) {
+      return {points, weights};
+    } else {
+      for (int64_t i = 0; i < 2 * count; ++i) {
+        work.locations[i] = widen(points[i]);
+      }
+      for (int64_t i = 0; i < count; ++i) {
+        work.weights[i] = widen(weights[i]);
+      }
+      return {work.locations, work.weights};
+    }
+  }
+  if (fresh) {
+    spread_reference(args, item / n.M, work);
+  }
+  softmax(weights, count, work.weights);
+  const C* __restrict centres = work.centres;
+  const C* __restrict extents = work.extents;
+  const C* __restrict sizes = levels.size_xy;
+  C* __restrict locations = work.locations;
+  if (args.reference_size == 2) {
+    for (int64_t i = 0; i < 2 * count; ++i) {
+      locations[i] = point_location<C>(centres[i], widen(points[i]), sizes[i]);
+    }
+  } else {
+    const C per_level = static_cast<C>(n.P);
+    for (int64_t i = 0; i < 2 * count; ++i) {
+      locations[i] = box_location<C>(centres[i], extents[i], widen(points[i]), per_level);
+    }
+  }
+  return {work.locations, work.weights};
+}
+
 // output += the weighted sum of the tile's channels at the points.
-template <typename T, int kTile>
+template <typename T, typename C, int kTile>
 DETRX_TARGET DETRX_INLINE void forward_tile(
-    int count, const Points<T>& points, const T* attention, const T* value, T* output) {
-  typedef Tile<T, kTile> Tile;
+    int count, const Points<C>& points, const C* weights, const T* value, C* output) {
+  typedef Tile<C, kTile> Tile;
   typename Tile::Vector sum[Tile::kCount];
   for (int c = 0; c < Tile::kCount; ++c) {
     sum[c] = Tile::load(output + c * Tile::kLanes);
   }
   for (int i = 0; i < count; ++i) {
     const T* corner[4];
-    T weight[4];
+    C weight[4];
     for (int k = 0; k < 4; ++k) {
       corner[k] = value + points.offset[k][i];
-      weight[k] = points.bilinear[k][i] * attention[i];
+      weight[k] = points.bilinear[k][i] * weights[i];
     }
     for (int c = 0; c < Tile::kCount; ++c) {
       const int d = c * Tile::kLanes;
@@ -160,55 +324,69 @@ DETRX_TARGET DETRX_INLINE void forward_tile(
   }
 }
 
-template <typename T, int kTile>
+template <typename T, typename C, int kTile>
 DETRX_TARGET DETRX_INLINE void forward_tiles(
-    int64_t channels, int count, const Points<T>& points, const T* attention, const T* value, T* output) {
+    int64_t channels, int count, const Points<C>& points, const C* weights, const T* value, C* output) {
   int64_t d = 0;
   for (; d + kTile <= channels; d += kTile) {
-    forward_tile<T, kTile>(count, points, attention, value + d, output + d);
+    forward_tile<T, C, kTile>(count, points, weights, value + d, output + d);
   }
   if constexpr (kTile > 1) {
-    forward_tiles<T, kTile / 2>(channels - d, count, points, attention, value + d, output + d);
+    forward_tiles<T, C, kTile / 2>(channels - d, count, points, weights, value + d, output + d);
   }
 }
 
-// Items [begin, end) of the B * Q * M pairs of query and head. `output` is zero, `zeros` is a row of D zeros.
-template <typename T>
+// Items [begin, end) of the B * Q * M pairs of query and head.
+template <typename T, typename C>
 DETRX_TARGET void forward_range(
-    const DeformAttnForward<T>& args, const LevelTable& levels, const T* zeros, int64_t begin, int64_t end) {
+    const DeformAttnInputs<T, C>& args, T* all_outputs, const LevelTable<C>& levels, const Workspace<T, C>& work,
+    int64_t begin, int64_t end) {
   const DeformAttnSizes& n = args.sizes;
   const int64_t points_per_item = n.L * n.P;
-  Points<T> points;
+  Points<C> points;
   for (int64_t item = begin; item < end; ++item) {
     const int64_t m = item % n.M, b = item / n.M / n.Q;
     const T* value = args.value + (b * n.S * n.M + m) * n.D;
+    const ItemPoints<C> source = item_points(args, levels, work, item, m == 0 || item == begin);
+    T* result = all_outputs + item * n.D;
+    C* output = work.output;
+    if constexpr (std::is_same_v<T, C>) {
+      output = result;
+    }
+    for (int64_t d = 0; d < n.D; ++d) {
+      output[d] = 0;
+    }
     for (int64_t first = 0; first < points_per_item; first += kBlock) {
       const int count = points_per_item - first < kBlock ? points_per_item - first : kBlock;
-      const int64_t point = item * points_per_item + first;
-      locate_points(count, args.locations + 2 * point, levels, first, n.M * n.D, zeros - value, points);
-      forward_tiles<T, 64>(n.D, count, points, args.attention + point, value, args.output + item * n.D);
+      locate_points(count, source.locations + 2 * first, levels, first, n.M * n.D, work.zeros - value, points);
+      forward_tiles<T, C, 64>(n.D, count, points, source.weights + first, value, output);
+    }
+    if constexpr (!std::is_same_v<T, C>) {
+      for (int64_t d = 0; d < n.D; ++d) {
+        narrow(output[d], result[d]);
+      }
     }
   }
 }
 
 // What the points of one query and head read and write.
-template <typename T>
+template <typename T, typename C>
 struct BackwardItem {
   int64_t channels;
-  const T* attention;    // of the block's points
-  const T* grad_output;  // D channels
+  const C* weights;      // of the block's points
+  const C* grad_output;  // D channels
   const T* value;        // first token of the head
-  T* grad_value;         // the same token
+  C* grad_value;         // the same token
   int64_t zeros;         // offset of a row of zeros from `value`
-  T* unused;             // (4, D), takes the gradient of corners outside the map
-  T (*dots)[4];          // of the block's points: output gradient times value at each corner
+  C* unused;             // (4, D), takes the gradient of corners outside the map
+  C (*dots)[4];          // of the block's points: output gradient times value at each corner
 };
 
 // Adds the part of channels [d0, d0 + kTile) to grad_value and to the dot products.
-template <typename T, int kTile>
+template <typename T, typename C, int kTile>
 DETRX_TARGET DETRX_INLINE void backward_tile(
-    int count, const Points<T>& points, const BackwardItem<T>& item, int64_t d0) {
-  typedef Tile<T, kTile> Tile;
+    int count, const Points<C>& points, const BackwardItem<T, C>& item, int64_t d0) {
+  typedef Tile<C, kTile> Tile;
   typedef typename Tile::Vector Vector;
   Vector grad[Tile::kCount];
   for (int c = 0; c < Tile::kCount; ++c) {
@@ -219,61 +397,151 @@ DETRX_TARGET DETRX_INLINE void backward_tile(
     for (int k = 0; k < 4; ++k) {
       const int64_t offset = points.offset[k][i];
       const T* corner = item.value + offset + d0;
-      T* grad_corner = (offset == item.zeros ? item.unused + k * item.channels : item.grad_value + offset) + d0;
-      const T weight = points.bilinear[k][i] * item.attention[i];
+      C* grad_corner = (offset == item.zeros ? item.unused + k * item.channels : item.grad_value + offset) + d0;
+      const C weight = points.bilinear[k][i] * item.weights[i];
       for (int c = 0; c < Tile::kCount; ++c) {
         const int d = c * Tile::kLanes;
         sum[k] += grad[c] * Tile::load(corner + d);
         Tile::store(grad_corner + d, Tile::load(grad_corner + d) + weight * grad[c]);
       }
     }
-    add_lane_sums<T, Tile::kLanes>(sum[0], sum[1], sum[2], sum[3], item.dots[i]);
+    add_lane_sums<C, Tile::kLanes>(sum[0], sum[1], sum[2], sum[3], item.dots[i]);
   }
 }
 
-template <typename T, int kTile>
+template <typename T, typename C, int kTile>
 DETRX_TARGET DETRX_INLINE void backward_tiles(
-    int count, const Points<T>& points, const BackwardItem<T>& item, int64_t d0) {
+    int count, const Points<C>& points, const BackwardItem<T, C>& item, int64_t d0) {
   for (; d0 + kTile <= item.channels; d0 += kTile) {
-    backward_tile<T, kTile>(count, points, item, d0);
+    backward_tile<T, C, kTile>(count, points, item, d0);
   }
   if constexpr (kTile > 1) {
-    backward_tiles<T, kTile / 2>(count, points, item, d0);
+    backward_tiles<T, C, kTile / 2>(count, points, item, d0);
   }
 }
 
-// All queries of image b, for heads [m0, m1) and levels [l0, l1). `zeros` is a row of D zeros, `unused`
-// four of them to write to.
-template <typename T>
-DETRX_TARGET void backward_part(
-    const DeformAttnBackward<T>& args, const LevelTable& levels, const T* zeros, T* unused, int64_t b, int64_t m0,
-    int64_t m1, int64_t l0, int64_t l1) {
+// The gradients of logits from those of the weights, over all points of an item.
+template <typename T, typename C>
+DETRX_TARGET DETRX_INLINE void store_logit_gradients(
+    int64_t count, const C* __restrict weights, const C* __restrict grad_weights, T* __restrict grad_logits) {
+  C mean = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    mean += weights[i] * grad_weights[i];
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    narrow(logit_gradient(weights[i], grad_weights[i], mean), grad_logits[i]);
+  }
+}
+
+// Gradients of offsets and reference from those of the locations of points [begin, end) of an item.
+template <typename T, typename C>
+DETRX_TARGET DETRX_INLINE void store_offset_gradients(
+    const DeformAttnInputs<T, C>& args, const DeformAttnGradients<T, C>& grads, const LevelTable<C>& levels,
+    const Workspace<T, C>& work, int64_t item, int64_t begin, int64_t end) {
   const DeformAttnSizes& n = args.sizes;
-  Points<T> points;
-  T dots[kBlock][4];
+  const C* __restrict grad_locations = work.grad_locations;
+  const C* __restrict extents = work.extents;
+  const C* __restrict sizes = levels.size_xy;
+  const T* offsets = args.points + 2 * item * n.L * n.P;
+  T* __restrict grad_offsets = grads.grad_points + 2 * item * n.L * n.P;
+  const bool boxes = args.reference_size == 4;
+  const C per_level = static_cast<C>(n.P);
+  if (boxes) {
+    for (int64_t i = 2 * begin; i < 2 * end; ++i) {
+      narrow(box_offset_gradient(grad_locations[i], extents[i], per_level), grad_offsets[i]);
+    }
+  } else {
+    for (int64_t i = 2 * begin; i < 2 * end; ++i) {
+      narrow(point_offset_gradient(grad_locations[i], sizes[i]), grad_offsets[i]);
+    }
+  }
+  if (!grads.grad_reference) {
+    return;
+  }
+  for (int64_t l = n.P > 0 ? begin / n.P : n.L; l * n.P < end; ++l) {
+    C sum[4] = {0, 0, 0, 0};
+    for (int64_t i = 2 * l * n.P; i < 2 * (l + 1) * n.P; ++i) {
+      sum[i % 2] += grad_locations[i];
+      sum[2 + i % 2] += box_extent_gradient<C>(grad_locations[i], widen(offsets[i]), per_level);
+    }
+    for (int k = 0; k < args.reference_size; ++k) {
+      grads.grad_reference[(item * n.L + l) * args.reference_size + k] = sum[k];
+    }
+  }
+}
+
+// Items [begin, end): gradients of the logits, where those of the weights were left in `grad_weights`.
+template <typename T, typename C>
+DETRX_TARGET void softmax_backward_range(
+    const DeformAttnInputs<T, C>& args, const C* grad_weights, T* grad_logits, const Workspace<T, C>& work,
+    int64_t begin, int64_t end) {
+  const int64_t count = args.sizes.L * args.sizes.P;
+  for (int64_t item = begin; item < end; ++item) {
+    softmax(args.weights + item * count, count, work.weights);
+    store_logit_gradients(count, work.weights, grad_weights + item * count, grad_logits + item * count);
+  }
+}
+
+// All queries of image b, for heads [m0, m1) and levels [l0, l1). A part that does not have all levels leaves the
+// gradients of the fused operator's weights in `all_grad_weights`, for softmax_backward_range.
+template <typename T, typename C>
+DETRX_TARGET void backward_part(
+    const DeformAttnInputs<T, C>& args, const DeformAttnGradients<T, C>& grads, C* all_grad_weights,
+    const LevelTable<C>& levels, const Workspace<T, C>& work, int64_t b, int64_t m0, int64_t m1, int64_t l0,
+    int64_t l1) {
+  const DeformAttnSizes& n = args.sizes;
+  const int64_t points_per_item = n.L * n.P, begin = l0 * n.P, end = l1 * n.P;
+  Points<C> points;
+  C dots[kBlock][4];
   for (int64_t q = 0; q < n.Q; ++q) {
     for (int64_t m = m0; m < m1; ++m) {
       const int64_t item = (b * n.Q + q) * n.M + m;
       const int64_t head = (b * n.S * n.M + m) * n.D;
       const T* value = args.value + head;
-      for (int64_t first = l0 * n.P; first < l1 * n.P; first += kBlock) {
-        const int count = l1 * n.P - first < kBlock ? l1 * n.P - first : kBlock;
-        const int64_t point = item * n.L * n.P + first;
-        const T* attention = args.attention + point;
-        locate_points(count, args.locations + 2 * point, levels, first, n.M * n.D, zeros - value, points);
+      const ItemPoints<C> source = item_points(args, levels, work, item, m == m0);
+      const T* stored_grad_output = grads.grad_output + item * n.D;
+      const C* grad_output = work.output;
+      if constexpr (std::is_same_v<T, C>) {
+        grad_output = stored_grad_output;
+      } else {
+        for (int64_t d = 0; d < n.D; ++d) {
+          work.output[d] = widen(stored_grad_output[d]);
+        }
+      }
+      C* grad_weights = all_grad_weights ? all_grad_weights + item * points_per_item : work.grad_weights;
+      for (int64_t first = begin; first < end; first += kBlock) {
+        const int count = end - first < kBlock ? end - first : kBlock;
+        const C* weights = source.weights + first;
+        locate_points(count, source.locations + 2 * first, levels, first, n.M * n.D, work.zeros - value, points);
         for (int i = 0; i < count; ++i) {
           dots[i][0] = dots[i][1] = dots[i][2] = dots[i][3] = 0;
         }
-        const BackwardItem<T> block{
-            n.D, attention, args.grad_output + item * n.D, value, args.grad_value + head, zeros - value, unused, dots};
-        backward_tiles<T, 64>(count, points, block, 0);
+        const BackwardItem<T, C> block{n.D, weights, grad_output, value, grads.grad_value + head, work.zeros - value,
+                                       work.unused, dots};
+        backward_tiles<T, C, 64>(count, points, block, 0);
         for (int i = 0; i < count; ++i) {
-          const PointGradient<T> gradient = point_gradient(
-              dots[i][0], dots[i][1], dots[i][2], dots[i][3], points.dx[i], points.dy[i], attention[i],
+          const PointGradient<C> gradient = point_gradient(
+              dots[i][0], dots[i][1], dots[i][2], dots[i][3], points.dx[i], points.dy[i], weights[i],
               levels.height[first + i], levels.width[first + i]);
-          args.grad_locations[2 * (point + i)] = gradient.x;
-          args.grad_locations[2 * (point + i) + 1] = gradient.y;
-          args.grad_attention[point + i] = gradient.attention;
+          work.grad_locations[2 * (first + i)] = gradient.x;
+          work.grad_locations[2 * (first + i) + 1] = gradient.y;
+          grad_weights[first + i] = gradient.attention;
+        }
+      }
+      if (args.reference) {
+        store_offset_gradients(args, grads, levels, work, item, begin, end);
+        if (!all_grad_weights) {
+          store_logit_gradients(
+              points_per_item, source.weights, grad_weights, grads.grad_weights + item * points_per_item);
+        }
+      } else {
+        T* stored_points = grads.grad_points + 2 * item * points_per_item;
+        T* stored_weights = grads.grad_weights + item * points_per_item;
+        for (int64_t i = 2 * begin; i < 2 * end; ++i) {
+          narrow(work.grad_locations[i], stored_points[i]);
+        }
+        for (int64_t i = begin; i < end; ++i) {
+          narrow(work.grad_weights[i], stored_weights[i]);
         }
       }
     }

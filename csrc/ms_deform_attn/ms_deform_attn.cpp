@@ -1,4 +1,4 @@
-// Schema and argument checks of detrx::ms_deform_attn.
+// Schemas and argument checks of detrx::ms_deform_attn and detrx::ms_deform_attn_fused.
 
 #include "ms_deform_attn.h"
 
@@ -9,7 +9,20 @@
 namespace detrx {
 namespace {
 
+// The names by which errors call the operator and its arguments.
+struct Names {
+  const char* op;
+  const char* points;
+  const char* weights;
+};
+
+Names names_of(const DeformAttnArguments& arguments) {
+  return arguments.reference ? Names{"ms_deform_attn_fused: ", "offsets", "logits"}
+                             : Names{"ms_deform_attn: ", "sampling_locations", "attention_weights"};
+}
+
 void check_shape(
+    const char* op,
     const char* name,
     const at::Tensor& tensor,
     at::IntArrayRef expected,
@@ -17,30 +30,35 @@ void check_shape(
     const at::Tensor& reason) {
   TORCH_CHECK_VALUE(
       tensor.sizes() == expected,
-      "ms_deform_attn: ", name, " has shape ", tensor.sizes(), ", expected ", expected, " to fit ", reason_name,
-      " of shape ", reason.sizes());
+      op, name, " has shape ", tensor.sizes(), ", expected ", expected, " to fit ", reason_name, " of shape ",
+      reason.sizes());
 }
 
-void check_index(const char* name, const at::Tensor& tensor, const at::Tensor& value) {
+void check_device(const char* op, const char* name, const at::Tensor& tensor, const at::Tensor& value) {
+  TORCH_CHECK_VALUE(
+      tensor.device() == value.device(),
+      op, name, " of shape ", tensor.sizes(), " is on ", tensor.device(), ", value of shape ", value.sizes(), " on ",
+      value.device());
+}
+
+void check_index(const char* op, const char* name, const at::Tensor& tensor, const at::Tensor& value) {
   TORCH_CHECK_TYPE(
       tensor.scalar_type() == at::kLong || tensor.scalar_type() == at::kInt,
-      "ms_deform_attn: ", name, " has dtype ", tensor.scalar_type(), ", expected int64 or int32");
-  TORCH_CHECK_VALUE(
-      tensor.device() == value.device(),
-      "ms_deform_attn: ", name, " is on ", tensor.device(), ", value on ", value.device());
+      op, name, " has dtype ", tensor.scalar_type(), ", expected int64 or int32");
+  check_device(op, name, tensor, value);
 }
 
-void check_float(const char* name, const at::Tensor& tensor, const at::Tensor& value) {
+void check_float(const char* op, const char* name, const at::Tensor& tensor, const at::Tensor& value) {
   TORCH_CHECK_TYPE(
       tensor.scalar_type() == value.scalar_type(),
-      "ms_deform_attn: ", name, " has dtype ", tensor.scalar_type(), ", value has ", value.scalar_type());
-  TORCH_CHECK_VALUE(
-      tensor.device() == value.device(),
-      "ms_deform_attn: ", name, " is on ", tensor.device(), ", value on ", value.device());
+      op, name, " of shape ", tensor.sizes(), " has dtype ", tensor.scalar_type(), ", value of shape ", value.sizes(),
+      " has ", value.scalar_type());
+  check_device(op, name, tensor, value);
 }
 
 // Reads the level sizes, so only where that costs no synchronisation; CUDA kernels assert it themselves.
-void check_levels(const at::Tensor& spatial_shapes, const at::Tensor& level_start_index, int64_t tokens) {
+void check_levels(
+    const char* op, const at::Tensor& spatial_shapes, const at::Tensor& level_start_index, int64_t tokens) {
   const at::Tensor shapes = spatial_shapes.to(at::kLong).contiguous();
   const at::Tensor starts = level_start_index.to(at::kLong).contiguous();
   int64_t total = 0;
@@ -50,55 +68,70 @@ void check_levels(const at::Tensor& spatial_shapes, const at::Tensor& level_star
     constexpr int64_t limit = std::numeric_limits<int32_t>::max();
     TORCH_CHECK_VALUE(
         height >= 0 && width >= 0 && height <= limit && width <= limit,
-        "ms_deform_attn: spatial_shapes has a level of ", height, " x ", width);
+        op, "spatial_shapes has a level of ", height, " x ", width);
     const int64_t start = starts.const_data_ptr<int64_t>()[level];
     TORCH_CHECK_VALUE(
         start == total,
-        "ms_deform_attn: level_start_index[", level, "] is ", start, ", expected ", total,
+        op, "level_start_index[", level, "] is ", start, ", expected ", total,
         ", the number of tokens in the levels of spatial_shapes before it");
     total += height * width;
   }
   TORCH_CHECK_VALUE(
       total == tokens,
-      "ms_deform_attn: the levels of spatial_shapes hold ", total, " tokens, but value of shape (B, S, M, D) has S = ",
-      tokens);
+      op, "the levels of spatial_shapes hold ", total, " tokens, but value of shape (B, S, M, D) has S = ", tokens);
+}
+
+void check_reference(const DeformAttnSizes& n, const DeformAttnArguments& arguments) {
+  const at::Tensor& reference = *arguments.reference;
+  const at::Tensor& value = arguments.value;
+  const Names name = names_of(arguments);
+  const char* op = name.op;
+  TORCH_CHECK_VALUE(
+      reference.dim() == 4 && (reference.size(3) == 2 || reference.size(3) == 4),
+      op, "reference has shape ", reference.sizes(), ", expected (B, Q, L, 2) or (B, Q, L, 4) for value of shape ",
+      value.sizes());
+  check_shape(op, "reference", reference, {n.B, n.Q, n.L, reference.size(3)}, name.points, arguments.points);
+  const bool wider = at::isReducedFloatingType(value.scalar_type()) && reference.scalar_type() == at::kFloat;
+  if (wider) {
+    check_device(op, "reference", reference, value);
+  } else {
+    check_float(op, "reference", reference, value);
+  }
 }
 
 }  // namespace
 
-DeformAttnSizes check_ms_deform_attn(
-    const at::Tensor& value,
-    const at::Tensor& spatial_shapes,
-    const at::Tensor& level_start_index,
-    const at::Tensor& sampling_locations,
-    const at::Tensor& attention_weights) {
-  TORCH_CHECK_VALUE(value.dim() == 4, "ms_deform_attn: value has shape ", value.sizes(), ", expected (B, S, M, D)");
+DeformAttnSizes check_arguments(const DeformAttnArguments& arguments) {
+  const auto& [value, spatial_shapes, level_start_index, points, weights, reference] = arguments;
+  const Names name = names_of(arguments);
+  TORCH_CHECK_VALUE(value.dim() == 4, name.op, "value has shape ", value.sizes(), ", expected (B, S, M, D)");
   TORCH_CHECK_VALUE(
-      sampling_locations.dim() == 6,
-      "ms_deform_attn: sampling_locations has shape ", sampling_locations.sizes(), ", expected (B, Q, M, L, P, 2)");
-  const DeformAttnSizes n{
-      value.size(0), value.size(1), value.size(2), value.size(3),
-      sampling_locations.size(1), sampling_locations.size(3), sampling_locations.size(4)};
-  check_shape("sampling_locations", sampling_locations, {n.B, n.Q, n.M, n.L, n.P, 2}, "value", value);
-  check_shape(
-      "attention_weights", attention_weights, {n.B, n.Q, n.M, n.L, n.P}, "sampling_locations", sampling_locations);
-  check_shape("spatial_shapes", spatial_shapes, {n.L, 2}, "sampling_locations", sampling_locations);
-  check_shape("level_start_index", level_start_index, {n.L}, "spatial_shapes", spatial_shapes);
-  check_index("spatial_shapes", spatial_shapes, value);
-  check_index("level_start_index", level_start_index, value);
-  check_float("sampling_locations", sampling_locations, value);
-  check_float("attention_weights", attention_weights, value);
+      points.dim() == 6, name.op, name.points, " has shape ", points.sizes(), ", expected (B, Q, M, L, P, 2)");
+  const DeformAttnSizes n{value.size(0), value.size(1), value.size(2), value.size(3),
+                          points.size(1), points.size(3), points.size(4)};
+  check_shape(name.op, name.points, points, {n.B, n.Q, n.M, n.L, n.P, 2}, "value", value);
+  check_shape(name.op, name.weights, weights, {n.B, n.Q, n.M, n.L, n.P}, name.points, points);
+  check_shape(name.op, "spatial_shapes", spatial_shapes, {n.L, 2}, name.points, points);
+  check_shape(name.op, "level_start_index", level_start_index, {n.L}, "spatial_shapes", spatial_shapes);
+  check_index(name.op, "spatial_shapes", spatial_shapes, value);
+  check_index(name.op, "level_start_index", level_start_index, value);
+  check_float(name.op, name.points, points, value);
+  check_float(name.op, name.weights, weights, value);
+  if (reference) {
+    check_reference(n, arguments);
+  }
   TORCH_CHECK_VALUE(
-      n.S <= std::numeric_limits<int32_t>::max(), "ms_deform_attn: value has more than 2^31 - 1 tokens: ", n.S);
+      n.S <= std::numeric_limits<int32_t>::max(), name.op, "value has more than 2^31 - 1 tokens: ", n.S);
   if (value.is_cpu()) {
-    check_levels(spatial_shapes, level_start_index, n.S);
+    check_levels(name.op, spatial_shapes, level_start_index, n.S);
   }
   return n;
 }
 
-void check_ms_deform_attn_grad(const DeformAttnSizes& n, const at::Tensor& value, const at::Tensor& grad_output) {
-  check_shape("grad_output", grad_output, {n.B, n.Q, n.M * n.D}, "value", value);
-  check_float("grad_output", grad_output, value);
+void check_grad_output(const DeformAttnArguments& arguments, const DeformAttnSizes& n, const at::Tensor& grad_output) {
+  const char* op = names_of(arguments).op;
+  check_shape(op, "grad_output", grad_output, {n.B, n.Q, n.M * n.D}, "value", arguments.value);
+  check_float(op, "grad_output", grad_output, arguments.value);
 }
 
 }  // namespace detrx
@@ -110,4 +143,11 @@ TORCH_LIBRARY_FRAGMENT(detrx, m) {
   m.def(
       "ms_deform_attn_backward(Tensor grad_output, Tensor value, Tensor spatial_shapes, Tensor level_start_index, "
       "Tensor sampling_locations, Tensor attention_weights) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "ms_deform_attn_fused(Tensor value, Tensor spatial_shapes, Tensor level_start_index, Tensor reference, "
+      "Tensor offsets, Tensor logits) -> Tensor");
+  m.def(
+      "ms_deform_attn_fused_backward(Tensor grad_output, Tensor value, Tensor spatial_shapes, "
+      "Tensor level_start_index, Tensor reference, Tensor offsets, Tensor logits, bool reference_needs_grad) "
+      "-> (Tensor, Tensor, Tensor, Tensor)");
 }

@@ -4,50 +4,52 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
-#include <tuple>
 
 namespace detrx {
 
-// value (B, S, M, D), sampling_locations (B, Q, M, L, P, 2), attention_weights (B, Q, M, L, P) -> output (B, Q, M * D)
+// value (B, S, M, D), L levels of P points each for every one of the Q queries and M heads -> output (B, Q, M * D)
 struct DeformAttnSizes {
   int64_t B, S, M, D, Q, L, P;
 };
 
-// Throws an error that names the argument and both shapes where the arguments do not fit together.
-DeformAttnSizes check_ms_deform_attn(
-    const at::Tensor& value,
-    const at::Tensor& spatial_shapes,
-    const at::Tensor& level_start_index,
-    const at::Tensor& sampling_locations,
-    const at::Tensor& attention_weights);
-
-void check_ms_deform_attn_grad(const DeformAttnSizes& sizes, const at::Tensor& value, const at::Tensor& grad_output);
-
-// All tensors are contiguous; `spatial_shapes` and `level_start_index` are int64.
-template <typename T>
-struct DeformAttnForward {
-  DeformAttnSizes sizes;
-  const T* value;
-  const int64_t* spatial_shapes;
-  const int64_t* level_start_index;
-  const T* locations;
-  const T* attention;
-  T* output;
+// The arguments of ms_deform_attn: `points` are sampling_locations (B, Q, M, L, P, 2), `weights` are attention_weights
+// (B, Q, M, L, P). Those of ms_deform_attn_fused: `points` are raw offsets, `weights` are logits, and `reference` is
+// (B, Q, L, 2 or 4).
+struct DeformAttnArguments {
+  const at::Tensor& value;
+  const at::Tensor& spatial_shapes;
+  const at::Tensor& level_start_index;
+  const at::Tensor& points;
+  const at::Tensor& weights;
+  const at::Tensor* reference = nullptr;
 };
 
-// Sums of many terms are kept in type `Sum`.
-template <typename T, typename Sum = T>
-struct DeformAttnBackward {
+// Throw an error that names the argument and both shapes where the arguments do not fit together.
+DeformAttnSizes check_arguments(const DeformAttnArguments& arguments);
+void check_grad_output(
+    const DeformAttnArguments& arguments, const DeformAttnSizes& sizes, const at::Tensor& grad_output);
+
+// All tensors are contiguous; `spatial_shapes` and `level_start_index` are int64. T is the type of the tensors, C that
+// of the arithmetic.
+template <typename T, typename C>
+struct DeformAttnInputs {
   DeformAttnSizes sizes;
-  const T* grad_output;
   const T* value;
   const int64_t* spatial_shapes;
   const int64_t* level_start_index;
-  const T* locations;
-  const T* attention;
-  Sum* grad_value;  // zero on entry
-  T* grad_locations;
-  T* grad_attention;
+  const T* points;
+  const T* weights;
+  const C* reference;   // of the fused operator, else null
+  int reference_size;   // 2 or 4, 0 without a reference
+};
+
+template <typename T, typename C>
+struct DeformAttnGradients {
+  const T* grad_output;
+  C* grad_value;      // zero on entry
+  T* grad_points;
+  T* grad_weights;
+  C* grad_reference;  // (B, Q, M, L, reference_size), to be summed over the heads; null where nobody asks for it
 };
 
 }  // namespace detrx

@@ -1,31 +1,58 @@
-// CPU implementation of detrx::ms_deform_attn: threading and the choice of instruction set.
+// CPU implementation of detrx::ms_deform_attn and detrx::ms_deform_attn_fused: threading and the choice of instruction
+// set. float16 and bfloat16 are read and written as they are and computed in float32.
 
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros.h>
-#include <ATen/ops/zeros_like.h>
 #include <torch/library.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 #include <algorithm>
 #include <cstdint>
+#include <tuple>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
 #include "../cpu_dispatch.h"
+#include "../reduced_float.h"
 #include "bilinear.h"
 #include "ms_deform_attn.h"
+#include "sampling.h"
 
 namespace detrx {
 namespace {
 
-// Height, width and first token of the level that each of a query's L * P points samples.
+// Of the level that each of a query's L * P points samples: height, width, first token, and the two sizes that offsets
+// are divided by, x and y in turn.
+template <typename C>
 struct LevelTable {
   const int32_t* height;
   const int32_t* width;
   const int32_t* start;
+  const C* size_xy;
 };
+
+// Memory of one thread. Arrays over the L * P points of a query and head, x and y in turn where they are twice as long.
+template <typename T, typename C>
+struct Workspace {
+  const T* zeros;     // (D,), what corners outside the map read
+  C* unused;          // (4, D), where they add their gradient
+  C* output;          // (D,), or its gradient
+  C* centres;         // of the query's reference, spread over the points
+  C* extents;
+  C* locations;
+  C* weights;         // a multiple of kSoftmaxPadding
+  C* grad_locations;
+  C* grad_weights;
+};
+
+// The softmax works on whole vectors, at most this many elements.
+constexpr int64_t kSoftmaxPadding = 16;
 
 }  // namespace
 
@@ -41,7 +68,8 @@ constexpr int kVectorBytes = 16;
 #undef DETRX_TARGET
 
 #if defined(__x86_64__)
-#define DETRX_TARGET __attribute__((target("avx2,fma")))
+#define DETRX_TARGET __attribute__((target("avx2,fma,f16c")))
+#define DETRX_F16C
 namespace isa_avx2 {
 namespace {
 constexpr int kVectorBytes = 32;
@@ -49,8 +77,10 @@ constexpr int kVectorBytes = 32;
 }  // namespace
 }  // namespace isa_avx2
 #undef DETRX_TARGET
+#undef DETRX_F16C
 
-#define DETRX_TARGET __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,fma")))
+#define DETRX_TARGET __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,fma,f16c")))
+#define DETRX_F16C
 namespace isa_avx512 {
 namespace {
 constexpr int kVectorBytes = 64;
@@ -58,76 +88,85 @@ constexpr int kVectorBytes = 64;
 }  // namespace
 }  // namespace isa_avx512
 #undef DETRX_TARGET
+#undef DETRX_F16C
 #endif
 
 namespace {
 
-template <typename T>
-auto forward_kernel() {
-  switch (cpu_isa()) {
 #if defined(__x86_64__)
-    case CpuIsa::Avx512:
-      return &isa_avx512::forward_range<T>;
-    case CpuIsa::Avx2:
-      return &isa_avx2::forward_range<T>;
+#define DETRX_SELECT_ISA(...)                                              \
+  (cpu_isa() == CpuIsa::Avx512 ? &isa_avx512::__VA_ARGS__                  \
+                               : cpu_isa() == CpuIsa::Avx2 ? &isa_avx2::__VA_ARGS__ : &isa_default::__VA_ARGS__)
+#else
+#define DETRX_SELECT_ISA(...) (&isa_default::__VA_ARGS__)
 #endif
-    default:
-      return &isa_default::forward_range<T>;
-  }
-}
 
-template <typename T>
-auto backward_kernel() {
-  switch (cpu_isa()) {
-#if defined(__x86_64__)
-    case CpuIsa::Avx512:
-      return &isa_avx512::backward_part<T>;
-    case CpuIsa::Avx2:
-      return &isa_avx2::backward_part<T>;
-#endif
-    default:
-      return &isa_default::backward_part<T>;
-  }
-}
-
+template <typename C>
 class LevelTableStorage {
  public:
   LevelTableStorage(const DeformAttnSizes& n, const int64_t* spatial_shapes, const int64_t* level_start_index) {
     for (int64_t i = 0; i < n.L * n.P; ++i) {
-      heights_.push_back(static_cast<int32_t>(spatial_shapes[2 * (i / n.P)]));
-      widths_.push_back(static_cast<int32_t>(spatial_shapes[2 * (i / n.P) + 1]));
+      const int64_t height = spatial_shapes[2 * (i / n.P)], width = spatial_shapes[2 * (i / n.P) + 1];
+      heights_.push_back(static_cast<int32_t>(height));
+      widths_.push_back(static_cast<int32_t>(width));
       starts_.push_back(static_cast<int32_t>(level_start_index[i / n.P]));
+      sizes_xy_.push_back(divisor<C>(width));
+      sizes_xy_.push_back(divisor<C>(height));
     }
   }
-  LevelTable table() const {
-    return {heights_.data(), widths_.data(), starts_.data()};
+  LevelTable<C> table() const {
+    return {heights_.data(), widths_.data(), starts_.data(), sizes_xy_.data()};
   }
 
  private:
   std::vector<int32_t> heights_, widths_, starts_;
+  std::vector<C> sizes_xy_;
 };
 
-template <typename T>
-void forward(const DeformAttnForward<T>& args) {
-  const DeformAttnSizes& n = args.sizes;
-  const LevelTableStorage levels(n, args.spatial_shapes, args.level_start_index);
-  const std::vector<T> zeros(n.D);
-  const auto kernel = forward_kernel<T>();
-  const int64_t grain = std::max<int64_t>(32768 / std::max<int64_t>(n.L * n.P * n.D, 1), 1);
-  at::parallel_for(0, n.B * n.Q * n.M, grain, [&](int64_t begin, int64_t end) {
-    kernel(args, levels.table(), zeros.data(), begin, end);
+template <typename T, typename C>
+class WorkspaceStorage {
+ public:
+  explicit WorkspaceStorage(const DeformAttnSizes& n) : zeros_(n.D) {
+    const int64_t points = (n.L * n.P + kSoftmaxPadding - 1) / kSoftmaxPadding * kSoftmaxPadding;
+    numbers_.resize(5 * n.D + 10 * points);
+    C* next = numbers_.data();
+    const auto take = [&next](int64_t count) { return std::exchange(next, next + count); };
+    workspace_ = {zeros_.data(), take(4 * n.D),    take(n.D),        take(2 * points), take(2 * points),
+                  take(2 * points), take(points), take(2 * points), take(points)};
+  }
+  const Workspace<T, C>& get() const {
+    return workspace_;
+  }
+
+ private:
+  std::vector<T> zeros_;
+  std::vector<C> numbers_;
+  Workspace<T, C> workspace_;
+};
+
+// Items of (query, head) that are worth a thread.
+int64_t grain(const DeformAttnSizes& n) {
+  return std::max<int64_t>(32768 / std::max<int64_t>(n.L * n.P * n.D, 1), 1);
+}
+
+template <typename T, typename C>
+void forward(const DeformAttnInputs<T, C>& inputs, T* output) {
+  const DeformAttnSizes& n = inputs.sizes;
+  const LevelTableStorage<C> levels(n, inputs.spatial_shapes, inputs.level_start_index);
+  const auto kernel = DETRX_SELECT_ISA(forward_range<T, C>);
+  at::parallel_for(0, n.B * n.Q * n.M, grain(n), [&](int64_t begin, int64_t end) {
+    const WorkspaceStorage<T, C> work(n);
+    kernel(inputs, output, levels.table(), work.get(), begin, end);
   });
 }
 
 // Every element of grad_value belongs to one image, head and level. Threads share the work by these, so that they never
 // collide, and every element sums its terms in the same order whatever the number of threads. Few large parts are
 // better than many: a part reads the queries' points from one end to the other.
-template <typename T>
-void backward(const DeformAttnBackward<T>& args) {
-  const DeformAttnSizes& n = args.sizes;
-  const LevelTableStorage levels(n, args.spatial_shapes, args.level_start_index);
-  const std::vector<T> zeros(n.D);
-  const auto kernel = backward_kernel<T>();
+template <typename T, typename C>
+void backward(const DeformAttnInputs<T, C>& inputs, const DeformAttnGradients<T, C>& gradients) {
+  const DeformAttnSizes& n = inputs.sizes;
+  const LevelTableStorage<C> levels(n, inputs.spatial_shapes, inputs.level_start_index);
   const int64_t threads = at::get_num_threads();
   const auto balanced = [threads](int64_t parts) { return parts % threads == 0 || parts >= 4 * threads; };
   int64_t head_parts = 1;
@@ -136,20 +175,122 @@ void backward(const DeformAttnBackward<T>& args) {
   }
   const int64_t level_parts = balanced(n.B * head_parts) ? 1 : n.L;
   const int64_t heads = n.M / std::max<int64_t>(head_parts, 1), level_count = n.L / std::max<int64_t>(level_parts, 1);
+  // The gradients of logits take all levels of a query: in a second pass, where threads share the levels.
+  const bool two_passes = inputs.reference && level_parts > 1;
+  std::vector<C> grad_weights(two_passes ? n.B * n.Q * n.M * n.L * n.P : 0);
+  const auto kernel = DETRX_SELECT_ISA(backward_part<T, C>);
   at::parallel_for(0, n.B * head_parts * level_parts, 1, [&](int64_t begin, int64_t end) {
-    std::vector<T> unused(4 * n.D);
+    const WorkspaceStorage<T, C> work(n);
     for (int64_t part = begin; part < end; ++part) {
       const int64_t l = part % level_parts * level_count, m = part / level_parts % head_parts * heads;
       kernel(
-          args, levels.table(), zeros.data(), unused.data(), part / level_parts / head_parts, m, m + heads, l,
-          l + level_count);
+          inputs, gradients, two_passes ? grad_weights.data() : nullptr, levels.table(), work.get(),
+          part / level_parts / head_parts, m, m + heads, l, l + level_count);
     }
   });
+  if (two_passes) {
+    const auto softmax_kernel = DETRX_SELECT_ISA(softmax_backward_range<T, C>);
+    at::parallel_for(0, n.B * n.Q * n.M, grain(n), [&](int64_t begin, int64_t end) {
+      const WorkspaceStorage<T, C> work(n);
+      softmax_kernel(inputs, grad_weights.data(), gradients.grad_weights, work.get(), begin, end);
+    });
+  }
 }
 
-// float16 and bfloat16 are computed in float32.
+// The kernels' own types for those of torch.
+template <typename T>
+struct KernelType {
+  typedef T type;
+};
+template <>
+struct KernelType<at::Half> {
+  typedef Float16 type;
+};
+template <>
+struct KernelType<at::BFloat16> {
+  typedef BFloat16 type;
+};
+
 at::ScalarType compute_type(const at::Tensor& value) {
   return at::isReducedFloatingType(value.scalar_type()) ? at::kFloat : value.scalar_type();
+}
+
+// Contiguous arguments of the types that the kernels take.
+class Prepared {
+ public:
+  Prepared(const DeformAttnArguments& arguments, const DeformAttnSizes& sizes)
+      : sizes_(sizes),
+        value_(arguments.value.contiguous()),
+        spatial_shapes_(arguments.spatial_shapes.to(at::kLong).contiguous()),
+        level_start_index_(arguments.level_start_index.to(at::kLong).contiguous()),
+        points_(arguments.points.contiguous()),
+        weights_(arguments.weights.contiguous()) {
+    if (arguments.reference) {
+      reference_ = arguments.reference->to(compute_type(value_)).contiguous();
+    }
+  }
+  template <typename T>
+  DeformAttnInputs<T, Compute<T>> inputs() const {
+    typedef Compute<T> C;
+    return {sizes_,
+            static_cast<const T*>(value_.const_data_ptr()),
+            spatial_shapes_.const_data_ptr<int64_t>(),
+            level_start_index_.const_data_ptr<int64_t>(),
+            static_cast<const T*>(points_.const_data_ptr()),
+            static_cast<const T*>(weights_.const_data_ptr()),
+            reference_.defined() ? reference_.const_data_ptr<C>() : nullptr,
+            reference_.defined() ? static_cast<int>(reference_.size(3)) : 0};
+  }
+
+ private:
+  DeformAttnSizes sizes_;
+  at::Tensor value_, spatial_shapes_, level_start_index_, points_, weights_, reference_;
+};
+
+at::Tensor run_forward(const DeformAttnArguments& arguments) {
+  const DeformAttnSizes n = check_arguments(arguments);
+  const at::Tensor& value = arguments.value;
+  const Prepared prepared(arguments, n);
+  at::Tensor output = at::empty({n.B, n.Q, n.M * n.D}, value.options());
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, value.scalar_type(), "ms_deform_attn", [&] {
+    typedef KernelType<scalar_t>::type T;
+    forward(prepared.inputs<T>(), static_cast<T*>(output.mutable_data_ptr()));
+  });
+  return output;
+}
+
+// Gradients of value, points, weights and, where it is asked for, the reference.
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> run_backward(
+    const DeformAttnArguments& arguments, const at::Tensor& grad_output, bool reference_needs_grad) {
+  const DeformAttnSizes n = check_arguments(arguments);
+  check_grad_output(arguments, n, grad_output);
+  const at::Tensor& value = arguments.value;
+  const Prepared prepared(arguments, n);
+  const at::Tensor grad = grad_output.contiguous();
+  at::Tensor grad_value = at::zeros(value.sizes(), value.options().dtype(compute_type(value)));
+  at::Tensor grad_points = at::empty(arguments.points.sizes(), value.options());
+  at::Tensor grad_weights = at::empty(arguments.weights.sizes(), value.options());
+  at::Tensor grad_reference;
+  if (reference_needs_grad) {
+    const at::Tensor& reference = *arguments.reference;
+    grad_reference = at::zeros({n.B, n.Q, n.M, n.L, reference.size(3)}, grad_value.options());
+  }
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, value.scalar_type(), "ms_deform_attn_backward", [&] {
+    typedef KernelType<scalar_t>::type T;
+    typedef Compute<T> C;
+    backward(
+        prepared.inputs<T>(),
+        DeformAttnGradients<T, C>{
+            static_cast<const T*>(grad.const_data_ptr()), grad_value.mutable_data_ptr<C>(),
+            static_cast<T*>(grad_points.mutable_data_ptr()), static_cast<T*>(grad_weights.mutable_data_ptr()),
+            reference_needs_grad ? grad_reference.mutable_data_ptr<C>() : nullptr});
+  });
+  if (reference_needs_grad) {
+    grad_reference = grad_reference.sum(2).to(arguments.reference->scalar_type());
+  } else if (arguments.reference) {
+    grad_reference = at::empty({0}, arguments.reference->options());
+  }
+  return {grad_value.to(value.scalar_type()), grad_points, grad_weights, grad_reference};
 }
 
 at::Tensor ms_deform_attn_cpu(
@@ -158,22 +299,7 @@ at::Tensor ms_deform_attn_cpu(
     const at::Tensor& level_start_index,
     const at::Tensor& sampling_locations,
     const at::Tensor& attention_weights) {
-  const DeformAttnSizes n = check_ms_deform_attn(
-      value, spatial_shapes, level_start_index, sampling_locations, attention_weights);
-  const at::ScalarType type = compute_type(value);
-  const at::Tensor v = value.to(type).contiguous();
-  const at::Tensor shapes = spatial_shapes.to(at::kLong).contiguous();
-  const at::Tensor starts = level_start_index.to(at::kLong).contiguous();
-  const at::Tensor locations = sampling_locations.to(type).contiguous();
-  const at::Tensor attention = attention_weights.to(type).contiguous();
-  at::Tensor output = at::zeros({n.B, n.Q, n.M * n.D}, v.options());
-  AT_DISPATCH_FLOATING_TYPES(type, "ms_deform_attn", [&] {
-    forward(DeformAttnForward<scalar_t>{
-        n, v.const_data_ptr<scalar_t>(), shapes.const_data_ptr<int64_t>(), starts.const_data_ptr<int64_t>(),
-        locations.const_data_ptr<scalar_t>(), attention.const_data_ptr<scalar_t>(),
-        output.mutable_data_ptr<scalar_t>()});
-  });
-  return output.to(value.scalar_type());
+  return run_forward({value, spatial_shapes, level_start_index, sampling_locations, attention_weights});
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> ms_deform_attn_backward_cpu(
@@ -183,28 +309,32 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> ms_deform_attn_backward_cpu(
     const at::Tensor& level_start_index,
     const at::Tensor& sampling_locations,
     const at::Tensor& attention_weights) {
-  const DeformAttnSizes n = check_ms_deform_attn(
-      value, spatial_shapes, level_start_index, sampling_locations, attention_weights);
-  check_ms_deform_attn_grad(n, value, grad_output);
-  const at::ScalarType type = compute_type(value);
-  const at::Tensor grad = grad_output.to(type).contiguous();
-  const at::Tensor v = value.to(type).contiguous();
-  const at::Tensor shapes = spatial_shapes.to(at::kLong).contiguous();
-  const at::Tensor starts = level_start_index.to(at::kLong).contiguous();
-  const at::Tensor locations = sampling_locations.to(type).contiguous();
-  const at::Tensor attention = attention_weights.to(type).contiguous();
-  at::Tensor grad_value = at::zeros_like(v);
-  at::Tensor grad_locations = at::empty_like(locations);
-  at::Tensor grad_attention = at::empty_like(attention);
-  AT_DISPATCH_FLOATING_TYPES(type, "ms_deform_attn_backward", [&] {
-    backward(DeformAttnBackward<scalar_t>{
-        n, grad.const_data_ptr<scalar_t>(), v.const_data_ptr<scalar_t>(), shapes.const_data_ptr<int64_t>(),
-        starts.const_data_ptr<int64_t>(), locations.const_data_ptr<scalar_t>(), attention.const_data_ptr<scalar_t>(),
-        grad_value.mutable_data_ptr<scalar_t>(), grad_locations.mutable_data_ptr<scalar_t>(),
-        grad_attention.mutable_data_ptr<scalar_t>()});
-  });
-  const at::ScalarType result = value.scalar_type();
-  return {grad_value.to(result), grad_locations.to(result), grad_attention.to(result)};
+  const auto [grad_value, grad_locations, grad_weights, unused] = run_backward(
+      {value, spatial_shapes, level_start_index, sampling_locations, attention_weights}, grad_output, false);
+  return {grad_value, grad_locations, grad_weights};
+}
+
+at::Tensor ms_deform_attn_fused_cpu(
+    const at::Tensor& value,
+    const at::Tensor& spatial_shapes,
+    const at::Tensor& level_start_index,
+    const at::Tensor& reference,
+    const at::Tensor& offsets,
+    const at::Tensor& logits) {
+  return run_forward({value, spatial_shapes, level_start_index, offsets, logits, &reference});
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> ms_deform_attn_fused_backward_cpu(
+    const at::Tensor& grad_output,
+    const at::Tensor& value,
+    const at::Tensor& spatial_shapes,
+    const at::Tensor& level_start_index,
+    const at::Tensor& reference,
+    const at::Tensor& offsets,
+    const at::Tensor& logits,
+    bool reference_needs_grad) {
+  return run_backward(
+      {value, spatial_shapes, level_start_index, offsets, logits, &reference}, grad_output, reference_needs_grad);
 }
 
 }  // namespace
@@ -213,4 +343,6 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> ms_deform_attn_backward_cpu(
 TORCH_LIBRARY_IMPL(detrx, CPU, m) {
   m.impl("ms_deform_attn", &detrx::ms_deform_attn_cpu);
   m.impl("ms_deform_attn_backward", &detrx::ms_deform_attn_backward_cpu);
+  m.impl("ms_deform_attn_fused", &detrx::ms_deform_attn_fused_cpu);
+  m.impl("ms_deform_attn_fused_backward", &detrx::ms_deform_attn_fused_backward_cpu);
 }

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from detrx.ops import ms_deform_attn
+from detrx.ops import ms_deform_attn_fused
 
 
 class MultiScaleDeformableAttention(nn.Module):
@@ -69,15 +69,7 @@ class MultiScaleDeformableAttention(nn.Module):
         if padding_mask is not None:
             value = value.masked_fill(padding_mask[..., None], 0.0)
         offsets = self.sampling_offsets(query).unflatten(-1, (self.num_heads, self.num_levels, self.num_points, 2))
-        weights = self.attention_weights(query).unflatten(-1, (self.num_heads, -1)).softmax(-1)
-        weights = weights.unflatten(-1, (self.num_levels, self.num_points))
-        reference = reference[:, :, None, :, None]
-        if reference.shape[-1] == 2:
-            size_xy = spatial_shapes.flip(-1).to(reference.dtype)[:, None]
-            locations = reference + offsets / size_xy
-        else:
-            locations = reference[..., :2] + offsets / self.num_points * reference[..., 2:] * 0.5
-        out = ms_deform_attn(
-            value.unflatten(-1, (self.num_heads, -1)), spatial_shapes, level_start_index, locations, weights
-        )
+        logits = self.attention_weights(query).unflatten(-1, (self.num_heads, -1))
+        value = value.unflatten(-1, (self.num_heads, -1))
+        out = ms_deform_attn_fused(value, spatial_shapes, level_start_index, reference, offsets, logits)
         return self.output_proj(out)

@@ -12,6 +12,7 @@ from detrx.ops.moe import (
     moe_route_reference,
 )
 from detrx.ops.ms_deform_attn import ms_deform_attn, ms_deform_attn_reference
+from detrx.ops.ms_deform_attn_fused import ms_deform_attn_fused, ms_deform_attn_fused_reference
 from detrx.ops.query_routing import (
     QueryRoute,
     query_gather,
@@ -35,6 +36,8 @@ __all__ = [
     "moe_route",
     "moe_route_reference",
     "ms_deform_attn",
+    "ms_deform_attn_fused",
+    "ms_deform_attn_fused_reference",
     "ms_deform_attn_reference",
     "operators",
     "query_gather",

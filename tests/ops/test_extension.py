@@ -15,7 +15,10 @@ import json, sys, warnings
 import torch
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
-    from detrx.ops import extension_info, has_kernel, ms_deform_attn, ms_deform_attn_reference
+    from detrx.ops import (
+        extension_info, has_kernel, ms_deform_attn, ms_deform_attn_fused, ms_deform_attn_fused_reference,
+        ms_deform_attn_reference,
+    )
     generator = torch.Generator().manual_seed(0)
     shapes, starts = torch.tensor([[5, 6], [3, 2]]), torch.tensor([0, 30])
     value = torch.randn(1, 36, 2, 20, generator=generator, requires_grad=True)
@@ -26,12 +29,22 @@ with warnings.catch_warnings(record=True) as caught:
     again = ms_deform_attn(value, shapes, starts, locations, weights)
     expected = ms_deform_attn_reference(value, shapes, starts, locations, weights)
     (gradient,) = torch.autograd.grad(expected.square().sum(), value)
+    fused_errors = []
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        inputs = [value, torch.rand(1, 40, 2, 2, generator=generator), locations - 0.5, 4 * weights]
+        inputs = [x.detach().to(dtype).requires_grad_() for x in inputs]
+        pair = []
+        for function in (ms_deform_attn_fused, ms_deform_attn_fused_reference):
+            fused = function(inputs[0], shapes, starts, *inputs[1:])
+            pair.append([fused, *torch.autograd.grad(fused.float().sum(), inputs)])
+        fused_errors += [float((a - b).abs().max() / b.abs().max() / torch.finfo(dtype).eps) for a, b in zip(*pair)]
 print(json.dumps({
     "info": extension_info(),
     "kernel": has_kernel("ms_deform_attn", "cpu"),
     "schemas": [str(getattr(torch.ops.detrx, name).default._schema)
-                for name in ("ms_deform_attn", "ms_deform_attn_backward")],
+                for op in ("ms_deform_attn", "ms_deform_attn_fused") for name in (op, op + "_backward")],
     "error": float((output - expected).abs().max() + (value.grad - gradient).abs().max()),
+    "fused error": max(fused_errors),
     "warnings": [str(w.message) for w in caught if "detrx" in str(w.message)],
 }))
 """
@@ -50,6 +63,7 @@ def test_fallback_without_extension():
     assert result["info"] == {"error": "hidden by DETRX_DISABLE_EXT"}
     assert not result["kernel"]
     assert result["error"] < 1e-3
+    assert result["fused error"] < 100
     assert len(result["warnings"]) == 1 and "no compiled kernels for cpu" in result["warnings"][0]
 
 
@@ -67,6 +81,7 @@ def test_older_instruction_sets(isa):
     if result["info"]["cpu_isa"] != isa:
         pytest.skip(f"this processor has no {isa}")
     assert result["error"] < 1e-3
+    assert result["fused error"] < 100  # units of the last place of the largest number
 
 
 def test_devices_without_kernels():
