@@ -8,7 +8,10 @@ import torch
 from torch import Tensor
 
 _FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-_BLOCK = 2**18  # elements of a GEMM's result that stay in the cache until they are copied to their place
+# Elements of an oneDNN product, which is copied to its place: 8 MiB stay in the cache until then. Smaller blocks would
+# mean more threaded calls, and these are slow where other processes keep the cores busy.
+_BLOCK = 2**21
+_ONEDNN_LINEAR = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def expert_linear(x: Tensor, weight: Tensor, bias: Tensor, counts: Tensor, relu: bool = False) -> Tensor:
@@ -94,9 +97,6 @@ def _segments(counts: Tensor, rows: int) -> list[tuple[int, slice]]:
 def _uses_onednn(x: Tensor) -> bool:
     """Whether float32 products go to oneDNN rather than, as in `torch.mm`, to MKL, which is half as fast on AMD."""
     return x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.enabled and _ONEDNN_LINEAR
-
-
-_ONEDNN_LINEAR = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def _product(a: Tensor, b: Tensor, out: Tensor, bias: Tensor | None = None, relu: bool = False) -> None:

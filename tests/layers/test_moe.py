@@ -190,7 +190,9 @@ def test_expert_linear_gradients(relu):
 
 @pytest.mark.parametrize("onednn", [False, True])
 def test_expert_linear_in_float32(onednn, monkeypatch):
-    monkeypatch.setattr(importlib.import_module("detrx.ops.expert_linear"), "_ONEDNN_LINEAR", onednn)
+    module = importlib.import_module("detrx.ops.expert_linear")
+    monkeypatch.setattr(module, "_ONEDNN_LINEAR", onednn)
+    monkeypatch.setattr(module, "_BLOCK", 256 * 600)  # the largest expert in several blocks
     counts = torch.tensor([700, 1, 0, 299])
     x, weight, bias = (
         t.requires_grad_() for t in (torch.randn(1000, 33), torch.randn(4, 33, 600), torch.randn(4, 600))
