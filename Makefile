@@ -63,6 +63,7 @@ gpu-check: setup
 	@$(BIN)/python -c "import torch; torch.cuda.is_available() or exit('gpu-check: torch sees no GPU')"
 	$(BIN)/python -m pytest -m gpu
 	$(BIN)/python benchmarks/ms_deform_attn.py --device cuda
+	$(BIN)/python benchmarks/ms_deform_attn.py --device cuda --dtype bfloat16
 	$(BIN)/python benchmarks/moe.py --device cuda
 	$(BIN)/python benchmarks/moe.py --device cuda --dtype bfloat16
 	$(BIN)/python benchmarks/query_routing.py --device cuda

@@ -4,7 +4,6 @@
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 #if defined(__x86_64__)
@@ -12,6 +11,7 @@
 #endif
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <tuple>
 #include <type_traits>
@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "../cpu_dispatch.h"
+#include "../huge_pages.h"
 #include "../reduced_float.h"
 #include "bilinear.h"
 #include "ms_deform_attn.h"
@@ -144,9 +145,10 @@ class WorkspaceStorage {
   Workspace<T, C> workspace_;
 };
 
-// Items of (query, head) that are worth a thread.
+// Items that are worth a thread: whole queries, whose heads share a reference.
 int64_t grain(const DeformAttnSizes& n) {
-  return std::max<int64_t>(32768 / std::max<int64_t>(n.L * n.P * n.D, 1), 1);
+  const int64_t per_query = std::max<int64_t>(n.M * n.L * n.P * n.D, 1);
+  return (32768 / per_query + 1) * std::max<int64_t>(n.M, 1);
 }
 
 template <typename T, typename C>
@@ -154,9 +156,15 @@ void forward(const DeformAttnInputs<T, C>& inputs, T* output) {
   const DeformAttnSizes& n = inputs.sizes;
   const LevelTableStorage<C> levels(n, inputs.spatial_shapes, inputs.level_start_index);
   const auto kernel = DETRX_SELECT_ISA(forward_range<T, C>);
-  at::parallel_for(0, n.B * n.Q * n.M, grain(n), [&](int64_t begin, int64_t end) {
+  // Threads take chunk after chunk, so that none waits for one that shares its core with something else.
+  const int64_t count = n.B * n.Q * n.M, chunk = grain(n);
+  const int64_t workers = std::min<int64_t>(at::get_num_threads(), (count + chunk - 1) / chunk);
+  std::atomic<int64_t> next{0};
+  at::parallel_for(0, workers, 1, [&](int64_t, int64_t) {
     const WorkspaceStorage<T, C> work(n);
-    kernel(inputs, output, levels.table(), work.get(), begin, end);
+    for (int64_t begin = next.fetch_add(chunk); begin < count; begin = next.fetch_add(chunk)) {
+      kernel(inputs, output, levels.table(), work.get(), begin, std::min(begin + chunk, count));
+    }
   });
 }
 
@@ -251,7 +259,7 @@ at::Tensor run_forward(const DeformAttnArguments& arguments) {
   const DeformAttnSizes n = check_arguments(arguments);
   const at::Tensor& value = arguments.value;
   const Prepared prepared(arguments, n);
-  at::Tensor output = at::empty({n.B, n.Q, n.M * n.D}, value.options());
+  const at::Tensor output = in_huge_pages(at::empty({n.B, n.Q, n.M * n.D}, value.options()));
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, value.scalar_type(), "ms_deform_attn", [&] {
     typedef KernelType<scalar_t>::type T;
     forward(prepared.inputs<T>(), static_cast<T*>(output.mutable_data_ptr()));
@@ -267,9 +275,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> run_backward(
   const at::Tensor& value = arguments.value;
   const Prepared prepared(arguments, n);
   const at::Tensor grad = grad_output.contiguous();
-  at::Tensor grad_value = at::zeros(value.sizes(), value.options().dtype(compute_type(value)));
-  at::Tensor grad_points = at::empty(arguments.points.sizes(), value.options());
-  at::Tensor grad_weights = at::empty(arguments.weights.sizes(), value.options());
+  const at::Tensor grad_value =
+      in_huge_pages(at::empty(value.sizes(), value.options().dtype(compute_type(value)))).zero_();
+  const at::Tensor grad_points = in_huge_pages(at::empty(arguments.points.sizes(), value.options()));
+  const at::Tensor grad_weights = in_huge_pages(at::empty(arguments.weights.sizes(), value.options()));
   at::Tensor grad_reference;
   if (reference_needs_grad) {
     const at::Tensor& reference = *arguments.reference;
