@@ -5,7 +5,6 @@
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
-#include <torch/library.h>
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -23,6 +22,7 @@
 #include "../reduced_float.h"
 #include "bilinear.h"
 #include "ms_deform_attn.h"
+#include "operators.h"
 #include "sampling.h"
 
 namespace detrx {
@@ -268,7 +268,7 @@ at::Tensor run_forward(const DeformAttnArguments& arguments) {
 }
 
 // Gradients of value, points, weights and, where it is asked for, the reference.
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> run_backward(
+DeformAttnGradientTensors run_backward(
     const DeformAttnArguments& arguments, const at::Tensor& grad_output, bool reference_needs_grad) {
   const DeformAttnSizes n = check_arguments(arguments);
   check_grad_output(arguments, n, grad_output);
@@ -302,56 +302,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> run_backward(
   return {grad_value.to(value.scalar_type()), grad_points, grad_weights, grad_reference};
 }
 
-at::Tensor ms_deform_attn_cpu(
-    const at::Tensor& value,
-    const at::Tensor& spatial_shapes,
-    const at::Tensor& level_start_index,
-    const at::Tensor& sampling_locations,
-    const at::Tensor& attention_weights) {
-  return run_forward({value, spatial_shapes, level_start_index, sampling_locations, attention_weights});
-}
-
-std::tuple<at::Tensor, at::Tensor, at::Tensor> ms_deform_attn_backward_cpu(
-    const at::Tensor& grad_output,
-    const at::Tensor& value,
-    const at::Tensor& spatial_shapes,
-    const at::Tensor& level_start_index,
-    const at::Tensor& sampling_locations,
-    const at::Tensor& attention_weights) {
-  const auto [grad_value, grad_locations, grad_weights, unused] = run_backward(
-      {value, spatial_shapes, level_start_index, sampling_locations, attention_weights}, grad_output, false);
-  return {grad_value, grad_locations, grad_weights};
-}
-
-at::Tensor ms_deform_attn_fused_cpu(
-    const at::Tensor& value,
-    const at::Tensor& spatial_shapes,
-    const at::Tensor& level_start_index,
-    const at::Tensor& reference,
-    const at::Tensor& offsets,
-    const at::Tensor& logits) {
-  return run_forward({value, spatial_shapes, level_start_index, offsets, logits, &reference});
-}
-
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> ms_deform_attn_fused_backward_cpu(
-    const at::Tensor& grad_output,
-    const at::Tensor& value,
-    const at::Tensor& spatial_shapes,
-    const at::Tensor& level_start_index,
-    const at::Tensor& reference,
-    const at::Tensor& offsets,
-    const at::Tensor& logits,
-    bool reference_needs_grad) {
-  return run_backward(
-      {value, spatial_shapes, level_start_index, offsets, logits, &reference}, grad_output, reference_needs_grad);
-}
-
 }  // namespace
 }  // namespace detrx
 
 TORCH_LIBRARY_IMPL(detrx, CPU, m) {
-  m.impl("ms_deform_attn", &detrx::ms_deform_attn_cpu);
-  m.impl("ms_deform_attn_backward", &detrx::ms_deform_attn_backward_cpu);
-  m.impl("ms_deform_attn_fused", &detrx::ms_deform_attn_fused_cpu);
-  m.impl("ms_deform_attn_fused_backward", &detrx::ms_deform_attn_fused_backward_cpu);
+  detrx::DeformAttnOperators<&detrx::run_forward, &detrx::run_backward>::register_in(m);
 }

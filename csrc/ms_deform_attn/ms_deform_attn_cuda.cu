@@ -15,7 +15,6 @@
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 #include <c10/macros/Macros.h>
-#include <torch/library.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -26,6 +25,7 @@
 #include "../reduced_float.h"
 #include "bilinear.h"
 #include "ms_deform_attn.h"
+#include "operators.h"
 #include "sampling.h"
 
 namespace detrx {
@@ -582,7 +582,7 @@ at::Tensor run_forward(const DeformAttnArguments& arguments) {
 }
 
 // Gradients of value, points, weights and, where it is asked for, the reference.
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> run_backward(
+DeformAttnGradientTensors run_backward(
     const DeformAttnArguments& arguments, const at::Tensor& grad_output, bool reference_needs_grad) {
   const DeformAttnSizes n = check_arguments(arguments);
   check_grad_output(arguments, n, grad_output);
@@ -643,56 +643,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> run_backward(
   return {grad_value.to(value.scalar_type()), grad_points, grad_weights, grad_reference};
 }
 
-at::Tensor ms_deform_attn_cuda(
-    const at::Tensor& value,
-    const at::Tensor& spatial_shapes,
-    const at::Tensor& level_start_index,
-    const at::Tensor& sampling_locations,
-    const at::Tensor& attention_weights) {
-  return run_forward({value, spatial_shapes, level_start_index, sampling_locations, attention_weights});
-}
-
-std::tuple<at::Tensor, at::Tensor, at::Tensor> ms_deform_attn_backward_cuda(
-    const at::Tensor& grad_output,
-    const at::Tensor& value,
-    const at::Tensor& spatial_shapes,
-    const at::Tensor& level_start_index,
-    const at::Tensor& sampling_locations,
-    const at::Tensor& attention_weights) {
-  const auto [grad_value, grad_locations, grad_weights, unused] = run_backward(
-      {value, spatial_shapes, level_start_index, sampling_locations, attention_weights}, grad_output, false);
-  return {grad_value, grad_locations, grad_weights};
-}
-
-at::Tensor ms_deform_attn_fused_cuda(
-    const at::Tensor& value,
-    const at::Tensor& spatial_shapes,
-    const at::Tensor& level_start_index,
-    const at::Tensor& reference,
-    const at::Tensor& offsets,
-    const at::Tensor& logits) {
-  return run_forward({value, spatial_shapes, level_start_index, offsets, logits, &reference});
-}
-
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> ms_deform_attn_fused_backward_cuda(
-    const at::Tensor& grad_output,
-    const at::Tensor& value,
-    const at::Tensor& spatial_shapes,
-    const at::Tensor& level_start_index,
-    const at::Tensor& reference,
-    const at::Tensor& offsets,
-    const at::Tensor& logits,
-    bool reference_needs_grad) {
-  return run_backward(
-      {value, spatial_shapes, level_start_index, offsets, logits, &reference}, grad_output, reference_needs_grad);
-}
-
 }  // namespace
 }  // namespace detrx
 
 TORCH_LIBRARY_IMPL(detrx, CUDA, m) {
-  m.impl("ms_deform_attn", &detrx::ms_deform_attn_cuda);
-  m.impl("ms_deform_attn_backward", &detrx::ms_deform_attn_backward_cuda);
-  m.impl("ms_deform_attn_fused", &detrx::ms_deform_attn_fused_cuda);
-  m.impl("ms_deform_attn_fused_backward", &detrx::ms_deform_attn_fused_backward_cuda);
+  detrx::DeformAttnOperators<&detrx::run_forward, &detrx::run_backward>::register_in(m);
 }
