@@ -3,8 +3,9 @@
 
 First table: route, gather and scatter of (B, N, 256), half of the queries kept. "masks" is what one writes without
 these operators. Second table: a layer on all queries, and routed onto half of them (routing included; as many in each
-image, so that no slot is padding) on the four levels of an 800x1333 image. The projection of the image's tokens to
-values costs the same for any number of queries; the columns without it have the values computed beforehand.
+image, so that no slot is padding) on the four levels of an 800x1333 image. On the CPU, the layer with few queries
+samples the image's tokens before it projects them; with many, it projects all tokens first, which costs the same for
+any number of queries.
 """
 
 import argparse
@@ -112,14 +113,11 @@ def measure_layer(args: argparse.Namespace, batch: int, queries: int) -> dict[st
     reference = torch.rand(batch, queries, 4).to(args.device, dtype)
     keep = half_of(batch, queries, args.device)
     row: dict[str, object] = {"layer": f"{batch} x {queries}"}
-    for suffix in ("", " without values"):
-        if suffix:
-            attention.value_proj = nn.Identity()
-        inputs = [x, pos, memory.tokens, *module.parameters()]
-        functions = {name: partial(module, x, pos, reference, mask) for name, mask in (("full", None), ("half", keep))}
-        for label, times in measure(functions, inputs, args.rounds or 11, args.device).items():
-            row |= {f"{name} {label}{suffix} ms": time for name, time in times.items()}
-            row[f"{label}{suffix} half/full"] = times["half"] / times["full"]
+    inputs = [x, pos, memory.tokens, *module.parameters()]
+    functions = {name: partial(module, x, pos, reference, mask) for name, mask in (("full", None), ("half", keep))}
+    for label, times in measure(functions, inputs, args.rounds or 21, args.device).items():
+        row |= {f"{name} {label} ms": time for name, time in times.items()}
+        row[f"{label} half/full"] = times["half"] / times["full"]
     return row
 
 
@@ -130,7 +128,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
     parser.add_argument("--queries", nargs="+", type=int, default=QUERIES)
     parser.add_argument("--batch", nargs="+", type=int, help="of the layer (default: 1 2; 1 4 16 on a GPU)")
-    parser.add_argument("--rounds", type=int, help="measurements per median (default: 101; 11 for the layer)")
+    parser.add_argument("--rounds", type=int, help="measurements per median (default: 101; 21 for the layer)")
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no GPU")
@@ -144,10 +142,7 @@ def main() -> None:
     print_table(routing)
     batches = args.batch or ([1, 2] if args.device == "cpu" else [1, 4, 16])
     layers = [measure_layer(args, batch, queries) for batch in batches for queries in args.queries]
-    for suffix in ("", " without values"):
-        keys = [f"{kind} {label}{suffix} ms" for label in ("fwd", "fwd+bwd") for kind in ("full", "half")]
-        ratios = [f"{label}{suffix} half/full" for label in ("fwd", "fwd+bwd")]
-        print_table([{key: row[key] for key in ("layer", *keys, *ratios)} for row in layers])
+    print_table(layers)
     sizes = {"levels": LEVELS, "channels": CHANNELS, "heads": HEADS, "points": POINTS, "ffn": HIDDEN, "kept": 0.5}
     content = {"machine": where, "sizes": sizes, "routing": routing, "decoder layer": layers}
     print("written:", write_json(f"query_routing_{args.device}_{args.dtype}", content))
