@@ -2,23 +2,28 @@
 
 from .backbone import TimmBackbone
 from .criterion import Criterion, Supervision
+from .cross_attention import DeformableCrossAttention
 from .decoder import Decoder, DecoderLayer
 from .encoder import DeformableEncoder, DeformableEncoderLayer
 from .heads import PredictionHeads
 from .losses import FocalLoss, GIoULoss, L1Loss, VarifocalLoss
 from .matching import HungarianMatcher, MatchingCost, TopKAssigner
 from .meta_arch import DetectionTransformer
+from .methods import Branch, Method, Step
 from .neck import ChannelMapper
-from .queries import Predictions, QueryGroup, Route
-from .query_source import EncoderProposals, LearnedQueries
+from .postprocess import TopDetections
+from .queries import Predictions, Queries, QueryGroup, Route
+from .query_source import EncoderProposals, LearnedQueries, Proposals
 from .targets import Targets
 from .tokens import MultiScaleTokens, Tokenizer
 
 __all__ = [
+    "Branch",
     "ChannelMapper",
     "Criterion",
     "Decoder",
     "DecoderLayer",
+    "DeformableCrossAttention",
     "DeformableEncoder",
     "DeformableEncoderLayer",
     "DetectionTransformer",
@@ -29,15 +34,20 @@ __all__ = [
     "L1Loss",
     "LearnedQueries",
     "MatchingCost",
+    "Method",
     "MultiScaleTokens",
     "PredictionHeads",
     "Predictions",
+    "Proposals",
+    "Queries",
     "QueryGroup",
     "Route",
+    "Step",
     "Supervision",
     "Targets",
     "TimmBackbone",
     "Tokenizer",
+    "TopDetections",
     "TopKAssigner",
     "VarifocalLoss",
 ]

@@ -57,18 +57,22 @@ class Criterion:
     def __init__(self, supervisions: Sequence[Supervision]):
         self.supervisions = tuple(supervisions)
 
-    def __call__(self, predictions: dict[str, Predictions], targets: Targets) -> dict[str, Tensor]:
+    def __call__(
+        self, predictions: dict[str, Predictions], targets: Targets, extra: Sequence[Supervision] = ()
+    ) -> dict[str, Tensor]:
         """
         Args:
             predictions: by group name.
+            extra: supervisions of this step beside the criterion's own, those of the methods.
 
         Returns:
             weighted scalar losses; their plain sum is what is minimised.
         """
-        assignments = self.assign(predictions, targets)
+        supervisions = (*self.supervisions, *extra)
+        assignments = self.assign(predictions, targets, extra)
         num_boxes = mean_over_processes(sum(targets.counts), targets.boxes.device).clamp(min=1)
         losses: dict[str, Tensor] = {}
-        for supervision, pairs in zip(self.supervisions, assignments, strict=True):
+        for supervision, pairs in zip(supervisions, assignments, strict=True):
             group = predictions[supervision.group]
             truth = self.truth(supervision, targets)
             for loss in supervision.losses:
@@ -77,14 +81,17 @@ class Criterion:
                     losses[supervision.name(loss, layer, len(values))] = value
         return losses
 
-    def assign(self, predictions: dict[str, Predictions], targets: Targets) -> list[Assignment]:
-        """The pairs of each supervision, in their order."""
-        for supervision in self.supervisions:
+    def assign(
+        self, predictions: dict[str, Predictions], targets: Targets, extra: Sequence[Supervision] = ()
+    ) -> list[Assignment]:
+        """The pairs of each supervision, in their order, the extra ones last."""
+        supervisions = (*self.supervisions, *extra)
+        for supervision in supervisions:
             if supervision.group not in predictions:
                 raise KeyError(
                     f"supervision of group {supervision.group!r}, but the model predicts for {sorted(predictions)}"
                 )
-        return assign_all([(s.assigner, predictions[s.group], self.truth(s, targets)) for s in self.supervisions])
+        return assign_all([(s.assigner, predictions[s.group], self.truth(s, targets)) for s in supervisions])
 
     @staticmethod
     def truth(supervision: Supervision, targets: Targets) -> Targets:

@@ -2,25 +2,30 @@
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detrx.layers import FFN, MultiheadAttention, MultiScaleDeformableAttention, inverse_sigmoid
+from detrx.layers import FFN, MultiheadAttention, inverse_sigmoid
 
 from .heads import PredictionHeads
-from .queries import Predictions, QueryGroup, QueryLayout, put, take
+from .queries import Predictions, Queries, QueryGroup, QueryLayout, put, take
 from .tokens import MultiScaleTokens
 
 
 class DecoderLayer(nn.Module):
-    """Self-attention, cross-attention and FFN, each with residual, dropout and LayerNorm after it."""
+    """Self-attention, cross-attention and FFN, each with residual, dropout and LayerNorm after it.
+
+    Args:
+        cross_attn: `Queries` of N queries and the memory -> (B, N, C).
+    """
 
     def __init__(
         self,
         self_attn: MultiheadAttention,
-        cross_attn: MultiScaleDeformableAttention,
+        cross_attn: nn.Module,
         ffn: FFN,
         embed_dim: int,
         dropout: float = 0.0,
@@ -38,31 +43,22 @@ class DecoderLayer(nn.Module):
         for module in (self.self_attn, self.norm1, self.cross_attn, self.norm2, self.ffn, self.norm3):
             module.reset_parameters()
 
-    def forward(
-        self, x: Tensor, pos: Tensor, reference: Tensor, memory: MultiScaleTokens, layout: QueryLayout, index: int
-    ) -> Tensor:
+    def forward(self, queries: Queries, memory: MultiScaleTokens, layout: QueryLayout, index: int) -> Tensor:
         """
         Args:
-            x, pos: (B, N, C) content and position of the queries of all groups.
-            reference: (B, N, L, 2 or 4) references on each level.
-            layout: where the groups lie in N; `index`: which layer this is, for groups with components of their own.
+            queries: those of all groups, N together.
+            layout: where the groups lie in N.
+            index: which layer this is, for groups with components of their own.
+
+        Returns:
+            (B, N, C) new content.
         """
-        x = self.norm1(x + self.dropout(self.attend_queries(x, pos, layout, index)))
-        attended = [
-            (
-                slices,
-                attn(
-                    take(x + pos, slices),
-                    take(reference, slices),
-                    memory.tokens,
-                    memory.spatial_shapes,
-                    memory.level_start_index,
-                    memory.padding_mask,
-                ),
-            )
-            for attn, slices in layout.by_component("cross_attn", index, self.cross_attn)
-        ]
-        x = self.norm2(x + self.dropout(put(attended)))
+        x = queries.content
+        x = self.norm1(x + self.dropout(self.attend_queries(x, queries.pos, layout, index)))
+        queries = replace(queries, content=x)
+        cross_attns = layout.by_component("cross_attn", index, self.cross_attn)
+        attended = put([(slices, attn(queries.take(slices), memory)) for attn, slices in cross_attns])
+        x = self.norm2(x + self.dropout(attended))
         ffns = layout.by_component("ffn", index, self.ffn)
         return self.norm3(x + self.dropout(put([(slices, ffn(take(x, slices))) for ffn, slices in ffns])))
 
@@ -86,10 +82,15 @@ class DecoderLayer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """`num_layers` copies of `layer`, each with its own initialisation, and the heads that read every layer's output.
+    """Decoder layers, and the heads that read every layer's output.
 
     Args:
+        layer: copied `num_layers` times, each copy with its own initialisation.
         heads: class and box heads of the layers.
+        first_layer: stands for the first copy, where the first layer is built differently.
+        position: called before every layer as `position(queries, index, memory)`; returns the queries with a new `pos`,
+            `sine` or both. None: every layer uses the `pos` of the query groups.
+        norm: between a layer's output and the heads. References are refined from the output without it, as published.
         refine_boxes: every layer starts from the boxes of the one before it (iterative box refinement), detached.
         look_forward_twice: the box loss of a layer also reaches the box head of the layer before it (DINO).
         inverse_sigmoid_eps: clamp of the references before their logit is taken.
@@ -100,6 +101,9 @@ class Decoder(nn.Module):
         layer: DecoderLayer,
         num_layers: int,
         heads: PredictionHeads,
+        first_layer: DecoderLayer | None = None,
+        position: nn.Module | None = None,
+        norm: nn.Module | None = None,
         refine_boxes: bool = True,
         look_forward_twice: bool = False,
         inverse_sigmoid_eps: float = 1e-3,
@@ -107,10 +111,15 @@ class Decoder(nn.Module):
         super().__init__()
         if look_forward_twice and not refine_boxes:
             raise ValueError("look_forward_twice needs refine_boxes=True")
-        self.layers = nn.ModuleList(copy.deepcopy(layer) for _ in range(num_layers))
+        layers = [copy.deepcopy(layer) for _ in range(num_layers)]
+        if first_layer is not None:
+            layers[0] = first_layer
+        self.layers = nn.ModuleList(layers)
         for module in self.layers:
             module.reset_parameters()
         self.heads = heads
+        self.position = position
+        self.norm = norm
         self.refine_boxes = refine_boxes
         self.look_forward_twice = look_forward_twice
         self.inverse_sigmoid_eps = inverse_sigmoid_eps
@@ -118,23 +127,34 @@ class Decoder(nn.Module):
     def forward(self, groups: Sequence[QueryGroup], memory: MultiScaleTokens) -> dict[str, Predictions]:
         """Predictions of every layer for every group, by the name of the group."""
         layout = QueryLayout(groups)
-        x, pos, reference = layout.cat("content"), layout.cat("pos"), layout.cat("reference")
-        base = reference
+        queries = layout.queries()
+        base = queries.reference
         logits, boxes = [], []
         for index, layer in enumerate(self.layers):
-            x = layer(x, pos, memory.per_level(reference), memory, layout, index)
-            layer_logits, delta = self.heads(x, index)
+            if self.position is not None:
+                queries = self.position(queries, index, memory)
+            x = layer(queries, memory, layout, index)
+            layer_logits, delta = self.heads(x if self.norm is None else self.norm(x), index)
             logits.append(layer_logits)
             boxes.append(self.shift(base, delta))
+            reference = queries.reference
             if self.refine_boxes:
+                if self.norm is not None:
+                    delta = self.heads.boxes(x, index)
                 refined = self.shift(reference, delta)
                 reference = refined.detach()
                 base = refined if self.look_forward_twice else reference
+            queries = replace(queries, content=x, reference=reference)
         logits, boxes = layout.split(torch.stack(logits), dim=2), layout.split(torch.stack(boxes), dim=2)
         return {name: Predictions(logits[name], boxes[name]) for name in logits}
 
-    def shift(self, reference: Tensor, delta: Tensor) -> Tensor:
-        """Move points (..., 2) or boxes (..., 4) in [0, 1] by `delta` (..., 4) in logit space -> boxes (..., 4)."""
+    def shift(self, reference: Tensor | None, delta: Tensor) -> Tensor:
+        """Move points (..., 2) or boxes (..., 4) in [0, 1] by `delta` (..., 4) in logit space -> boxes (..., 4).
+
+        Without a reference `delta` is the logit of the box.
+        """
+        if reference is None:
+            return delta.float().sigmoid()
         logit = inverse_sigmoid(reference, self.inverse_sigmoid_eps)
         if reference.shape[-1] == 2:
             logit = F.pad(logit, (0, 2))

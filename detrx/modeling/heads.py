@@ -50,5 +50,10 @@ class PredictionHeads(nn.Module):
 
     def forward(self, x: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         """(B, N, C) -> logits (B, N, K) and box deltas (B, N, 4) in logit space."""
-        index = layer % len(self.class_heads)
-        return self.class_heads[index](x), self.box_heads[index](x)
+        return self.classes(x, layer), self.boxes(x, layer)
+
+    def classes(self, x: Tensor, layer: int) -> Tensor:
+        return self.class_heads[layer % len(self.class_heads)](x)
+
+    def boxes(self, x: Tensor, layer: int) -> Tensor:
+        return self.box_heads[layer % len(self.box_heads)](x)

@@ -7,12 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from detrx.d2.modeling import META_ARCH_REGISTRY, detector_postprocess
-from detrx.d2.structures import Boxes, ImageList, Instances
-from detrx.layers import cxcywh_to_xyxy
+from detrx.d2.structures import ImageList, Instances
 
-from .criterion import Criterion
+from .criterion import Criterion, Supervision
+from .methods import Method, Step
+from .postprocess import TopDetections
 from .queries import Predictions
 from .targets import Targets
+from .tokens import MultiScaleTokens, masks_of_levels, pad_features
 
 
 @META_ARCH_REGISTRY.register()
@@ -27,9 +29,12 @@ class DetectionTransformer(nn.Module):
         query_source: encoded tokens -> main query group, and the encoder's own predictions.
         decoder: query groups -> predictions.
         criterion: predictions and ground truth -> losses; only needed for training.
+        postprocess: predictions -> detections.
+        methods: what trains the detector better; not used at inference.
         pixel_mean, pixel_std: normalisation of the 0..255 RGB input.
-        num_detections: (query, class) pairs returned per image, highest scores first; no NMS.
-        mask_padding: keep attention, positions and references off the padding of smaller images in a batch.
+        mask_padding: keep attention, positions and references off the padding of smaller images in a batch. At
+            inference backbone and neck then run on each image size by itself, so that an image gets the same detections
+            in any batch.
     """
 
     def __init__(
@@ -41,9 +46,10 @@ class DetectionTransformer(nn.Module):
         query_source: nn.Module,
         decoder: nn.Module,
         criterion: Criterion | None,
+        postprocess: TopDetections,
+        methods: Sequence[Method] = (),
         pixel_mean: Sequence[float] = (123.675, 116.280, 103.530),
         pixel_std: Sequence[float] = (58.395, 57.120, 57.375),
-        num_detections: int = 100,
         mask_padding: bool = True,
     ):
         super().__init__()
@@ -54,10 +60,13 @@ class DetectionTransformer(nn.Module):
         self.query_source = query_source
         self.decoder = decoder
         self.criterion = criterion
-        self.num_detections = num_detections
+        self.postprocess = postprocess
         self.mask_padding = mask_padding
         self.register_buffer("pixel_mean", torch.tensor(tuple(pixel_mean)).view(3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(tuple(pixel_std)).view(3, 1, 1), persistent=False)
+        self.methods = nn.ModuleList(methods)
+        for method in self.methods:
+            method.attach(self)
 
     @property
     def device(self) -> torch.device:
@@ -74,16 +83,19 @@ class DetectionTransformer(nn.Module):
             pixels of the output frame), `scores` and `pred_classes`, by falling score.
         """
         images = self.preprocess(batched_inputs)
-        predictions = self.predict(images.tensor, self.padding_mask(images))
+        memory = self.encode(images)
         if self.training:
             instances = [each["instances"] for each in batched_inputs]
             image_ids = [each.get("image_id", index) for index, each in enumerate(batched_inputs)]
-            return self.criterion(predictions, Targets.from_instances(instances, image_ids, self.device))
+            targets = Targets.from_instances(instances, image_ids, self.device)
+            predictions, supervisions = self.train_step(memory, targets)
+            return self.criterion(predictions, targets, supervisions)
         results = []
-        for each, image_size, found in zip(
-            batched_inputs, images.image_sizes, self.detections(predictions["main"], images.image_sizes), strict=True
+        detections = self.postprocess(self.decode(memory)["main"], images.image_sizes)
+        for each, (image_height, image_width), found in zip(
+            batched_inputs, images.image_sizes, detections, strict=True
         ):
-            height, width = each.get("height", image_size[0]), each.get("width", image_size[1])
+            height, width = each.get("height", image_height), each.get("width", image_width)
             results.append({"instances": detector_postprocess(found, height, width)})
         return results
 
@@ -102,25 +114,40 @@ class DetectionTransformer(nn.Module):
         right = torch.arange(width, device=self.device) >= sizes[:, 1:]
         return below[:, :, None] | right[:, None, :]
 
-    def predict(self, images: Tensor, padding_mask: Tensor | None) -> dict[str, Predictions]:
-        """Normalised, padded images (B, 3, H, W) -> predictions of the decoder's groups and of the encoder by name."""
-        memory = self.encoder(self.tokenizer(self.neck(self.backbone(images)), padding_mask))
-        group, predictions = self.query_source(memory)
-        return predictions | self.decoder([group], memory)
+    def encode(self, images: ImageList) -> MultiScaleTokens:
+        """Encoded tokens of a batch of images."""
+        padding_mask = self.padding_mask(images)
+        if self.training or padding_mask is None:
+            return self.encode_padded(images.tensor, padding_mask)
+        maps: list[list[Tensor]] = [[]] * len(images)
+        for size in set(images.image_sizes):
+            same = [index for index, other in enumerate(images.image_sizes) if other == size]
+            features = self.neck(self.backbone(images.tensor[same, :, : size[0], : size[1]]))
+            for index, *levels in zip(same, *features, strict=True):
+                maps[index] = levels
+        return self.encoder(self.tokenizer(*pad_features(maps)))
 
-    def detections(self, predictions: Predictions, image_sizes: Sequence[tuple[int, int]]) -> list[Instances]:
-        """The highest scores of the last layer, as boxes in pixels of the (unpadded) input images."""
-        logits, boxes = predictions.logits[-1].float(), predictions.boxes[-1].float()
-        num_classes = logits.shape[-1]
-        scores, index = logits.sigmoid().flatten(1).topk(min(self.num_detections, logits[0].numel()), dim=1)
-        boxes = cxcywh_to_xyxy(boxes).gather(1, (index // num_classes)[..., None].expand(-1, -1, 4))
-        results = []
-        for image_scores, image_classes, image_boxes, (height, width) in zip(
-            scores, index % num_classes, boxes, image_sizes, strict=True
-        ):
-            found = Instances((height, width))
-            found.pred_boxes = Boxes(image_boxes * image_boxes.new_tensor([width, height, width, height]))
-            found.scores = image_scores
-            found.pred_classes = image_classes
-            results.append(found)
-        return results
+    def encode_padded(self, images: Tensor, padding_mask: Tensor | None) -> MultiScaleTokens:
+        """Encoded tokens of normalised, padded images (B, 3, H, W); `padding_mask` (B, H, W) bool, True for padding."""
+        features = self.neck(self.backbone(images))
+        masks = None if padding_mask is None else masks_of_levels(padding_mask, features)
+        return self.encoder(self.tokenizer(features, masks))
+
+    def decode(self, memory: MultiScaleTokens) -> dict[str, Predictions]:
+        """Inference: predictions of the main group, and those of the encoder, by name."""
+        main, predictions = self.query_source(memory)
+        return predictions | self.decoder([main], memory)
+
+    def train_step(
+        self, memory: MultiScaleTokens, targets: Targets
+    ) -> tuple[dict[str, Predictions], list[Supervision]]:
+        """Predictions of all groups and of the encoder by name, and the supervisions that the methods add."""
+        main, predictions = self.query_source(memory)
+        step = Step(self, memory, main, predictions, targets)
+        branches = [branch for method in self.methods for branch in method.branches(step)]
+        predictions = predictions | self.decoder([main, *(branch.group for branch in branches)], memory)
+        return predictions, [supervision for branch in branches for supervision in branch.supervisions]
+
+    def predict(self, images: Tensor, padding_mask: Tensor | None) -> dict[str, Predictions]:
+        """Inference on normalised, padded images (B, 3, H, W) with padding in the backbone's input, as in training."""
+        return self.decode(self.encode_padded(images, padding_mask))

@@ -30,8 +30,9 @@ class QueryGroup:
     Attributes:
         name: "main", or the name a method gave it.
         content: (B, N, C).
-        pos: (B, N, C) position embedding of the queries.
-        reference: (B, N, 4) cxcywh or (B, N, 2) xy, in [0, 1] of the unpadded image.
+        pos: (B, N, C) position embedding of the queries; None where the decoder computes it from the references.
+        reference: (B, N, 4) cxcywh or (B, N, 2) xy, in [0, 1] of the unpadded image; None for queries without a place
+            of their own (DETR).
         route: the components it passes through.
         blocked: (N, N) bool, True where a query must not see a query of the same group; None: all see all.
         sees: names of other groups whose queries this one may attend to in self-attention.
@@ -39,11 +40,34 @@ class QueryGroup:
 
     name: str
     content: Tensor
-    pos: Tensor
-    reference: Tensor
+    pos: Tensor | None
+    reference: Tensor | None
     route: Route = field(default_factory=Route)
     blocked: Tensor | None = None
     sees: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Queries:
+    """The queries of all groups side by side, as one decoder layer gets them.
+
+    Attributes:
+        content: (B, N, C).
+        pos: (B, N, C) position embedding, added where queries are compared.
+        reference: (B, N, 4) cxcywh or (B, N, 2) xy, in [0, 1] of the unpadded image; None: no references.
+        sine: (B, N, C) sine embedding of the reference for cross-attentions that compare places apart from content
+            (Conditional DETR, DAB-DETR); None for others.
+    """
+
+    content: Tensor
+    pos: Tensor | None
+    reference: Tensor | None
+    sine: Tensor | None = None
+
+    def take(self, slices: Sequence[slice]) -> Queries:
+        """The queries of some groups."""
+        parts = (self.content, self.pos, self.reference, self.sine)
+        return Queries(*(None if part is None else take(part, slices) for part in parts))
 
 
 @dataclass(frozen=True)
@@ -66,9 +90,12 @@ class QueryLayout:
         names = [group.name for group in groups]
         if len(set(names)) < len(names):
             raise ValueError(f"query groups need distinct names, got {names}")
-        if len({group.reference.shape[-1] for group in groups}) > 1:
-            dims = {group.name: group.reference.shape[-1] for group in groups}
+        dims = {group.name: None if group.reference is None else group.reference.shape[-1] for group in groups}
+        if len(set(dims.values())) > 1:
             raise ValueError(f"all query groups of a decoder need references of one kind, 2-d or 4-d; got {dims}")
+        if len({group.pos is None for group in groups}) > 1:
+            given = [group.name for group in groups if group.pos is not None]
+            raise ValueError(f"either all query groups of a decoder have a pos or none; of {names} {given} have one")
         for group in groups:
             if unknown := set(group.sees) - set(names):
                 raise ValueError(f"query group {group.name!r} sees {sorted(unknown)}, but the groups are {names}")
@@ -77,9 +104,13 @@ class QueryLayout:
         ends = accumulate(sizes)
         self.slices = {name: slice(end - size, end) for name, size, end in zip(names, sizes, ends, strict=True)}
 
-    def cat(self, attribute: str) -> Tensor:
+    def queries(self) -> Queries:
+        """The groups side by side."""
+        return Queries(*(self._cat(attribute) for attribute in ("content", "pos", "reference")))
+
+    def _cat(self, attribute: str) -> Tensor | None:
         parts = [getattr(group, attribute) for group in self.groups]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        return parts[0] if len(parts) == 1 or parts[0] is None else torch.cat(parts, dim=1)
 
     def split(self, x: Tensor, dim: int) -> dict[str, Tensor]:
         return {name: x.narrow(dim, s.start, s.stop - s.start) for name, s in self.slices.items()}

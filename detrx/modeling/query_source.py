@@ -1,5 +1,7 @@
 """Where the decoder's queries come from: learned ones, or the encoder's best proposals."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
@@ -29,6 +31,26 @@ class LearnedQueries(nn.Module):
         return QueryGroup("main", content, pos, reference), {}
 
 
+@dataclass(frozen=True)
+class Proposals:
+    """What every token of the encoder proposes.
+
+    Attributes:
+        tokens: (B, S, C) projected tokens.
+        logits: (B, S, K).
+        boxes: (B, S, 4) cxcywh in [0, 1] of the unpadded image.
+    """
+
+    tokens: Tensor
+    logits: Tensor
+    boxes: Tensor
+
+    def take(self, chosen: Tensor) -> "Proposals":
+        """Those of the tokens `chosen` (B, N)."""
+        parts = (self.tokens, self.logits, self.boxes)
+        return Proposals(*(part.gather(1, chosen[..., None].expand(-1, -1, part.shape[-1])) for part in parts))
+
+
 class EncoderProposals(nn.Module):
     """Two-stage queries: every token proposes a box around itself, the best become the decoder's references.
 
@@ -36,14 +58,17 @@ class EncoderProposals(nn.Module):
         num_queries: proposals to keep.
         content: what the queries start from: "position", an embedding of the proposal (Deformable DETR two-stage);
             "learned", an embedding per rank ("mixed query selection", DINO); "memory", the selected tokens.
+        embed_position: embed the proposals as the queries' positions; False where the decoder computes positions.
         rank_by: "first_class", the logit of class 0 (Deformable DETR, whose encoder labels everything 0), or
             "max", the largest logit of any class (DINO).
+        supervise: which tokens' predictions are given to the criterion: "all", or the "chosen" ones (DINO).
         base_size: side of the proposals of level 0 as a fraction of the image; it doubles from level to level.
         num_classes: outputs K of the class head.
     """
 
     CONTENT = ("position", "learned", "memory")
     RANK_BY = ("first_class", "max")
+    SUPERVISE = ("all", "chosen")
 
     def __init__(
         self,
@@ -51,26 +76,57 @@ class EncoderProposals(nn.Module):
         embed_dim: int,
         num_classes: int,
         content: str = "position",
+        embed_position: bool = True,
         rank_by: str = "first_class",
+        supervise: str = "all",
         base_size: float = 0.05,
     ):
         super().__init__()
-        if content not in self.CONTENT:
-            raise ValueError(f"content must be one of {self.CONTENT}, got {content!r}")
-        if rank_by not in self.RANK_BY:
-            raise ValueError(f"rank_by must be one of {self.RANK_BY}, got {rank_by!r}")
-        self.num_queries, self.content, self.rank_by, self.base_size = num_queries, content, rank_by, base_size
+        for name, value, known in (
+            ("content", content, self.CONTENT),
+            ("rank_by", rank_by, self.RANK_BY),
+            ("supervise", supervise, self.SUPERVISE),
+        ):
+            if value not in known:
+                raise ValueError(f"{name} must be one of {known}, got {value!r}")
+        if content == "position" and not embed_position:
+            raise ValueError('content="position" needs embed_position=True')
+        self.num_queries, self.content, self.embed_position = num_queries, content, embed_position
+        self.rank_by, self.supervise, self.base_size = rank_by, supervise, base_size
         self.token_proj = nn.Linear(embed_dim, embed_dim)
         self.token_norm = nn.LayerNorm(embed_dim)
         self.class_head = class_head(embed_dim, num_classes)
         self.box_head = box_head(embed_dim)
-        # Position and content side by side, normalised together; only content="position" uses the second half.
-        self.pos_proj = nn.Linear(2 * embed_dim, 2 * embed_dim)
-        self.pos_norm = nn.LayerNorm(2 * embed_dim)
+        nn.init.xavier_uniform_(self.token_proj.weight)
+        if embed_position:
+            # Position and content side by side, normalised together; only content="position" uses the second half.
+            self.pos_proj = nn.Linear(2 * embed_dim, 2 * embed_dim)
+            self.pos_norm = nn.LayerNorm(2 * embed_dim)
+            nn.init.xavier_uniform_(self.pos_proj.weight)
         if content == "learned":
             self.query_embed = nn.Embedding(num_queries, embed_dim)
-        for linear in (self.token_proj, self.pos_proj):
-            nn.init.xavier_uniform_(linear.weight)
+
+    def forward(self, memory: MultiScaleTokens) -> tuple[QueryGroup, dict[str, Predictions]]:
+        """The main query group, and the predictions of the tokens under the name "encoder"."""
+        proposals = self.propose(memory)
+        chosen = proposals.take(self.rank(proposals, self.num_queries))
+        reference = chosen.boxes.detach()
+        pos, content = self.embed(reference)
+        if self.content == "learned":
+            content = self.query_embed.weight.expand(len(reference), -1, -1)
+        elif self.content == "memory":
+            content = chosen.tokens
+        supervised = chosen if self.supervise == "chosen" else proposals
+        predictions = Predictions(supervised.logits[None], supervised.boxes[None])
+        return QueryGroup("main", content, pos, reference), {"encoder": predictions}
+
+    def propose(self, memory: MultiScaleTokens) -> Proposals:
+        """The proposals of all tokens."""
+        anchors, usable = self.anchors(memory)
+        # Unusable anchors have the logit +inf, so that their box is (1, 1, 1, 1) whatever the head says.
+        anchor_logits = anchors.logit().masked_fill(~usable[..., None], float("inf"))
+        tokens = self.token_norm(self.token_proj(memory.tokens.masked_fill(~usable[..., None], 0.0)))
+        return Proposals(tokens, self.class_head(tokens), (self.box_head(tokens).float() + anchor_logits).sigmoid())
 
     def anchors(self, memory: MultiScaleTokens) -> tuple[Tensor, Tensor]:
         """Proposals before regression.
@@ -89,28 +145,21 @@ class EncoderProposals(nn.Module):
             usable = usable & ~memory.padding_mask
         return anchors, usable
 
-    def forward(self, memory: MultiScaleTokens) -> tuple[QueryGroup, dict[str, Predictions]]:
-        """The main query group, and the predictions of all S tokens under the name "encoder"."""
-        if self.num_queries > memory.tokens.shape[1]:
+    def rank(self, proposals: Proposals, count: int) -> Tensor:
+        """Indices (B, count) of the tokens with the best proposals, best first."""
+        if count > proposals.logits.shape[1]:
             raise ValueError(
-                f"num_queries is {self.num_queries}, but the encoder has only {memory.tokens.shape[1]} tokens "
-                f"(feature maps {list(memory.shapes)}): use larger images, more levels or fewer queries"
+                f"num_queries is {count}, but the encoder has only {proposals.logits.shape[1]} tokens: "
+                "use larger images, more levels or fewer queries"
             )
-        anchors, usable = self.anchors(memory)
-        # Unusable anchors have the logit +inf, so that their box is (1, 1, 1, 1) whatever the head says.
-        anchor_logits = anchors.logit().masked_fill(~usable[..., None], float("inf"))
-        tokens = self.token_norm(self.token_proj(memory.tokens.masked_fill(~usable[..., None], 0.0)))
-        logits = self.class_head(tokens)
-        boxes = (self.box_head(tokens).float() + anchor_logits).sigmoid()
-
+        logits = proposals.logits
         ranking = logits[..., 0] if self.rank_by == "first_class" else logits.amax(-1)
-        chosen = ranking.topk(self.num_queries, dim=1).indices
-        reference = boxes.gather(1, chosen[..., None].expand(-1, -1, 4)).detach()
-        embedding = sine_embedding(reference, tokens.shape[-1] // 2)
+        return ranking.topk(count, dim=1).indices
+
+    def embed(self, reference: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """References (B, N, 4) cxcywh -> position and content embedding (B, N, C) each; None without embed_position."""
+        if not self.embed_position:
+            return None, None
+        embedding = sine_embedding(reference, self.token_proj.out_features // 2)
         pos, content = self.pos_norm(self.pos_proj(embedding)).chunk(2, dim=-1)
-        if self.content == "learned":
-            content = self.query_embed.weight.expand(len(tokens), -1, -1)
-        elif self.content == "memory":
-            content = tokens.gather(1, chosen[..., None].expand(-1, -1, tokens.shape[-1]))
-        group = QueryGroup("main", content, pos, reference)
-        return group, {"encoder": Predictions(logits[None], boxes[None])}
+        return pos, content

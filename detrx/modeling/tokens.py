@@ -66,42 +66,77 @@ class Tokenizer(nn.Module):
         position_embedding: maps a padding mask (B, H, W) to (B, C, H, W).
         embed_dim: C.
         num_levels: number L of feature maps.
+        level_embedding: add a learned vector per level to the positions.
     """
 
-    def __init__(self, position_embedding: nn.Module, embed_dim: int, num_levels: int):
+    def __init__(self, position_embedding: nn.Module, embed_dim: int, num_levels: int, level_embedding: bool = True):
         super().__init__()
         self.position_embedding = position_embedding
-        self.level_embed = nn.Parameter(torch.empty(num_levels, embed_dim))
-        nn.init.normal_(self.level_embed)
+        self.num_levels = num_levels
+        if level_embedding:
+            self.level_embed = nn.Parameter(torch.empty(num_levels, embed_dim))
+            nn.init.normal_(self.level_embed)
+        else:
+            self.register_parameter("level_embed", None)
 
-    def forward(self, features: Sequence[Tensor], padding_mask: Tensor | None) -> MultiScaleTokens:
+    def forward(self, features: Sequence[Tensor], masks: Sequence[Tensor] | None) -> MultiScaleTokens:
         """
         Args:
             features: L tensors (B, C, H_l, W_l).
-            padding_mask: (B, H, W) bool at image resolution, or None.
+            masks: L tensors (B, H_l, W_l) bool, True for padding; None where no image is padded.
         """
-        if len(features) != len(self.level_embed):
-            raise ValueError(f"the neck gives {len(features)} levels, num_levels is {len(self.level_embed)}")
+        if len(features) != self.num_levels:
+            raise ValueError(f"the neck gives {len(features)} levels, num_levels is {self.num_levels}")
         device = features[0].device
-        positions, masks, ratios = [], [], []
-        for feature, level_embed in zip(features, self.level_embed, strict=True):
-            size = feature.shape[-2:]
-            if padding_mask is None:
-                mask = torch.zeros(1, *size, dtype=torch.bool, device=device)
-            else:
-                mask = F.interpolate(padding_mask[None].float(), size=size)[0].bool()
-                ratios.append(torch.stack([(~mask[:, 0]).float().mean(-1), (~mask[:, :, 0]).float().mean(-1)], dim=-1))
-                masks.append(mask.flatten(1))
-            position = self.position_embedding(mask).flatten(2).transpose(1, 2) + level_embed
+        positions = []
+        for level, feature in enumerate(features):
+            unpadded = torch.zeros(1, *feature.shape[-2:], dtype=torch.bool, device=device)
+            position = self.position_embedding(unpadded if masks is None else masks[level])
+            position = position.flatten(2).transpose(1, 2)
+            if self.level_embed is not None:
+                position = position + self.level_embed[level]
             positions.append(position.expand(len(feature), -1, -1))
         shapes = tuple((f.shape[-2], f.shape[-1]) for f in features)
         areas = [h * w for h, w in shapes]
         return MultiScaleTokens(
             tokens=torch.cat([f.flatten(2).transpose(1, 2) for f in features], dim=1),
             pos=torch.cat(positions, dim=1),
-            padding_mask=torch.cat(masks, dim=1) if masks else None,
+            padding_mask=None if masks is None else torch.cat([mask.flatten(1) for mask in masks], dim=1),
             shapes=shapes,
             spatial_shapes=torch.tensor(shapes, device=device),
             level_start_index=torch.tensor([sum(areas[:i]) for i in range(len(areas))], device=device),
-            valid_ratios=torch.stack(ratios, dim=1) if ratios else None,
+            valid_ratios=None if masks is None else torch.stack([unpadded_fraction(m) for m in masks], dim=1),
         )
+
+
+def unpadded_fraction(mask: Tensor) -> Tensor:
+    """(B, H, W) bool, True for padding at the right and bottom -> (B, 2) unpadded fraction of width and height."""
+    return torch.stack([(~mask[:, 0]).float().mean(-1), (~mask[:, :, 0]).float().mean(-1)], dim=-1)
+
+
+def masks_of_levels(padding_mask: Tensor, features: Sequence[Tensor]) -> list[Tensor]:
+    """Padding mask of the images (B, H, W), by nearest neighbours, at the size of each feature map (B, C, H_l, W_l)."""
+    return [F.interpolate(padding_mask[None].float(), size=f.shape[-2:])[0].bool() for f in features]
+
+
+def pad_features(images: Sequence[Sequence[Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
+    """Feature maps of images of different sizes -> one batch.
+
+    Args:
+        images: of each image, L maps (C, H_l, W_l).
+
+    Returns:
+        L tensors (B, C, H_l, W_l), zero at the right and bottom of smaller maps, and L masks (B, H_l, W_l) bool, True
+        there.
+    """
+    features, masks = [], []
+    for maps in zip(*images, strict=True):
+        height, width = max(m.shape[-2] for m in maps), max(m.shape[-1] for m in maps)
+        feature = maps[0].new_zeros(len(maps), maps[0].shape[0], height, width)
+        mask = torch.ones(len(maps), height, width, dtype=torch.bool, device=feature.device)
+        for index, each in enumerate(maps):
+            feature[index, :, : each.shape[-2], : each.shape[-1]] = each
+            mask[index, : each.shape[-2], : each.shape[-1]] = False
+        features.append(feature)
+        masks.append(mask)
+    return features, masks

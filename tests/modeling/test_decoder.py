@@ -5,25 +5,33 @@ import copy
 import pytest
 import torch
 
-from detrx.layers import FFN, MultiheadAttention, MultiScaleDeformableAttention, SinePositionEmbedding
-from detrx.modeling import Decoder, DecoderLayer, PredictionHeads, QueryGroup, Route, Tokenizer
+from detrx.layers import FFN, MultiheadAttention, SinePositionEmbedding
+from detrx.modeling import (
+    Decoder,
+    DecoderLayer,
+    DeformableCrossAttention,
+    PredictionHeads,
+    QueryGroup,
+    Route,
+    Tokenizer,
+)
+from detrx.modeling.tokens import masks_of_levels
 
 DIM, LEVELS, LAYERS = 16, 2, 2
 
 
 def make_memory(padded: bool = False):
     features = [torch.randn(2, DIM, 6, 8), torch.randn(2, DIM, 3, 4)]
-    mask = None
+    masks = None
     if padded:
         mask = torch.zeros(2, 24, 32, dtype=torch.bool)
         mask[1, 16:], mask[1, :, 24:] = True, True
-    return Tokenizer(SinePositionEmbedding(DIM // 2), DIM, LEVELS)(features, mask)
+        masks = masks_of_levels(mask, features)
+    return Tokenizer(SinePositionEmbedding(DIM // 2), DIM, LEVELS)(features, masks)
 
 
 def make_decoder(**options) -> Decoder:
-    layer = DecoderLayer(
-        MultiheadAttention(DIM, 4), MultiScaleDeformableAttention(DIM, 4, LEVELS, 2), FFN(DIM, 32), DIM
-    )
+    layer = DecoderLayer(MultiheadAttention(DIM, 4), DeformableCrossAttention(DIM, 4, LEVELS, 2), FFN(DIM, 32), DIM)
     decoder = Decoder(layer, LAYERS, PredictionHeads(DIM, 3, LAYERS), **options)
     for parameter in decoder.parameters():
         torch.nn.init.normal_(parameter, std=0.2)

@@ -6,17 +6,19 @@ from torch import nn
 
 from detrx.layers import SinePositionEmbedding
 from detrx.modeling import ChannelMapper, EncoderProposals, LearnedQueries, TimmBackbone, Tokenizer
+from detrx.modeling.tokens import masks_of_levels, pad_features
 
 SMALL = {"layers": [1, 1, 1, 1], "channels": [8, 16, 24, 32], "stem_width": 4, "stem_type": "deep"}
 
 
 def make_memory(padded: bool):
     features = [torch.randn(2, 16, 8, 10), torch.randn(2, 16, 4, 5)]
-    mask = None
+    masks = None
     if padded:
         mask = torch.zeros(2, 32, 40, dtype=torch.bool)
         mask[1, 16:], mask[1, :, 24:] = True, True
-    return Tokenizer(SinePositionEmbedding(8), 16, 2)(features, mask)
+        masks = masks_of_levels(mask, features)
+    return Tokenizer(SinePositionEmbedding(8), 16, 2)(features, masks)
 
 
 def test_backbone_gives_the_named_stages():
@@ -117,3 +119,13 @@ def test_proposal_errors():
         EncoderProposals(5, 16, 3, content="magic")
     with pytest.raises(ValueError, match="rank_by must be one of"):
         EncoderProposals(5, 16, 3, rank_by="luck")
+
+
+def test_padded_features_keep_every_image():
+    images = [[torch.rand(3, 4, 6), torch.rand(3, 2, 3)], [torch.rand(3, 8, 2), torch.rand(3, 4, 1)]]
+    features, masks = pad_features(images)
+    assert [tuple(f.shape) for f in features] == [(2, 3, 8, 6), (2, 3, 4, 3)]
+    for level, (feature, mask) in enumerate(zip(features, masks, strict=True)):
+        for index in range(2):
+            torch.testing.assert_close(feature[index][:, ~mask[index]].view(3, -1), images[index][level].flatten(1))
+            assert not feature[index][:, mask[index]].any()

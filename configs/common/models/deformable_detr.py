@@ -15,6 +15,7 @@ from detrx.modeling import (
     Criterion,
     Decoder,
     DecoderLayer,
+    DeformableCrossAttention,
     DeformableEncoder,
     DeformableEncoderLayer,
     DetectionTransformer,
@@ -27,6 +28,7 @@ from detrx.modeling import (
     PredictionHeads,
     Supervision,
     Tokenizer,
+    TopDetections,
 )
 
 model = L(DetectionTransformer)(
@@ -64,7 +66,7 @@ model = L(DetectionTransformer)(
                 num_heads="${....encoder.layer.self_attn.num_heads}",
                 dropout="${..dropout}",
             ),
-            cross_attn=L(MultiScaleDeformableAttention)(
+            cross_attn=L(DeformableCrossAttention)(
                 embed_dim="${..embed_dim}",
                 num_heads="${....encoder.layer.self_attn.num_heads}",
                 num_levels="${....tokenizer.num_levels}",
@@ -99,5 +101,6 @@ model = L(DetectionTransformer)(
             ),
         ],
     ),
-    num_detections=100,
+    postprocess=L(TopDetections)(num_detections=100),
+    methods=[],
 )

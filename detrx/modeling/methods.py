@@ -1,0 +1,64 @@
+"""What a training method is to a detector: something that adds query groups and their supervision to a step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from .criterion import Supervision
+from .queries import Predictions, QueryGroup
+from .targets import Targets
+from .tokens import MultiScaleTokens
+
+if TYPE_CHECKING:
+    from .meta_arch import DetectionTransformer
+
+
+@dataclass(frozen=True)
+class Step:
+    """A training step before the decoder runs.
+
+    Attributes:
+        model: the detector.
+        memory: the encoded tokens.
+        main: the main query group.
+        predictions: those of the encoder, by name; empty in one-stage detectors.
+        targets: the ground truth.
+    """
+
+    model: DetectionTransformer
+    memory: MultiScaleTokens
+    main: QueryGroup
+    predictions: dict[str, Predictions]
+    targets: Targets
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A query group that exists in training only, and how it is supervised."""
+
+    group: QueryGroup
+    supervisions: Sequence[Supervision]
+
+
+class Method(nn.Module):
+    """A way of training a detector better, switched on by naming it in `model.methods`.
+
+    Its parameters are under `methods` in the model, and inference does not touch them. A method has to work beside
+    others: it adds branches of its own and leaves those of other methods alone.
+    """
+
+    def attach(self, model: DetectionTransformer) -> None:
+        """Called once when the model is built: check that the detector is of a kind the method works for, take sizes
+        and copies of its parts. Must not keep `model` itself as an attribute.
+
+        Raises:
+            ValueError: the method does not work for this detector.
+        """
+
+    def branches(self, step: Step) -> list[Branch]:
+        """What the method adds to this training step."""
+        return []

@@ -1,0 +1,78 @@
+"""Compares a detector that has a fixture's weights with what the published implementation gave."""
+
+import torch
+
+from detrx.modeling import DetectionTransformer, Predictions, Supervision
+from tests.golden.golden_fixture import Golden, assert_gradients, assert_near
+
+
+def assert_predictions(predictions: dict[str, Predictions], expected: dict[str, torch.Tensor]) -> None:
+    assert_near(predictions["main"].logits, expected["pred_logits"], 1e-4, "logits")
+    assert_near(predictions["main"].boxes, expected["pred_boxes"], 1e-4, "boxes")
+    if "encoder" in predictions:
+        stored = "enc/" if predictions["encoder"].logits.shape[1:] == expected["enc/logits"].shape else "enc_topk/pred_"
+        assert_near(predictions["encoder"].logits[0], expected[f"{stored}logits"], 1e-4, "encoder logits")
+        assert_near(predictions["encoder"].boxes[0], expected[f"{stored}boxes"], 1e-4, "encoder boxes")
+
+
+@torch.no_grad()
+def assert_inference(model: DetectionTransformer, golden: Golden) -> None:
+    """Predictions of all layers, and detections."""
+    model.eval()
+    # The published code ignores padding at inference.
+    model.mask_padding = False
+    assert_predictions(model.decode(model.encode(model.preprocess(golden.batch()))), golden.below("eval/"))
+    for index, result in enumerate(model(golden.batch())):
+        found, expected = result["instances"], golden.below(f"eval/det/{index}/")
+        assert_near(found.pred_boxes.tensor, expected["boxes"], 1e-4, "detected boxes")
+        assert_near(found.scores, expected["scores"], 1e-4, "scores")
+        assert torch.equal(found.pred_classes, expected["classes"])
+
+
+def assert_training(model: DetectionTransformer, golden: Golden, run: str) -> None:
+    """Predictions, matches and all losses of a training run, and the gradients where the fixture has them."""
+    model.train()
+    expected = golden.below(f"{run}/")
+    ground_truth = next((kind for kind in ("empty", "none") if run.endswith(kind)), "normal")
+    batch = golden.batch(ground_truth)
+    seed = golden.sizes["dn_seed"] + (ground_truth != "normal")
+    torch.manual_seed(seed)
+    predictions, supervisions = model.train_step(model.encode(model.preprocess(batch)), golden.targets(ground_truth))
+    if f"{run}/pred_logits" in golden.expected:
+        assert_predictions(predictions, expected)
+    assert_matches(model, predictions, supervisions, golden, run, ground_truth)
+
+    torch.manual_seed(seed)
+    losses = model(batch)
+    assert {f"loss/{name}" for name in losses} == {name for name in expected if name.startswith("loss/")}
+    for name, value in losses.items():
+        assert_near(value, expected[f"loss/{name}"].reshape(()), 1e-4, name)
+    total = sum(losses.values())
+    assert_near(total, expected["loss_total"].reshape(()), 1e-4, "total loss")
+    if run in golden.meta["grad_l2_norms"]:
+        total.backward()
+        assert_gradients(golden, model, run)
+
+
+def assert_matches(
+    model: DetectionTransformer,
+    predictions: dict[str, Predictions],
+    supervisions: list[Supervision],
+    golden: Golden,
+    run: str,
+    ground_truth: str,
+) -> None:
+    """Matched pairs of the main group and the encoder, in every layer and image."""
+    targets = golden.targets(ground_truth)
+    assignments = model.criterion.assign(predictions, targets, supervisions)
+    for supervision, pairs in zip(model.criterion.supervisions, assignments, strict=False):
+        num_layers = len(predictions[supervision.group].logits)
+        for layer in range(num_layers):
+            aux = "final" if layer == num_layers - 1 else f"aux_{layer}"
+            tag = "enc" if supervision.group == "encoder" else aux
+            for image in range(len(targets.counts)):
+                here = (pairs.layer == layer) & (pairs.image == image)
+                found = set(zip(pairs.query[here].tolist(), pairs.truth[here].tolist(), strict=True))
+                match = golden.below(f"{run}/match/{tag}/{image}/")
+                stored = set(zip(match["src"].tolist(), match["tgt"].tolist(), strict=True))
+                assert found == stored, f"matches of {tag}, image {image}"
