@@ -1,14 +1,12 @@
-"""Backbone, neck, tokens and query sources."""
+"""Neck, tokens and query sources."""
 
 import pytest
 import torch
 from torch import nn
 
 from detrx.layers import SinePositionEmbedding
-from detrx.modeling import ChannelMapper, EncoderProposals, LearnedQueries, TimmBackbone, Tokenizer
+from detrx.modeling import ChannelMapper, EncoderProposals, LearnedQueries, Tokenizer
 from detrx.modeling.tokens import masks_of_levels, pad_features
-
-SMALL = {"layers": [1, 1, 1, 1], "channels": [8, 16, 24, 32], "stem_width": 4, "stem_type": "deep"}
 
 
 def make_memory(padded: bool):
@@ -19,42 +17,6 @@ def make_memory(padded: bool):
         mask[1, 16:], mask[1, :, 24:] = True, True
         masks = masks_of_levels(mask, features)
     return Tokenizer(SinePositionEmbedding(8), 16, 2)(features, masks)
-
-
-def test_backbone_gives_the_named_stages():
-    backbone = TimmBackbone("resnet18", ("res2", "res5"), model_args=SMALL)
-    features = backbone(torch.randn(1, 3, 64, 96))
-    assert {name: tuple(f.shape[1:]) for name, f in features.items()} == {"res2": (8, 16, 24), "res5": (32, 2, 3)}
-    assert backbone.out_channels == (8, 32)
-
-
-def test_backbone_freezing():
-    backbone = TimmBackbone("resnet18", freeze_at=2, frozen_batch_norm=True, model_args=SMALL)
-    trainable = {name.split(".")[1] for name, p in backbone.named_parameters() if p.requires_grad}
-    assert trainable == {"layer2", "layer3", "layer4"}
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in backbone.modules())
-    before = {name: b.clone() for name, b in backbone.named_buffers()}
-    backbone.train()(torch.randn(2, 3, 64, 64))
-    assert all(torch.equal(before[name], b) for name, b in backbone.named_buffers())
-
-
-def test_backbone_weights_from_a_file(tmp_path):
-    path = tmp_path / "weights.pth"
-    source = TimmBackbone("resnet18", model_args=SMALL)
-    torch.save({k.removeprefix("body."): v for k, v in source.state_dict().items()}, path)
-    loaded = TimmBackbone("resnet18", checkpoint_path=str(path), model_args=SMALL)
-    torch.testing.assert_close(loaded.state_dict(), source.state_dict())
-
-
-def test_backbone_errors(tmp_path):
-    with pytest.raises(ValueError, match=r"\['res6'\] unknown"):
-        TimmBackbone("resnet18", ("res3", "res6"), model_args=SMALL)
-    missing = tmp_path / "nowhere.pth"
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.pth"):
-        TimmBackbone("resnet18", checkpoint_path=str(missing), model_args=SMALL)
-    torch.save({"unrelated": torch.zeros(1)}, missing)
-    with pytest.raises(ValueError, match=r"nowhere\.pth does not hold the weights of timm model 'resnet18'"):
-        TimmBackbone("resnet18", checkpoint_path=str(missing), model_args=SMALL)
 
 
 def test_neck_adds_coarser_levels():
