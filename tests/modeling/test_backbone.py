@@ -46,14 +46,11 @@ def assert_same_maps(backbone: TimmBackbone, expected: list, images: torch.Tenso
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
-@pytest.mark.parametrize("dilated", [False, True])
+@pytest.mark.parametrize(("name", "dilated"), [("resnet18", False), ("resnet50", False), ("resnet50", True)])
 @torch.no_grad()
 def test_resnets_are_those_of_torchvision(name: str, dilated: bool):
     import torchvision
 
-    if dilated and name == "resnet18":
-        pytest.skip("torchvision has no dilated basic blocks")
     source = getattr(torchvision.models, name)(replace_stride_with_dilation=[False, False, dilated]).eval()
     args = {"output_stride": 16} if dilated else {}
     weights, _ = split_backbone({f"backbone.0.body.{k}": v for k, v in source.state_dict().items() if k[:2] != "fc"})
