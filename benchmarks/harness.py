@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from detrx.collect_env import cpu_name
+
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
@@ -54,13 +56,9 @@ def _status_mib(key: str) -> float:
 
 def machine(device: str) -> dict[str, object]:
     """Where and with what a benchmark ran."""
-    cpu = platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        cpu = next((s.split(":")[1].strip() for s in cpuinfo.read_text().splitlines() if "model name" in s), cpu)
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "cpu": cpu,
+        "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load_before": os.getloadavg()[0],

@@ -83,16 +83,21 @@ def _torch() -> str:
     return f"{torch.__version__} ({cuda}, {Path(torch.__file__).parent})"
 
 
-def _cpu() -> str:
-    import torch
-
-    model = platform.processor() or platform.machine()
+def cpu_name() -> str:
+    """Model of the CPU, or its architecture where the system does not tell."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        model = lines[0].split(":", 1)[1].strip() if lines else model
+        if lines:
+            return lines[0].split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _cpu() -> str:
+    import torch
+
     capability = torch.backends.cpu.get_cpu_capability()
-    return f"{model}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {capability}"
+    return f"{cpu_name()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {capability}"
 
 
 def _gpu() -> str:

@@ -1,0 +1,138 @@
+"""Studies: several variants of a training, each with several seeds, and the table of what came out."""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .curves import read_metrics
+
+METRICS = ("bbox/AP", "bbox/AP50", "bbox/AP75")
+_KEYS = {"title", "description", "seeds", "variants"}
+_OPTIONAL = {"overrides", "size"}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A config file and what is changed in it."""
+
+    name: str
+    config: str
+    overrides: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Study:
+    """
+    Attributes:
+        title, description: head of the table: what is compared, and how it was trained.
+        seeds: every variant is trained with each.
+        size: (height, width) of the images for which costs are counted.
+        variants: what is compared, the overrides of the whole study included.
+    """
+
+    title: str
+    description: str
+    seeds: tuple[int, ...]
+    size: tuple[int, int]
+    variants: tuple[Variant, ...]
+
+
+def load_study(path: str | os.PathLike) -> Study:
+    """Read a study from YAML: `title`, `description`, `seeds`, optionally `overrides` for all variants and the image
+    `size` (default [128, 128]), and `variants`, each with a `config` and optionally `overrides`.
+
+    Raises:
+        FileNotFoundError: there is no such file, or no such config.
+        ValueError: the file is not such a study; names the key.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"study {path} does not exist")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"study {path} is not YAML: {error}") from error
+    if not isinstance(content, dict) or not _KEYS <= content.keys() <= _KEYS | _OPTIONAL:
+        found = sorted(content) if isinstance(content, dict) else type(content).__name__
+        raise ValueError(f"study {path} needs {sorted(_KEYS)} and may have {sorted(_OPTIONAL)}; it has {found}")
+    variants = []
+    for name, variant in content["variants"].items():
+        if not isinstance(variant, dict) or not {"config"} <= variant.keys() <= {"config", "overrides"}:
+            raise ValueError(f"study {path}: variant {name!r} needs `config` and may have `overrides`, got {variant}")
+        if not Path(variant["config"]).is_file():
+            raise FileNotFoundError(f"study {path}: config {variant['config']} of {name!r} does not exist")
+        overrides = (*content.get("overrides", ()), *variant.get("overrides", ()))
+        variants.append(Variant(name, variant["config"], overrides))
+    size = content.get("size", (128, 128))
+    return Study(content["title"], content["description"], tuple(content["seeds"]), tuple(size), tuple(variants))
+
+
+def run(variant: Variant, seed: int, folder: Path, script: Path) -> dict[str, float]:
+    """Train a variant in `folder`, from its last checkpoint if there is one, unless it is finished already.
+
+    Returns:
+        `METRICS` of the last evaluation (in percent), `first_loss` and `last_loss` (total, as logged), `iterations`.
+
+    Raises:
+        RuntimeError: the training failed; names its log.
+    """
+    finished = folder / "result.json"
+    signature = {"config": variant.config, "overrides": list(variant.overrides), "seed": seed}
+    if finished.is_file():
+        stored = json.loads(finished.read_text())
+        if stored["run"] != signature:
+            raise RuntimeError(f"{finished} is of another run, {stored['run']}: choose another --output")
+        return stored["result"]
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, str(script), "--config-file", variant.config, "--resume"]
+    command += [f"train.output_dir={folder}", f"train.seed={seed}", *variant.overrides]
+    log = folder / "stdout.txt"
+    with log.open("a") as file:
+        code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT).returncode
+    if code:
+        raise RuntimeError(f"training of {variant.name!r} with seed {seed} ended with exit status {code}: see {log}")
+    series = read_metrics(folder).series
+    iterations, losses = series["total_loss"]
+    result = {key: float(series[key][1][-1]) for key in METRICS}
+    result |= {"first_loss": float(losses[0]), "last_loss": float(losses[-1]), "iterations": int(iterations[-1]) + 1}
+    partial = finished.with_suffix(".partial")
+    partial.write_text(json.dumps({"run": signature, "result": result}, indent=2) + "\n")
+    partial.replace(finished)
+    return result
+
+
+def summarise(results: Sequence[dict[str, float]]) -> dict[str, Any]:
+    """Mean and, of several seeds, sample standard deviation of every figure."""
+    summary: dict[str, Any] = {}
+    for key in results[0]:
+        values = [result[key] for result in results]
+        deviation = statistics.stdev(values) if len(values) > 1 else None
+        summary[key] = {"mean": statistics.fmean(values), "std": deviation, "values": values}
+    return summary
+
+
+def text(figure: dict[str, Any]) -> str:
+    """ "53.1", or "53.1 ± 0.4" where there are several seeds."""
+    return f"{figure['mean']:.1f}" + ("" if figure["std"] is None else f" ± {figure['std']:.1f}")
+
+
+def markdown_table(record: dict[str, Any]) -> str:
+    """The table of a record that `tools/study.py` wrote."""
+    lines = [
+        "| variant | AP | AP50 | AP75 | loss first -> last | parameters (M) | GFLOPs | ms/image | seeds |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, row in record["variants"].items():
+        metrics = " | ".join(text(row["result"][key]) for key in METRICS)
+        losses = " -> ".join(f"{row['result'][key]['mean']:.1f}" for key in ("first_loss", "last_loss"))
+        cost = f"{row['parameters'] / 1e6:.2f} | {row['flops'] / 1e9:.3f} | {row['ms_per_image']:.1f}"
+        lines.append(f"| {name} | {metrics} | {losses} | {cost} | {len(row['seeds'])} |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,91 @@
+#!/usr/bin/env python
+"""Train the variants of a study with several seeds and compare them."""
+
+import argparse
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from detrx.analysis import model_cost
+from detrx.analysis.study import Study, Variant, load_study, markdown_table, run, summarise
+from detrx.collect_env import cpu_name
+from detrx.engine import ConfigError
+
+SCRIPT = Path(__file__).with_name("lazyconfig_train_net.py")
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Trains every variant of a study with every seed, one after the other, prints a table of means and "
+        "standard deviations, and writes it with all figures as JSON. Interrupted, it continues where it was: finished "
+        "runs are kept, others resume from their last checkpoint. Writes OUTPUT/<variant>/seed<N>/, OUTPUT/study.json.",
+        epilog="example: study.py benchmarks/studies/detectors_digits.yaml --output output/detectors",
+    )
+    parser.add_argument("study", type=Path, help="YAML file of the study")
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--seeds", type=int, nargs="+", metavar="N", help="other seeds than the study's")
+    parser.add_argument("--variants", nargs="+", metavar="NAME", help="only these variants")
+    parser.add_argument("--record", type=Path, metavar="FILE", help="also write study.json here, to be kept")
+    parser.add_argument("--rounds", type=int, default=20, metavar="N", help="timed calls per variant (default: 20)")
+    return parser.parse_args(argv)
+
+
+def select(study: Study, names: list[str] | None) -> list[Variant]:
+    known = {variant.name: variant for variant in study.variants}
+    if unknown := [name for name in names or () if name not in known]:
+        raise ValueError(f"the study has no variant {', '.join(unknown)}; it has {', '.join(known)}")
+    return [known[name] for name in names or known]
+
+
+def environment() -> dict[str, object]:
+    return {
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    try:
+        study = load_study(args.study)
+        variants = select(study, args.variants)
+        seeds = args.seeds or list(study.seeds)
+        results: dict[str, list[dict[str, float]]] = {variant.name: [] for variant in variants}
+        # Seed by seed, so that an unfinished study has something of every variant.
+        runs = [(variant, seed) for seed in seeds for variant in variants]
+        for variant, seed in tqdm(runs, unit="run"):
+            folder = args.output / variant.name / f"seed{seed}"
+            results[variant.name].append(run(variant, seed, folder, SCRIPT))
+        rows = {}
+        for variant in variants:
+            cost = model_cost(variant.config, list(variant.overrides), study.size, args.rounds)
+            rows[variant.name] = {
+                "config": variant.config,
+                "overrides": list(variant.overrides),
+                "seeds": seeds,
+                "result": summarise(results[variant.name]),
+                **{key: cost[key] for key in ("parameters", "flops", "ms_per_image")},
+            }
+    except (OSError, ValueError, RuntimeError, ConfigError) as error:
+        sys.exit(f"error: {error}")
+    command = f"python tools/study.py {args.study} --output {args.output}"
+    head = {"title": study.title, "description": study.description, "command": command}
+    record = {**head, "size": study.size, **environment(), "variants": rows}
+    print(markdown_table(record))
+    for path in filter(None, (args.output / "study.json", args.record)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(record, indent=2) + "\n")
+        print(f"figures: {path}")
+
+
+if __name__ == "__main__":
+    main()
