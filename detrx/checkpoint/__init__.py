@@ -1,5 +1,13 @@
 """Saving, loading and converting weights."""
 
-from .detrex import convert_detrex
+from .convert import ConversionError, convert_checkpoint, detect_format
+from .files import CheckpointError, read_weights, write_weights
 
-__all__ = ["convert_detrex"]
+__all__ = [
+    "CheckpointError",
+    "ConversionError",
+    "convert_checkpoint",
+    "detect_format",
+    "read_weights",
+    "write_weights",
+]

@@ -9,14 +9,12 @@ from torch import nn
 
 from detrx.d2.checkpoint import DetectionCheckpointer
 
+from .convert import ConversionError, detect_format
+from .files import TEMPORARY, CheckpointError, read_weights, write_atomically
+
 __all__ = ["AtomicCheckpointer", "CheckpointError"]
 
-_TEMPORARY = ".tmp"
 _SHOWN_KEYS = 5
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that is missing, broken or made for something else. The message names the file."""
 
 
 class AtomicCheckpointer(DetectionCheckpointer):
@@ -66,14 +64,14 @@ class AtomicCheckpointer(DetectionCheckpointer):
         self.logger.info("Saving checkpoint to %s", path)
         os.makedirs(self.save_dir, exist_ok=True)
         self._remove_leftovers()
-        _replace(path, lambda file: torch.save(checkpoint, file))
+        write_atomically(path, lambda file: torch.save(checkpoint, file))
         if self._tag_last:
             self.tag_last_checkpoint(f"{name}.pth")
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Make a file of the folder the one to resume from."""
         tag = os.path.join(self.save_dir, "last_checkpoint")
-        _replace(tag, lambda file: file.write(last_filename_basename.encode()))
+        write_atomically(tag, lambda file: file.write(last_filename_basename.encode()))
 
     def forget_last_checkpoint(self) -> str:
         """Make no file of the folder the one to resume from; returns the path of the one that was, or ""."""
@@ -124,6 +122,10 @@ class AtomicCheckpointer(DetectionCheckpointer):
         return self.load(path, checkpointables=[])
 
     def _load_file(self, filename: str) -> dict[str, Any]:
+        if filename.endswith(".safetensors"):
+            return {"model": read_weights(filename)}
+        if filename.endswith((".pkl", ".pyth")):  # Detectron2 would run the code in it
+            raise CheckpointError(f"checkpoint {self._path} is a pickle: convert it with tools/convert_checkpoint.py")
         try:
             checkpoint = super()._load_file(filename)
         except pickle.UnpicklingError as error:
@@ -146,7 +148,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
         return checkpoint
 
     def _load_model(self, checkpoint: dict[str, Any]):
-        count = len(checkpoint["model"])
+        keys = list(checkpoint["model"])
         try:
             incompatible = super()._load_model(checkpoint)
         except ValueError as error:
@@ -161,11 +163,11 @@ class AtomicCheckpointer(DetectionCheckpointer):
         problems = {kind: keys for kind, keys in problems.items() if keys}
         if not problems:
             return None
-        matched = count - len(incompatible.unexpected_keys) - len(wrong_shapes)
+        matched = len(keys) - len(incompatible.unexpected_keys) - len(wrong_shapes)
         if self._strict or matched <= 0:
-            text = "; ".join(f"{len(keys)} {kind} ({_some(keys)})" for kind, keys in problems.items())
-            raise CheckpointError(f"checkpoint {self._path} is of another model: {text}")
-        lists = "".join(f"\n  {kind}: " + ", ".join(keys) for kind, keys in problems.items())
+            text = "; ".join(f"{len(names)} {kind} ({_some(names)})" for kind, names in problems.items())
+            raise CheckpointError(f"checkpoint {self._path} is of another model: {text}{_foreign(keys)}")
+        lists = "".join(f"\n  {kind}: " + ", ".join(names) for kind, names in problems.items())
         self.logger.warning("Checkpoint %s fits the model in part: %d tensors loaded.%s", self._path, matched, lists)
         return None
 
@@ -178,29 +180,16 @@ class AtomicCheckpointer(DetectionCheckpointer):
     def _remove_leftovers(self) -> None:
         """Remove what killed processes left half-written."""
         for file in os.listdir(self.save_dir):
-            if file.endswith(".pth" + _TEMPORARY):
+            if file.endswith(".pth" + TEMPORARY):
                 os.remove(os.path.join(self.save_dir, file))
 
 
-def _replace(path: str, write) -> None:
-    """Let ``write(file)`` write a temporary file beside ``path``, and put it in its place once it is on the disk."""
-    temporary = path + _TEMPORARY
+def _foreign(keys: list[str]) -> str:
+    """The end of an error message: how to make use of a checkpoint of another code base."""
     try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        if os.path.exists(temporary):
-            os.remove(temporary)
-        raise
-    if hasattr(os, "O_DIRECTORY"):  # the new name must be on the disk as well
-        folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        return f". It is of the format {detect_format(keys)}: convert it with tools/convert_checkpoint.py"
+    except ConversionError:
+        return ""
 
 
 def _some(keys: list[str]) -> str:

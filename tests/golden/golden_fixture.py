@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from detrx.checkpoint.detrex import rename
+from detrx.checkpoint import convert_checkpoint
 from detrx.d2.structures import Boxes, Instances
 from detrx.modeling import Targets
 
@@ -90,13 +90,15 @@ def assert_gradients(golden: Golden, model: nn.Module, run: str, tolerance: floa
     stored = {k.removeprefix(f"{run}/"): v for k, v in golden.grads.items() if k.startswith(f"{run}/")}
     norms = golden.meta["grad_l2_norms"][run]
     assert stored.keys() == {key for key, norm in norms.items() if norm is not None}
+    _, report = convert_checkpoint(golden.weights, model, "detrex")
     for key, norm in norms.items():
-        # A reference parameter that is several of ours is their concatenation along the last dimension.
-        grads = [parameters[name].grad for name in rename(key, golden.weights[key], model)]
+        pieces = report.pieces[key]
+        grads = [parameters[piece.name].grad for piece in pieces]
         if norm is None:
             assert all(grad is None or not grad.any() for grad in grads), f"{key} got a gradient"
             continue
-        grad = torch.cat(grads, dim=-1)
+        grads = [piece.of_ours(grad) for piece, grad in zip(pieces, grads, strict=True)]
+        grad = torch.cat(grads, dim=pieces[0].dim)
         assert_near(grad.norm(), torch.tensor(norm), tolerance, f"norm of the gradient of {key}")
         expected = stored[key].flatten()
         assert_near(grad.flatten()[: len(expected)], expected, tolerance, f"gradient of {key}")

@@ -3,7 +3,7 @@
 import pytest
 
 from detrx import model_zoo
-from detrx.checkpoint import convert_detrex
+from detrx.checkpoint import convert_checkpoint
 from detrx.d2.config import LazyCall as L
 from detrx.d2.config import instantiate
 from detrx.modeling import DetectionTransformer
@@ -36,7 +36,7 @@ def build(golden: Golden) -> DetectionTransformer:
     cfg.query_source.num_queries = sizes["num_queries"]
     cfg.postprocess.num_detections = sizes["select_box_nums_for_evaluation"]
     model = instantiate(cfg)
-    model.load_state_dict(convert_detrex(golden.weights, model))
+    model.load_state_dict(convert_checkpoint(golden.weights, model, "detrex")[0])
     return model
 
 

@@ -1,0 +1,167 @@
+"""Weights of other code bases for our models, with an account of every tensor."""
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from operator import attrgetter
+from os import PathLike
+
+import torch
+from torch import Tensor, nn
+
+from detrx.data.coco_classes import COCO_CATEGORIES
+
+from . import detrex, huggingface, original
+from .files import CheckpointError, read_weights
+from .rules import Report, apply_rules
+
+__all__ = ["FORMATS", "ConversionError", "convert_checkpoint", "detect_format"]
+
+FORMATS = {"detrex": detrex, "huggingface": huggingface, "original": original}
+"""Each module knows one format: `matches(keys)` recognises it, `rules(source, model)` maps its keys to ours, and
+`settings(source)` gives hyper-parameters of its models that our configs may have otherwise, by attribute of our model.
+"""
+
+_COCO_IDS = list(COCO_CATEGORIES)
+_CLASS_HEAD = re.compile(r".*\bclass_heads?\b.*")
+_LABEL_EMBEDDING = re.compile(r".*\blabel_\w+\b.*")
+_STATISTIC = re.compile(r".*\.num_batches_tracked")
+_SHOWN = 40
+
+
+class ConversionError(CheckpointError):
+    """A checkpoint that does not fit the model. Attribute `report` has the details."""
+
+    def __init__(self, message: str, report: Report | None = None):
+        super().__init__(message)
+        self.report = report
+
+
+def convert_checkpoint(
+    source: str | PathLike | Mapping[str, Tensor],
+    model: nn.Module,
+    format: str | None = None,
+    skip: Sequence[str] = (),
+    allow_pickle: bool = False,
+) -> tuple[dict[str, Tensor], Report]:
+    """Weights of another code base under the names and with the shapes of `model`.
+
+    Class heads of the 91 COCO ids are cut to the 80 classes that exist if the model has 80.
+
+    Args:
+        source: what :func:`read_weights` reads, or a state dict.
+        model: a detector of the same kind and sizes.
+        format: key of `FORMATS`; default: recognised by the keys.
+        skip: regular expressions; keys of the checkpoint and tensors of the model that one of them matches as a whole
+            are left out.
+        allow_pickle: see :func:`read_weights`.
+
+    Returns:
+        a state dict with exactly the tensors of `model` (but those in `skip`), and the report.
+
+    Raises:
+        CheckpointError: the source cannot be read.
+        ConversionError: the format is not recognised, or a tensor has no counterpart, no source, another shape, or two
+            sources of different values; lists all of them.
+    """
+    where = "the state dict"
+    if not isinstance(source, Mapping):
+        where = f"checkpoint {source}"
+        source = read_weights(source, allow_pickle)
+    expected = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
+    name = format or detect_format(source, expected, where)
+    if name not in FORMATS:
+        raise ConversionError(f"unknown format {name!r}, expected one of {', '.join(FORMATS)}")
+    report = Report(name)
+
+    left_out = re.compile("|".join(f"(?:{pattern})" for pattern in skip) or r"(?!)")
+    report.skipped = [key for key in (*source, *expected) if left_out.fullmatch(key)]
+    source = {key: tensor for key, tensor in source.items() if not left_out.fullmatch(key)}
+
+    converted = apply_rules(source, FORMATS[name].rules(source, model), list(expected), report)
+    for key in [k for k, names in report.superfluous.items() if all(map(left_out.fullmatch, names))]:
+        report.skipped.append(key)
+        del report.superfluous[key]
+    converted = {name: tensor for name, tensor in converted.items() if not left_out.fullmatch(name)}
+    expected = {name: tensor for name, tensor in expected.items() if not left_out.fullmatch(name)}
+    _select_classes(converted, expected, model, report)
+    _complete(converted, expected, report)
+    report.notes += _different_settings(FORMATS[name].settings(source), model)
+    if problems := report.problems:
+        shown = problems[:_SHOWN] + [f"... and {len(problems) - _SHOWN} more"] * (len(problems) > _SHOWN)
+        listed = "".join(f"\n  {problem}" for problem in shown)
+        raise ConversionError(f"{where} ({name} format) does not fit the model:{listed}", report)
+    # Chunks and copies must not share memory, and the types are those of the model.
+    return {
+        name: converted[name].to(tensor.dtype, memory_format=torch.contiguous_format, copy=True)
+        for name, tensor in expected.items()
+    }, report
+
+
+def detect_format(keys: Collection[str], names: Collection[str] = (), where: str = "the checkpoint") -> str:
+    """The format that these keys of a checkpoint are of; `names` are the tensors of the model it is for.
+
+    Raises:
+        ConversionError: none that is known.
+    """
+    found = [name for name, module in FORMATS.items() if module.matches(keys)]
+    if len(found) == 1:
+        return found[0]
+    if set(keys) & set(names):
+        raise ConversionError(f"{where} has our names already: it needs no conversion")
+    some = ", ".join(list(keys)[:5])
+    raise ConversionError(f"{where} is of no known format ({', '.join(FORMATS)}); its keys begin with {some}")
+
+
+def _select_classes(
+    converted: dict[str, Tensor], expected: Mapping[str, Tensor], model: nn.Module, report: Report
+) -> None:
+    """Cut tensors with one row per COCO id to the rows of the 80 classes, where the model has those.
+
+    DETR's class head ends with a row for "no object", which stays last.
+    """
+    # There, only the first row was trained, to mean "an object", whatever id or class is number 0.
+    objectness = getattr(getattr(model, "query_source", None), "rank_by", None) == "first_class"
+    cut = []
+    for name, tensor in converted.items():
+        if name not in expected or tensor.ndim == 0:
+            continue
+        sizes = (len(tensor), len(expected[name]))
+        if _CLASS_HEAD.fullmatch(name):
+            rows = {(91, 80): _COCO_IDS, (92, 81): [*_COCO_IDS, 91]}.get(sizes)
+        elif _LABEL_EMBEDDING.fullmatch(name):
+            rows = {(91, 80): _COCO_IDS, (92, 80): _COCO_IDS, (92, 81): [*_COCO_IDS, 91]}.get(sizes)
+        else:
+            continue
+        if rows is None:
+            continue
+        if objectness and name.startswith("query_source."):
+            rows = [0, *rows[1:]]
+        converted[name] = tensor[rows]
+        cut.append(name)
+    if cut:
+        report.notes.append(f"rows of the 80 COCO classes taken from those of the 91 ids: {', '.join(cut)}")
+
+
+def _complete(converted: dict[str, Tensor], expected: Mapping[str, Tensor], report: Report) -> None:
+    """Compare with the model, and fill in what no checkpoint needs to have."""
+    for name, tensor in expected.items():
+        if name in converted:
+            if converted[name].shape != tensor.shape:
+                report.wrong_shapes.append((name, tuple(converted[name].shape), tuple(tensor.shape)))
+        elif _STATISTIC.fullmatch(name):
+            converted[name] = tensor
+            report.kept[name] = "counts training steps"
+        elif name not in report.incomplete:
+            report.missing.append(name)
+
+
+def _different_settings(settings: Mapping[str, float], model: nn.Module) -> list[str]:
+    notes = []
+    for path, value in settings.items():
+        try:
+            ours = attrgetter(path)(model)
+        except AttributeError:
+            continue
+        if ours != value:
+            notes.append(f"the checkpoint is for {path} = {value}, the model has {ours}: results will differ")
+    return notes

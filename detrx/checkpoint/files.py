@@ -1,0 +1,186 @@
+"""Files of weights: what is in them, read without running code from them, and written completely or not at all."""
+
+import json
+import os
+import pickle
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["CheckpointError", "read_weights", "write_atomically", "write_weights"]
+
+TEMPORARY = ".tmp"
+WEIGHT_SUFFIXES = (".safetensors", ".pth")
+_ENTRIES = ("model", "state_dict", "model_state_dict")
+_FOLDER_FILES = (
+    "model.safetensors.index.json",
+    "model.safetensors",
+    "pytorch_model.bin.index.json",
+    "pytorch_model.bin",
+)
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that is missing, broken or made for something else. The message names the file."""
+
+
+def read_weights(path: str | os.PathLike, allow_pickle: bool = False) -> dict[str, Tensor]:
+    """The weights in a file or folder, on the CPU.
+
+    Args:
+        path: a .safetensors file, a file of `torch.save` or `pickle`, the index of a sharded checkpoint
+            (*.index.json), or a folder of transformers' `save_pretrained`.
+        allow_pickle: unpickle files that hold more than tensors and plain containers. **Such a file runs any code its
+            author wanted to run**; only for files whose origin is trusted.
+
+    Returns:
+        tensors by name. Of a training checkpoint, the model; a prefix "module." of all names is removed.
+
+    Raises:
+        CheckpointError: there is no such file, it is damaged, it has no weights, or it needs `allow_pickle`.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = _file_in(path)
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint {path} does not exist")
+    if path.name.endswith(".index.json"):
+        weights = {name: tensor for shard in _shards(path) for name, tensor in _read(shard, allow_pickle).items()}
+    else:
+        weights = _read(path, allow_pickle)
+    if weights and all(name.startswith("module.") for name in weights):
+        weights = {name.removeprefix("module."): tensor for name, tensor in weights.items()}
+    return weights
+
+
+def write_weights(path: str | os.PathLike, weights: Mapping[str, Tensor]) -> None:
+    """Write a state dict as .safetensors, or as {"model": state dict} to .pth.
+
+    Raises:
+        CheckpointError: another suffix.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        from safetensors.torch import save
+
+        data = save({name: tensor.contiguous() for name, tensor in weights.items()}, metadata={"format": "pt"})
+        write_atomically(path, lambda file: file.write(data))
+    elif path.suffix == ".pth":
+        write_atomically(path, lambda file: torch.save({"model": dict(weights)}, file))
+    else:
+        raise CheckpointError(f"weights are written to {' or '.join(WEIGHT_SUFFIXES)} files, not to {path}")
+
+
+def write_atomically(path: str | os.PathLike, write: Callable[[IO[bytes]], Any]) -> None:
+    """Let `write(file)` write a temporary file beside `path`, and put it in its place once it is on the disk."""
+    temporary = f"{os.fspath(path)}{TEMPORARY}"
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+        raise
+    if hasattr(os, "O_DIRECTORY"):  # the new name must be on the disk as well
+        folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _file_in(folder: Path) -> Path:
+    for name in _FOLDER_FILES:
+        if (folder / name).is_file():
+            return folder / name
+    raise CheckpointError(f"folder {folder} has no weights: expected one of {', '.join(_FOLDER_FILES)}")
+
+
+def _shards(index: Path) -> list[Path]:
+    """The files that an index names, all in its folder."""
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index} is no index of a checkpoint: it has no weight_map") from error
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise CheckpointError(f"{index} names a file outside its folder: {name!r}")
+    if missing := [name for name in names if not (index.parent / name).is_file()]:
+        raise CheckpointError(f"{len(missing)} of the {len(names)} files that {index} names are missing: {missing[0]}")
+    return [index.parent / name for name in names]
+
+
+def _read(path: Path, allow_pickle: bool) -> dict[str, Tensor]:
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"checkpoint {path} is damaged: {_first_line(error)}") from error
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        if not allow_pickle:
+            raise CheckpointError(_refusal(path, error)) from error
+        content = _unpickle(path)
+    return _state_dict(path, content)
+
+
+def _refusal(path: Path, error: Exception) -> str:
+    needs = re.search(r"GLOBAL (\S+)", str(error))
+    if needs:
+        reason = f"holds an object of type {needs[1]}"
+    elif ".tar format" in str(error):
+        reason = "is in the tar format of old PyTorch versions"
+    elif isinstance(error, pickle.UnpicklingError):
+        reason = "is a pickle of more than tensors"
+    else:
+        return f"checkpoint {path} is damaged or no checkpoint: {_first_line(error)}"
+    return (
+        f"checkpoint {path} {reason}, and reading that can run any code in it. If you trust where it comes from, "
+        "allow pickle (--allow-pickle)"
+    )
+
+
+def _unpickle(path: Path) -> Any:
+    try:
+        try:
+            return torch.load(path, map_location="cpu", weights_only=False)
+        except (RuntimeError, pickle.UnpicklingError):  # not written by torch.save: Detectron2's model zoo
+            with open(path, "rb") as file:
+                return pickle.load(file, encoding="latin1")
+    except Exception as error:
+        raise CheckpointError(f"checkpoint {path} is damaged or no checkpoint: {_first_line(error)}") from error
+
+
+def _state_dict(path: Path, content: Any) -> dict[str, Tensor]:
+    """The state dict in what a file holds."""
+    for entry in _ENTRIES:
+        if isinstance(content, Mapping) and isinstance(content.get(entry), Mapping):
+            content = content[entry]
+            break
+    if not isinstance(content, Mapping) or not content:
+        raise CheckpointError(f"{path} is no checkpoint: it has no state dict, neither at the top nor in {_ENTRIES}")
+    weights = {
+        name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value for name, value in content.items()
+    }
+    for name, value in weights.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise CheckpointError(
+                f"{path} is no checkpoint of a model: {name!r} is a {type(value).__name__}, not a tensor"
+            )
+    return weights
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,213 @@
+"""Rules that turn the weights of another code base into ours, and the account of what became of every one of them.
+
+A rule says what one kind of key becomes; of a list of rules, the first whose pattern matches a whole key applies. Names
+are `re` templates: they may refer to groups of the pattern as `\\1`.
+
+    Rename(r"transformer\\.encoder\\.layers\\.(\\d+)\\.norms\\.0\\.(.+)", r"encoder.layers.\\1.norm1.\\2")
+    Split(r"query_embedding\\.weight", ["query_source.pos.weight", "query_source.content.weight"], dim=1)
+    *pack([r"(.+)\\.q_proj\\.weight", r"(.+)\\.k_proj\\.weight", r"(.+)\\.v_proj\\.weight"], r"\\1.in_proj_weight")
+    Ignore(r".+\\.num_batches_tracked", "statistic of batch norm")
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+__all__ = ["Ignore", "Pack", "Piece", "Rename", "Report", "Rule", "Split", "apply_rules", "pack"]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One chunk of a tensor of a checkpoint, and the chunk of one of our tensors that it is.
+
+    Attributes:
+        name: our tensor.
+        chunk, chunks: which of how many equal parts of the checkpoint's tensor.
+        part, parts: which of how many equal parts of our tensor.
+        dim: the dimension along which tensors are divided.
+    """
+
+    name: str
+    chunk: int = 0
+    chunks: int = 1
+    part: int = 0
+    parts: int = 1
+    dim: int = 0
+
+    def of_source(self, tensor: Tensor) -> Tensor:
+        """The piece of a tensor of the checkpoint; all of it if it does not have the dimension."""
+        whole = self.chunks == 1 or tensor.ndim <= self.dim
+        return tensor if whole else tensor.tensor_split(self.chunks, self.dim)[self.chunk]
+
+    def of_ours(self, tensor: Tensor) -> Tensor:
+        """The piece of our tensor, or of its gradient."""
+        return tensor if self.parts == 1 else tensor.tensor_split(self.parts, self.dim)[self.part]
+
+
+@dataclass(frozen=True)
+class Rename:
+    """The tensor gets another name; with several names, a copy under each."""
+
+    pattern: str
+    names: Sequence[str]
+
+    def __init__(self, pattern: str, *names: str):
+        object.__setattr__(self, "pattern", pattern)
+        object.__setattr__(self, "names", names)
+
+    def pieces(self, match: re.Match) -> list[Piece]:
+        return [Piece(match.expand(name)) for name in self.names]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Equal parts of the tensor along `dim` become tensors of ours."""
+
+    pattern: str
+    names: Sequence[str]
+    dim: int = 0
+
+    def pieces(self, match: re.Match) -> list[Piece]:
+        count = len(self.names)
+        return [Piece(match.expand(n), chunk=i, chunks=count, dim=self.dim) for i, n in enumerate(self.names)]
+
+
+@dataclass(frozen=True)
+class Pack:
+    """The tensor becomes part number `part` of the `parts` equal ones of `name` along `dim`."""
+
+    pattern: str
+    name: str
+    part: int
+    parts: int
+    dim: int = 0
+
+    def pieces(self, match: re.Match) -> list[Piece]:
+        return [Piece(match.expand(self.name), part=self.part, parts=self.parts, dim=self.dim)]
+
+
+@dataclass(frozen=True)
+class Ignore:
+    """The tensor is not needed; `reason` says why."""
+
+    pattern: str
+    reason: str
+
+    def pieces(self, match: re.Match) -> list[Piece]:
+        return []
+
+
+Rule = Rename | Split | Pack | Ignore
+
+
+def pack(patterns: Sequence[str], name: str, dim: int = 0) -> list[Pack]:
+    """Rules that put several tensors together into one, in the order of `patterns`."""
+    return [Pack(pattern, name, part, len(patterns), dim) for part, pattern in enumerate(patterns)]
+
+
+@dataclass
+class Report:
+    """What became of every tensor of a checkpoint, and where every tensor of the model came from.
+
+    Attributes:
+        format: of the checkpoint.
+        pieces: by key of the checkpoint, what it became.
+        ignored: keys that are not needed, with the reason.
+        skipped: keys and names left out because the caller asked for it.
+        kept: names that keep the value they have in the model, with the reason.
+        notes: what else the reader should know.
+        unknown: keys that no rule knows.
+        superfluous: keys whose names the model does not have, with these names.
+        missing: names that the checkpoint does not give.
+        incomplete: packed names of which the checkpoint gives only some parts, or parts that differ in shape.
+        wrong_shapes: (name, shape in the checkpoint, shape in the model).
+        contradictions: (key, name): a second key for the name, with another value.
+    """
+
+    format: str
+    pieces: dict[str, list[Piece]] = field(default_factory=dict)
+    ignored: dict[str, str] = field(default_factory=dict)
+    skipped: list[str] = field(default_factory=list)
+    kept: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+    superfluous: dict[str, list[str]] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+    incomplete: list[str] = field(default_factory=list)
+    wrong_shapes: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
+    contradictions: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def problems(self) -> list[str]:
+        """One line for every tensor that has no place or no source; empty if the conversion is complete."""
+        return [
+            *(f"{key} has no counterpart in the model" for key in self.unknown),
+            *(f"{key} would be {', '.join(names)}, not in the model" for key, names in self.superfluous.items()),
+            *(f"{key} differs from another key for {name}" for key, name in self.contradictions),
+            *(f"{name} is {there}, the model has {here}" for name, there, here in self.wrong_shapes),
+            *(f"{name} is not in the checkpoint in equal parts" for name in self.incomplete),
+            *(f"{name} is not in the checkpoint" for name in self.missing),
+        ]
+
+    def __str__(self) -> str:
+        names = {piece.name for pieces in self.pieces.values() for piece in pieces}
+        lines = [f"{self.format} checkpoint: {len(self.pieces)} tensors became {len(names)} of ours"]
+        lines += [f"  ignored: {key} ({reason})" for key, reason in self.ignored.items()]
+        lines += [f"  left out: {key}" for key in self.skipped]
+        lines += [f"  kept from the model: {name} ({reason})" for name, reason in self.kept.items()]
+        lines += [f"  problem: {problem}" for problem in self.problems]
+        lines += [f"  note: {note}" for note in self.notes]
+        return "\n".join(lines)
+
+
+def apply_rules(
+    source: Mapping[str, Tensor], rules: Sequence[Rule], names: Sequence[str], report: Report
+) -> dict[str, Tensor]:
+    """Rename, split and pack the tensors of a checkpoint.
+
+    Args:
+        names: the tensors of the model.
+        report: gets `pieces`, `ignored`, `unknown`, `superfluous`, `incomplete` and `contradictions`.
+
+    Returns:
+        our tensors, as far as they are complete. Keys that alias one tensor must have equal values; the first counts.
+    """
+    known = set(names)
+    compiled = [(re.compile(rule.pattern), rule) for rule in rules]
+    parts: dict[str, dict[int, Tensor]] = {}
+    layout: dict[str, Piece] = {}
+    for key, tensor in source.items():
+        found = next(((rule, match) for pattern, rule in compiled if (match := pattern.fullmatch(key))), None)
+        if found is None:
+            report.unknown.append(key)
+            continue
+        rule, match = found
+        if isinstance(rule, Ignore):
+            report.ignored[key] = rule.reason
+            continue
+        pieces = rule.pieces(match)
+        if strange := [piece.name for piece in pieces if piece.name not in known]:
+            report.superfluous[key] = strange
+            continue
+        report.pieces[key] = pieces
+        for piece in pieces:
+            value = piece.of_source(tensor)
+            given = parts.setdefault(piece.name, {}).setdefault(piece.part, value)
+            if given is not value and not torch.equal(given, value):
+                report.contradictions.append((key, piece.name))
+            layout[piece.name] = piece
+    converted = {}
+    for name, given in parts.items():
+        piece = layout[name]
+        if len(given) < piece.parts or len({value.shape for value in given.values()}) > 1:
+            report.incomplete.append(name)
+        elif piece.parts == 1:
+            converted[name] = given[0]
+        else:
+            converted[name] = torch.cat([given[part] for part in range(piece.parts)], dim=piece.dim)
+    return converted

@@ -1,0 +1,150 @@
+"""Conversion of whole checkpoints; that the weights are right is shown in tests/golden and tests/parity."""
+
+import pytest
+import torch
+from torch import nn
+
+from detrx import model_zoo
+from detrx.checkpoint import ConversionError, convert_checkpoint, detect_format
+from detrx.d2.config import instantiate
+from tests.checkpoint.original_names import as_original
+
+WIDTH = 32
+
+
+def build(config: str, **heads) -> nn.Module:
+    cfg = model_zoo.get_config(f"deformable_detr/{config}.py").model
+    cfg.backbone = None
+    cfg.tokenizer.embed_dim, cfg.tokenizer.position_embedding.num_feats = WIDTH, WIDTH // 2
+    cfg.encoder.num_layers, cfg.decoder.num_layers = 1, 2
+    cfg.decoder.heads.update(heads)
+    return instantiate(cfg)
+
+
+@pytest.fixture(scope="module")
+def refine():
+    return build("deformable_detr_refine_r50")
+
+
+@pytest.fixture(scope="module")
+def two_stage():
+    return build("deformable_detr_two_stage_r50")
+
+
+def random_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: torch.randn_like(tensor) for name, tensor in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("kind", ["refine", "two_stage"])
+def test_original_checkpoint(kind, request):
+    model = request.getfixturevalue(kind)
+    weights = random_weights(model)
+    source = as_original(weights)
+    assert detect_format(source) == "original"
+    converted, report = convert_checkpoint(source, model)
+    assert converted.keys() == weights.keys()
+    assert all(torch.equal(converted[name], tensor) for name, tensor in weights.items())
+    assert report.pieces.keys() == source.keys()
+    assert any("inverse_sigmoid_eps = 1e-05" in note for note in report.notes)
+
+
+def test_shared_heads_are_listed_once_per_layer():
+    model = build("deformable_detr_r50")
+    weights = random_weights(model)
+    source = as_original(weights)
+    for key in [key for key in source if "_embed.0." in key]:
+        source[key.replace("_embed.0.", "_embed.1.")] = source[key].clone()
+    converted, _ = convert_checkpoint(source, model)
+    assert all(torch.equal(converted[name], tensor) for name, tensor in weights.items())
+    source["class_embed.1.bias"] += 1
+    with pytest.raises(ConversionError, match=r"class_embed\.1\.bias differs from another key"):
+        convert_checkpoint(source, model)
+
+
+def test_every_problem_is_listed(refine):
+    source = {
+        "transformer.level_embeds": torch.zeros(4, 16),
+        "class_embed.0.weight": torch.zeros(80, WIDTH),
+        "transformer.decoder.class_embed.0.weight": torch.ones(80, WIDTH),
+        "unheard.of": torch.zeros(1),
+        "transformer.encoder.layers.7.norms.0.weight": torch.zeros(WIDTH),
+    }
+    with pytest.raises(ConversionError) as error:
+        convert_checkpoint(source, refine, "detrex")
+    problems = error.value.report.problems
+    assert "unheard.of has no counterpart in the model" in problems
+    assert "tokenizer.level_embed is (4, 16), the model has (4, 32)" in problems
+    assert (
+        "transformer.decoder.class_embed.0.weight differs from another key for decoder.heads.class_heads.0.weight"
+        in problems
+    )
+    name = "encoder.layers.7.norm1.weight"
+    assert f"transformer.encoder.layers.7.norms.0.weight would be {name}, not in the model" in problems
+    assert "decoder.layers.0.norm3.weight is not in the checkpoint" in problems
+    assert f"and {len(problems) - 40} more" in str(error.value)
+
+
+def test_91_ids_become_80_classes(two_stage):
+    weights = random_weights(two_stage)
+    source = as_original(weights)
+    heads = [key for key in source if key.startswith("class_embed.")]
+    for key in heads:
+        rows = torch.arange(91.0)
+        source[key] = rows if key.endswith("bias") else rows[:, None].expand(91, WIDTH)
+    converted, report = convert_checkpoint(source, two_stage)
+    # Ids 12, 26, ... do not exist: class 11 has id 13, class 79 has id 90.
+    classes = converted["decoder.heads.class_heads.1.bias"].tolist()
+    assert len(classes) == 80 and classes[0] == 1 and classes[11] == 13 and classes[79] == 90
+    assert converted["decoder.heads.class_heads.0.weight"][11].tolist() == [13] * WIDTH
+    # The encoder's head means "an object" by its first output, which ranks the proposals.
+    assert converted["query_source.class_head.bias"][:12].tolist() == [0, *range(2, 12), 13]
+    assert any("query_source.class_head.bias" in note for note in report.notes)
+
+
+def test_skip_leaves_out_what_it_names(two_stage):
+    source = as_original(random_weights(two_stage))
+    source["class_embed.0.bias"] = torch.zeros(17)
+    source["label_enc.weight"] = torch.zeros(1)
+    with pytest.raises(ConversionError):
+        convert_checkpoint(source, two_stage)
+    converted, report = convert_checkpoint(source, two_stage, skip=[r".*\bclass_head.*", "label_enc.*"])
+    left_out = set(two_stage.state_dict()) - set(converted)
+    assert left_out == {name for name in two_stage.state_dict() if "class_head" in name}
+    assert {"label_enc.weight", *left_out} <= set(report.skipped)
+    assert "left out: label_enc.weight" in str(report)
+
+
+def test_counts_of_batch_norm_are_kept_from_the_model(refine):
+    source = as_original(random_weights(refine))
+    model = nn.Module()
+    model.neck, model.encoder, model.decoder = refine.neck, refine.encoder, refine.decoder
+    model.tokenizer, model.query_source = refine.tokenizer, refine.query_source
+    model.backbone = nn.Module()
+    model.backbone.body = nn.Module()
+    model.backbone.body.bn1 = nn.BatchNorm2d(4)
+    for kind in ("weight", "bias", "running_mean", "running_var"):
+        source[f"backbone.0.body.bn1.{kind}"] = torch.rand(4)
+    converted, report = convert_checkpoint(source, model)
+    assert converted["backbone.body.bn1.num_batches_tracked"] == 0
+    assert list(report.kept) == ["backbone.body.bn1.num_batches_tracked"]
+    assert torch.equal(converted["backbone.body.bn1.running_var"], source["backbone.0.body.bn1.running_var"])
+    source["backbone.0.body.bn1.num_batches_tracked"] = torch.tensor(5)
+    _, report = convert_checkpoint(source, model)
+    assert list(report.ignored) == ["backbone.0.body.bn1.num_batches_tracked"]
+
+
+def test_results_share_no_memory_and_have_the_types_of_the_model(refine):
+    source = {name: tensor.half() for name, tensor in as_original(random_weights(refine)).items()}
+    converted, _ = convert_checkpoint(source, refine)
+    storages = {tensor.untyped_storage().data_ptr() for tensor in converted.values()}
+    assert len(storages) == len(converted)
+    assert all(tensor.dtype == torch.float32 for tensor in converted.values())
+
+
+def test_unknown_formats(refine):
+    with pytest.raises(ConversionError, match=r"of no known format.*begin with a, b"):
+        convert_checkpoint({"a": torch.zeros(1), "b": torch.zeros(1)}, refine)
+    with pytest.raises(ConversionError, match="has our names already"):
+        convert_checkpoint(refine.state_dict(), refine)
+    with pytest.raises(ConversionError, match="unknown format 'caffe', expected one of detrex, huggingface, original"):
+        convert_checkpoint({}, refine, "caffe")
