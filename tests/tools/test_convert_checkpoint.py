@@ -1,0 +1,103 @@
+import argparse
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+from detrx.checkpoint.checkpointer import AtomicCheckpointer, CheckpointError
+from detrx.d2.config import instantiate
+from detrx.engine.config import load_config
+from tests.checkpoint.original_names import as_original
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = str(ROOT / "configs" / "deformable_detr" / "deformable_detr_refine_r50.py")
+OPTS = [
+    "model.backbone.name=test_resnet",
+    "model.neck.in_channels=[48,192,96]",
+    "model.tokenizer.embed_dim=32",
+    "model.tokenizer.position_embedding.num_feats=16",
+    "model.encoder.num_layers=1",
+    "model.decoder.num_layers=2",
+]
+
+spec = importlib.util.spec_from_file_location("detrx_tool_convert", ROOT / "tools" / "convert_checkpoint.py")
+tool = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tool)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return instantiate(load_config(CONFIG, [*OPTS, "model.backbone.pretrained=False"]).model)
+
+
+@pytest.fixture
+def weights(model):
+    return {name: torch.randn_like(tensor) for name, tensor in model.state_dict().items()}
+
+
+@pytest.fixture
+def source(weights, tmp_path):
+    path = tmp_path / "published.pth"
+    torch.save({"model": as_original(weights)}, path)
+    return path
+
+
+def run(*arguments):
+    tool.main([*map(str, arguments), "--config-file", CONFIG, "--opts", *OPTS])
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_the_output_is_an_initial_checkpoint(suffix, source, weights, model, tmp_path, capsys):
+    output = tmp_path / "converted" / f"weights{suffix}"
+    run(source, "--output", output)
+    printed = capsys.readouterr().out
+    assert f"original checkpoint: {len(as_original(weights))} tensors became {len(weights)} of ours" in printed
+    assert "note: the checkpoint is for decoder.inverse_sigmoid_eps = 1e-05, the model has 0.001" in printed
+    AtomicCheckpointer(model).load(str(output), checkpointables=[], strict=True)
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+
+
+def test_classes_can_be_left_out(source, model, tmp_path):
+    output = tmp_path / "weights.pth"
+    run(source, "--output", output, "--skip", r".*\bclass_heads\b.*")
+    written = torch.load(output, weights_only=True)["model"]
+    assert set(model.state_dict()) - set(written) == {
+        f"decoder.heads.class_heads.{i}.{kind}" for i in range(2) for kind in ("weight", "bias")
+    }
+
+
+def test_what_does_not_fit_writes_nothing(source, weights, tmp_path):
+    changed = as_original(weights)
+    del changed["transformer.level_embed"]
+    torch.save({"model": changed}, source)
+    with pytest.raises(SystemExit, match=r"error: checkpoint .*published\.pth \(original format\) does not fit"):
+        run(source, "--output", tmp_path / "out" / "weights.pth")
+    assert not (tmp_path / "out").exists()
+
+
+def test_pickles_need_the_flag(weights, tmp_path):
+    source, output = tmp_path / "published.pth", tmp_path / "weights.safetensors"
+    torch.save({"model": as_original(weights), "args": argparse.Namespace(lr=1e-4)}, source)
+    with pytest.raises(SystemExit, match=r"argparse\.Namespace.*--allow-pickle"):
+        run(source, "--output", output)
+    run(source, "--output", output, "--allow-pickle")
+    assert output.is_file()
+
+
+def test_wrong_arguments(source, tmp_path, capsys):
+    with pytest.raises(SystemExit, match=r"error: .* is the source itself"):
+        run(source, "--output", source)
+    with pytest.raises(SystemExit, match=r"error: checkpoint .*none\.pth does not exist"):
+        run(tmp_path / "none.pth", "--output", tmp_path / "weights.pth")
+    with pytest.raises(SystemExit):
+        run(source, "--output", tmp_path / "weights.bin")
+    assert "--output must end in .safetensors or .pth" in capsys.readouterr().err
+
+
+def test_training_says_what_to_do_with_a_foreign_checkpoint(source, model):
+    with pytest.raises(CheckpointError, match=r"format original: convert it with tools/convert_checkpoint\.py"):
+        AtomicCheckpointer(model).load(str(source), checkpointables=[])
+    pickled = source.rename(source.with_suffix(".pkl"))
+    with pytest.raises(CheckpointError, match=r"published\.pkl is a pickle: convert it with"):
+        AtomicCheckpointer(model).load(str(pickled), checkpointables=[])
