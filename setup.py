@@ -264,7 +264,7 @@ setup(
     ],
     extras_require={
         "vision": VISION,
-        "dev": ["pytest>=7.4", "ruff>=0.6", "ninja>=1.11"],
+        "dev": ["pytest>=7.4", "ruff>=0.6", "ninja>=1.11", "transformers>=5.0"],
     },
     **build_arguments(),
 )
