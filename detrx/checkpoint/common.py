@@ -3,13 +3,36 @@
 import re
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
-from .rules import Ignore, Rename, Rule
+from .files import CheckpointError
+from .rules import Ignore, Rename, Rule, pack
 
-__all__ = ["BACKBONE_STATISTICS", "heads", "input_projections"]
+__all__ = ["backbone", "heads", "input_projections"]
 
-BACKBONE_STATISTICS = Ignore(r".*\.num_batches_tracked", "counts training steps")
+
+def backbone(source: Mapping[str, Tensor], model: nn.Module, prefix: str) -> list[Rule]:
+    """The backbone, whose own naming may be any that `TimmBackbone.own_names` knows.
+
+    Args:
+        prefix: pattern (without groups) of what stands before its names.
+    """
+    inner = re.compile(rf"(?:{prefix})(.+)")
+    keys = {match[1]: key for key, match in zip(source, map(inner.fullmatch, source), strict=True) if match}
+    if not hasattr(model.backbone, "own_names"):
+        return [Rename(re.escape(key), f"backbone.{name}") for name, key in keys.items()]
+    # Numbers instead of weights show what becomes of which.
+    order = list(keys.values())
+    try:
+        traced = model.backbone.own_names({name: torch.tensor([i]) for i, name in enumerate(keys)})
+    except ValueError as error:
+        raise CheckpointError(f"the backbone of the checkpoint cannot be converted: {error}") from error
+    rules: list[Rule] = []
+    for name, numbers in traced.items():
+        rules += pack([re.escape(order[i]) for i in numbers.tolist()], f"backbone.{name}")
+    used = {int(i) for numbers in traced.values() for i in numbers}
+    return rules + [Ignore(re.escape(key), "computed by timm") for i, key in enumerate(order) if i not in used]
 
 
 def heads(source: Mapping[str, Tensor], model: nn.Module, class_head: str, box_head: str) -> list[Rule]:

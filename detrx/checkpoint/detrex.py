@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 
 from torch import Tensor, nn
 
-from .common import BACKBONE_STATISTICS, heads
+from .common import backbone, heads
 from .rules import Ignore, Rename, Rule, Split
 
 __all__ = ["matches", "rules", "settings"]
@@ -22,9 +22,8 @@ def settings(source: Mapping[str, Tensor]) -> dict[str, float]:
 
 def rules(source: Mapping[str, Tensor], model: nn.Module) -> list[Rule]:
     return [
-        BACKBONE_STATISTICS,
+        *backbone(source, model, r"backbone\."),
         Ignore(r"(criterion\..*)", "weights of the loss, which are in the config"),
-        Rename(r"backbone\.(.+)", r"backbone.\1"),
         *_neck(),
         *_layers(),
         *_queries(source),

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 
 from torch import Tensor, nn
 
-from .common import BACKBONE_STATISTICS, heads, input_projections
+from .common import backbone, heads, input_projections
 from .rules import Rename, Rule, Split, pack
 
 __all__ = ["matches", "rules", "settings"]
@@ -24,8 +24,7 @@ def settings(source: Mapping[str, Tensor]) -> dict[str, float]:
 
 def rules(source: Mapping[str, Tensor], model: nn.Module) -> list[Rule]:
     return [
-        BACKBONE_STATISTICS,
-        Rename(r"model\.backbone\.(?:conv_encoder\.)?model\.(.+)", r"backbone.body.\1"),
+        *backbone(source, model, r"model\.backbone\.(?:conv_encoder\.)?model\."),
         *input_projections(model, r"model\.input_proj"),
         *_layers(),
         *_queries(),

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 
 from torch import Tensor, nn
 
-from .common import BACKBONE_STATISTICS, heads, input_projections
+from .common import backbone, heads, input_projections
 from .rules import Rename, Rule, Split
 
 __all__ = ["matches", "rules", "settings"]
@@ -27,8 +27,7 @@ def settings(source: Mapping[str, Tensor]) -> dict[str, float]:
 
 def rules(source: Mapping[str, Tensor], model: nn.Module) -> list[Rule]:
     return [
-        BACKBONE_STATISTICS,
-        Rename(r"backbone\.0\.body\.(.+)", r"backbone.body.\1"),
+        *backbone(source, model, r"backbone\.0\."),
         *input_projections(model, r"input_proj"),
         *_deformable_layers(),
         *_queries(),

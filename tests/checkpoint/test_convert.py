@@ -6,18 +6,19 @@ from torch import nn
 
 from detrx import model_zoo
 from detrx.checkpoint import ConversionError, convert_checkpoint, detect_format
+from detrx.d2.config import LazyCall as L
 from detrx.d2.config import instantiate
+from detrx.modeling import TimmBackbone
 from tests.checkpoint.original_names import as_original
 
 WIDTH = 32
 
 
-def build(config: str, **heads) -> nn.Module:
+def build(config: str, backbone=None) -> nn.Module:
     cfg = model_zoo.get_config(f"deformable_detr/{config}.py").model
-    cfg.backbone = None
+    cfg.backbone = backbone
     cfg.tokenizer.embed_dim, cfg.tokenizer.position_embedding.num_feats = WIDTH, WIDTH // 2
     cfg.encoder.num_layers, cfg.decoder.num_layers = 1, 2
-    cfg.decoder.heads.update(heads)
     return instantiate(cfg)
 
 
@@ -114,23 +115,35 @@ def test_skip_leaves_out_what_it_names(two_stage):
     assert "left out: label_enc.weight" in str(report)
 
 
-def test_counts_of_batch_norm_are_kept_from_the_model(refine):
-    source = as_original(random_weights(refine))
-    model = nn.Module()
-    model.neck, model.encoder, model.decoder = refine.neck, refine.encoder, refine.decoder
-    model.tokenizer, model.query_source = refine.tokenizer, refine.query_source
-    model.backbone = nn.Module()
-    model.backbone.body = nn.Module()
-    model.backbone.body.bn1 = nn.BatchNorm2d(4)
-    for kind in ("weight", "bias", "running_mean", "running_var"):
-        source[f"backbone.0.body.bn1.{kind}"] = torch.rand(4)
+def test_backbone_and_its_counts_of_batches():
+    model = build("deformable_detr_refine_r50", backbone=L(TimmBackbone)(name="test_resnet"))
+    weights = {n: torch.rand_like(t) if t.is_floating_point() else t for n, t in model.state_dict().items()}
+    source = as_original(weights)
+    counts = [key for key in source if key.endswith("num_batches_tracked")]
+    assert counts
     converted, report = convert_checkpoint(source, model)
-    assert converted["backbone.body.bn1.num_batches_tracked"] == 0
-    assert list(report.kept) == ["backbone.body.bn1.num_batches_tracked"]
-    assert torch.equal(converted["backbone.body.bn1.running_var"], source["backbone.0.body.bn1.running_var"])
-    source["backbone.0.body.bn1.num_batches_tracked"] = torch.tensor(5)
-    _, report = convert_checkpoint(source, model)
-    assert list(report.ignored) == ["backbone.0.body.bn1.num_batches_tracked"]
+    assert all(torch.equal(converted[name], tensor) for name, tensor in weights.items())
+    assert list(report.ignored) == counts
+    without, report = convert_checkpoint({key: source[key] for key in source if key not in counts}, model)
+    assert without.keys() == weights.keys()
+    assert len(report.kept) == len(counts)
+
+
+def test_backbone_of_detectron2_in_a_detrex_checkpoint():
+    backbone = L(TimmBackbone)(name="resnet50", frozen_batch_norm=True)
+    model = build("deformable_detr_refine_r50", backbone=backbone)
+    source = {
+        "backbone.stem.conv1.weight": torch.rand(64, 3, 7, 7),
+        "backbone.res2.0.conv1.weight": torch.rand(64, 64, 1, 1),
+        "backbone.res5.2.conv3.norm.running_mean": torch.rand(2048),
+    }
+    with pytest.raises(ConversionError) as error:  # it has no more than these
+        convert_checkpoint(source, model, "detrex")
+    assert {key: pieces[0].name for key, pieces in error.value.report.pieces.items()} == {
+        "backbone.stem.conv1.weight": "backbone.body.conv1.weight",
+        "backbone.res2.0.conv1.weight": "backbone.body.layer1.0.conv1.weight",
+        "backbone.res5.2.conv3.norm.running_mean": "backbone.body.layer4.2.bn3.running_mean",
+    }
 
 
 def test_results_share_no_memory_and_have_the_types_of_the_model(refine):
