@@ -23,10 +23,16 @@ class Supervision:
         group: name of the predictions: "main", "encoder", or the group of a method.
         assigner: pairs predictions with ground truth, for every layer by itself.
         losses: what is summed over these pairs.
-        suffix: ends the names of the losses, after the number of the layer (the last layer has none).
+        suffix: in the names of the losses, beside the number of the layer.
+        numbering: where that number stands: "before" the suffix or "after" it, but not for the last layer; or "all",
+            after it and for the last layer, too.
+        layers: first and behind-the-last layer that is supervised, as in a slice: (None, -1) is all but the last,
+            (-1, None) the last. Other layers may have a supervision of their own.
         class_agnostic: all ground truth is of class 0 ("an object").
         weight: factor of all losses.
     """
+
+    NUMBERING = ("before", "after", "all")
 
     def __init__(
         self,
@@ -34,18 +40,33 @@ class Supervision:
         assigner: Assigner,
         losses: Sequence[Loss],
         suffix: str = "",
+        numbering: str = "before",
+        layers: tuple[int | None, int | None] = (None, None),
         class_agnostic: bool = False,
         weight: float = 1.0,
     ):
+        if numbering not in self.NUMBERING:
+            raise ValueError(f"numbering must be one of {self.NUMBERING}, got {numbering!r}")
         self.group = group
         self.assigner = assigner
         self.losses = tuple(losses)
         self.suffix = suffix
+        self.numbering = numbering
+        self.layers = slice(*layers)
         self.class_agnostic = class_agnostic
         self.weight = weight
 
+    def numbers(self, num_layers: int) -> range:
+        """The supervised ones of `num_layers` layers."""
+        return range(num_layers)[self.layers]
+
+    def select(self, predictions: Predictions) -> Predictions:
+        """Those of the supervised layers."""
+        return Predictions(predictions.logits[self.layers], predictions.boxes[self.layers])
+
     def name(self, loss: Loss, layer: int, num_layers: int) -> str:
-        return loss.name + (f"_{layer}" if layer < num_layers - 1 else "") + self.suffix
+        number = f"_{layer}" if self.numbering == "all" or layer < num_layers - 1 else ""
+        return loss.name + (number + self.suffix if self.numbering == "before" else self.suffix + number)
 
 
 class Criterion:
@@ -73,25 +94,37 @@ class Criterion:
         num_boxes = mean_over_processes(sum(targets.counts), targets.boxes.device).clamp(min=1)
         losses: dict[str, Tensor] = {}
         for supervision, pairs in zip(supervisions, assignments, strict=True):
-            group = predictions[supervision.group]
+            num_layers = len(predictions[supervision.group].logits)
+            group = supervision.select(predictions[supervision.group])
             truth = self.truth(supervision, targets)
             for loss in supervision.losses:
                 values = loss(group, truth, pairs) * (loss.weight * supervision.weight / num_boxes)
-                for layer, value in enumerate(values.unbind()):
-                    losses[supervision.name(loss, layer, len(values))] = value
+                for layer, value in zip(supervision.numbers(num_layers), values.unbind(), strict=True):
+                    losses[supervision.name(loss, layer, num_layers)] = value
         return losses
 
     def assign(
         self, predictions: dict[str, Predictions], targets: Targets, extra: Sequence[Supervision] = ()
     ) -> list[Assignment]:
-        """The pairs of each supervision, in their order, the extra ones last."""
+        """The pairs of each supervision, in their order, the extra ones last; layers count from its first one."""
         supervisions = (*self.supervisions, *extra)
         for supervision in supervisions:
             if supervision.group not in predictions:
                 raise KeyError(
                     f"supervision of group {supervision.group!r}, but the model predicts for {sorted(predictions)}"
                 )
-        return assign_all([(s.assigner, predictions[s.group], self.truth(s, targets)) for s in supervisions])
+        return assign_all([(s.assigner, s.select(predictions[s.group]), self.truth(s, targets)) for s in supervisions])
+
+    def of_last_layer(self, group: str) -> Supervision:
+        """The supervision of the last layer of a group.
+
+        Raises:
+            ValueError: there is none.
+        """
+        for supervision in self.supervisions:
+            if supervision.group == group and supervision.layers.stop is None:
+                return supervision
+        raise ValueError(f"the criterion has no supervision of the last layer of group {group!r}")
 
     @staticmethod
     def truth(supervision: Supervision, targets: Targets) -> Targets:

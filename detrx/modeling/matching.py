@@ -91,7 +91,7 @@ class HungarianMatcher(Assigner):
         return self.cost(predictions, targets)
 
     def solve(self, cost: np.ndarray, targets: Targets) -> np.ndarray:
-        rows = []
+        rows = [np.empty((0, 4), dtype=np.int64)]
         for image, count in enumerate(targets.counts):
             for layer in range(len(cost)):
                 query, truth = linear_sum_assignment(cost[layer, image, :, :count])
@@ -124,6 +124,22 @@ class TopKAssigner(Assigner):
         cheapest = cost.masked_fill(~wanted, float("inf")).argmin(-1, keepdim=True)
         chosen = wanted & torch.zeros_like(wanted).scatter_(-1, cheapest, True)
         return Assignment(*chosen.nonzero(as_tuple=True))
+
+
+class KnownPairs(Assigner):
+    """Pairs that are known beforehand and the same in all layers: of queries made from the ground truth.
+
+    Args:
+        image, query, truth: (M,) int64.
+    """
+
+    def __init__(self, image: Tensor, query: Tensor, truth: Tensor):
+        self.image, self.query, self.truth = image, query, truth
+
+    def assign(self, predictions: Predictions, targets: Targets) -> Assignment:
+        num_layers = len(predictions.logits)
+        layer = torch.arange(num_layers, device=self.image.device).repeat_interleave(len(self.image))
+        return Assignment(layer, *(index.repeat(num_layers) for index in (self.image, self.query, self.truth)))
 
 
 Request = tuple[Assigner, Predictions, Targets]

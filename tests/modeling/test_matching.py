@@ -12,6 +12,7 @@ from detrx.modeling import (
     FocalLoss,
     GIoULoss,
     HungarianMatcher,
+    KnownPairs,
     L1Loss,
     MatchingCost,
     Predictions,
@@ -195,3 +196,41 @@ def test_divergence_names_the_images(value: float):
 def test_supervision_of_a_missing_group():
     with pytest.raises(KeyError, match=r"'encoder'.*'main'"):
         make_criterion()({"main": make_predictions(1, 1, 5)}, make_targets(1))
+
+
+def test_names_of_losses():
+    predictions, targets = {"main": make_predictions(3, 1, 5)}, make_targets(2)
+    matcher, losses = HungarianMatcher(MatchingCost()), [L1Loss()]
+    for numbering, expected in (
+        ("before", ["loss_bbox_0_x", "loss_bbox_1_x", "loss_bbox_x"]),
+        ("after", ["loss_bbox_x_0", "loss_bbox_x_1", "loss_bbox_x"]),
+        ("all", ["loss_bbox_x_0", "loss_bbox_x_1", "loss_bbox_x_2"]),
+    ):
+        criterion = Criterion([Supervision("main", matcher, losses, suffix="_x", numbering=numbering)])
+        assert list(criterion(predictions, targets)) == expected
+    with pytest.raises(ValueError, match=r"numbering must be one of .*'behind'"):
+        Supervision("main", matcher, losses, numbering="behind")
+
+
+def test_supervision_of_some_layers():
+    """Two supervisions that share the layers give what one of all layers gives, with the names of the layers."""
+    predictions, targets = {"main": make_predictions(3, 2, 5)}, make_targets(3, 1)
+    matcher, losses = HungarianMatcher(MatchingCost()), [FocalLoss(), L1Loss()]
+    whole = Criterion([Supervision("main", matcher, losses)])
+    parts = Criterion(
+        [Supervision("main", matcher, losses, layers=layers) for layers in ((None, -1), (-1, None), (3, 3))]
+    )
+    assert parts.of_last_layer("main") is parts.supervisions[1]
+    with pytest.raises(ValueError, match="no supervision of the last layer of group 'encoder'"):
+        parts.of_last_layer("encoder")
+    expected, found = whole(predictions, targets), parts(predictions, targets)
+    assert found.keys() == expected.keys() and len(found) == 6
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value)
+
+
+def test_known_pairs_hold_in_all_layers():
+    image, query, truth = torch.tensor([[0, 1, 1], [4, 0, 2], [0, 0, 1]])
+    pairs = KnownPairs(image, query, truth).assign(make_predictions(2, 2, 5), make_targets(1, 2))
+    for layer in range(2):
+        assert pairs_of(pairs, layer, 0) == {(4, 0)} and pairs_of(pairs, layer, 1) == {(0, 0), (2, 1)}
