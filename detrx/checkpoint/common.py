@@ -6,10 +6,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from detrx.modeling import Denoising
+
 from .files import CheckpointError
 from .rules import Ignore, Rename, Rule, pack
 
-__all__ = ["backbone", "heads", "input_projections"]
+__all__ = ["backbone", "denoising", "heads", "input_projections"]
 
 
 def backbone(source: Mapping[str, Tensor], model: nn.Module, prefix: str) -> list[Rule]:
@@ -33,6 +35,18 @@ def backbone(source: Mapping[str, Tensor], model: nn.Module, prefix: str) -> lis
         rules += pack([re.escape(order[i]) for i in numbers.tolist()], f"backbone.{name}")
     used = {int(i) for numbers in traced.values() for i in numbers}
     return rules + [Ignore(re.escape(key), "computed by timm") for i, key in enumerate(order) if i not in used]
+
+
+def denoising(model: nn.Module, label_embedding: str) -> list[Rule]:
+    """The label embedding of denoising queries, which only training needs.
+
+    Args:
+        label_embedding: pattern (without groups) of its name.
+    """
+    methods = [name for name, method in model.methods.named_children() if isinstance(method, Denoising)]
+    if not methods:
+        return [Ignore(rf"({label_embedding})\.(.+)", "for denoising, which the model does without")]
+    return [Rename(rf"{label_embedding}\.(.+)", *(rf"methods.{name}.label_embed.\1" for name in methods))]
 
 
 def heads(source: Mapping[str, Tensor], model: nn.Module, class_head: str, box_head: str) -> list[Rule]:

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 
 from torch import Tensor, nn
 
-from .common import backbone, heads
+from .common import backbone, denoising, heads
 from .rules import Ignore, Rename, Rule, Split
 
 __all__ = ["matches", "rules", "settings"]
@@ -27,6 +27,7 @@ def rules(source: Mapping[str, Tensor], model: nn.Module) -> list[Rule]:
         *_neck(),
         *_layers(),
         *_queries(source),
+        *denoising(model, r"label_enc"),
         *heads(source, model, r"(?:transformer\.decoder\.)?class_embed", r"(?:transformer\.decoder\.)?bbox_embed"),
     ]
 
@@ -51,6 +52,7 @@ def _layers() -> list[Rule]:
         Rename(_LAYER + r"\.attentions\.0\.(?:attn\.)?(.+)", r"\1.layers.\2.self_attn.\3"),
         Rename(_LAYER + r"\.attentions\.1\.(?:attn\.)?(.+)", r"\1.layers.\2.cross_attn.\3"),
         Rename(r"transformer\.decoder\.(?:post_norm_layer|norm)\.(.+)", r"decoder.norm.\1"),
+        Rename(r"transformer\.decoder\.ref_point_head\.(.+)", r"decoder.position.mlp.\1"),
     ]
 
 

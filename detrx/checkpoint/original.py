@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 
 from torch import Tensor, nn
 
-from .common import backbone, heads, input_projections
+from .common import backbone, denoising, heads, input_projections
 from .rules import Rename, Rule, Split
 
 __all__ = ["matches", "rules", "settings"]
@@ -31,6 +31,7 @@ def rules(source: Mapping[str, Tensor], model: nn.Module) -> list[Rule]:
         *input_projections(model, r"input_proj"),
         *_deformable_layers(),
         *_queries(),
+        *denoising(model, r"label_enc"),
         *heads(source, model, r"(?:transformer\.decoder\.)?class_embed", r"(?:transformer\.decoder\.)?bbox_embed"),
     ]
 
@@ -46,6 +47,7 @@ def _deformable_layers() -> list[Rule]:
         Rename(_DECODER + r"\.norm2\.(.+)", r"\1.layers.\2.norm1.\3"),
         Rename(_DECODER + r"\.norm3\.(.+)", r"\1.layers.\2.norm3.\3"),
         Rename(r"transformer\.decoder\.norm\.(.+)", r"decoder.norm.\1"),
+        Rename(r"transformer\.decoder\.ref_point_head\.(.+)", r"decoder.position.mlp.\1"),
     ]
 
 

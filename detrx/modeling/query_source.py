@@ -15,6 +15,8 @@ from .tokens import MultiScaleTokens
 class LearnedQueries(nn.Module):
     """One-stage queries: learned content and position; reference points (xy) are read off the position."""
 
+    reference_dims = 2
+
     def __init__(self, num_queries: int, embed_dim: int):
         super().__init__()
         self.content = nn.Embedding(num_queries, embed_dim)
@@ -65,6 +67,8 @@ class EncoderProposals(nn.Module):
         base_size: side of the proposals of level 0 as a fraction of the image; it doubles from level to level.
         num_classes: outputs K of the class head.
     """
+
+    reference_dims = 4
 
     CONTENT = ("position", "learned", "memory")
     RANK_BY = ("first_class", "max")

@@ -85,14 +85,16 @@ def assert_near(actual: Tensor, expected: Tensor, tolerance: float, what: str) -
 
 
 def assert_gradients(golden: Golden, model: nn.Module, run: str, tolerance: float = 1e-3) -> None:
-    """Every stored gradient, and the norm of every complete one; a norm of null means no gradient."""
+    """The norm of every gradient, null meaning none, and the stored gradients (some runs have norms only)."""
     parameters = dict(model.named_parameters())
     stored = {k.removeprefix(f"{run}/"): v for k, v in golden.grads.items() if k.startswith(f"{run}/")}
     norms = golden.meta["grad_l2_norms"][run]
-    assert stored.keys() == {key for key, norm in norms.items() if norm is not None}
+    assert not stored or stored.keys() == {key for key, norm in norms.items() if norm is not None}
     _, report = convert_checkpoint(golden.weights, model, "detrex")
     for key, norm in norms.items():
-        pieces = report.pieces[key]
+        pieces = report.pieces.get(key)
+        if not pieces and not norm:
+            continue  # a parameter of a method that is off
         grads = [parameters[piece.name].grad for piece in pieces]
         if norm is None:
             assert all(grad is None or not grad.any() for grad in grads), f"{key} got a gradient"
@@ -100,8 +102,9 @@ def assert_gradients(golden: Golden, model: nn.Module, run: str, tolerance: floa
         grads = [piece.of_ours(grad) for piece, grad in zip(pieces, grads, strict=True)]
         grad = torch.cat(grads, dim=pieces[0].dim)
         assert_near(grad.norm(), torch.tensor(norm), tolerance, f"norm of the gradient of {key}")
-        expected = stored[key].flatten()
-        assert_near(grad.flatten()[: len(expected)], expected, tolerance, f"gradient of {key}")
+        if stored:
+            expected = stored[key].flatten()
+            assert_near(grad.flatten()[: len(expected)], expected, tolerance, f"gradient of {key}")
 
 
 def variants(root: Path, model: str) -> list[Golden]:

@@ -4,39 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from detrx import model_zoo
-from detrx.d2.config import instantiate
 from detrx.d2.modeling import META_ARCH_REGISTRY
-from detrx.d2.structures import Boxes, Instances
 from detrx.modeling import DetectionTransformer
-
-SMALL_BACKBONE = {"layers": [1, 1, 1, 1], "channels": [8, 16, 24, 32], "stem_width": 4, "stem_type": "deep"}
-
-
-def make_model() -> DetectionTransformer:
-    cfg = model_zoo.get_config("deformable_detr/deformable_detr_digits.py").model
-    cfg.backbone.model_args = SMALL_BACKBONE
-    cfg.neck.in_channels = [16, 24, 32]
-    cfg.tokenizer.embed_dim = 64
-    cfg.tokenizer.position_embedding.num_feats = 32
-    cfg.query_source.num_queries = 10
-    model = instantiate(cfg)
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            nn.init.normal_(parameter, std=0.1)
-    return model
-
-
-def make_input(image_height: int, image_width: int, **extra) -> dict:
-    return {"image": torch.randint(256, (3, image_height, image_width), dtype=torch.uint8), **extra}
-
-
-def with_boxes(each: dict, count: int) -> dict:
-    height, width = each["image"].shape[-2:]
-    corner = torch.rand(count, 2) * torch.tensor([width / 2, height / 2])
-    boxes = Boxes(torch.cat([corner, corner + 8], dim=1))
-    each["instances"] = Instances((height, width), gt_boxes=boxes, gt_classes=torch.randint(10, (count,)))
-    return each
+from tests.modeling.small import make_input, make_model, with_boxes
 
 
 def test_registered():
@@ -70,9 +40,13 @@ def test_scaling_the_output_frame_scales_the_boxes():
     torch.testing.assert_close(doubled, 2 * boxes)
 
 
+DETECTORS = ["deformable_detr/deformable_detr_digits.py", "dino/dino_digits.py"]
+
+
 @torch.no_grad()
-def test_a_padded_image_gives_the_detections_of_the_image_alone():
-    model = make_model().eval()
+@pytest.mark.parametrize("config", DETECTORS)
+def test_a_padded_image_gives_the_detections_of_the_image_alone(config: str):
+    model = make_model(config).eval()
     small, large = make_input(70, 90), make_input(128, 160)
     alone = model([small])[0]["instances"]
     padded = model([small, large])[0]["instances"]
@@ -83,9 +57,13 @@ def test_a_padded_image_gives_the_detections_of_the_image_alone():
     assert not torch.allclose(model([small, large])[0]["instances"].scores, alone.scores, atol=1e-5)
 
 
-def test_every_parameter_is_trained():
-    model = make_model().train()
-    sum(model([with_boxes(make_input(64, 96), 3), with_boxes(make_input(64, 64), 2)]).values()).backward()
+@pytest.mark.parametrize("config", DETECTORS)
+@pytest.mark.parametrize("counts", [(3, 2), (0, 2), (0, 0)])
+def test_every_parameter_is_trained(config: str, counts: tuple[int, int]):
+    """With and without boxes: distributed training waits for the gradient of every parameter."""
+    model = make_model(config).train()
+    batch = [with_boxes(make_input(64, 96), counts[0]), with_boxes(make_input(64, 64), counts[1])]
+    sum(model(batch).values()).backward()
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
 
 

@@ -1,0 +1,45 @@
+"""Parity of DINO with the published implementation, from converted weights."""
+
+import pytest
+import torch
+
+from detrx.modeling import DetectionTransformer
+from tests.golden.compare import assert_inference, assert_training
+from tests.golden.golden_fixture import Golden, variants
+from tests.golden.multi_scale import config, load
+
+
+def build(golden: Golden) -> DetectionTransformer:
+    cfg = config(golden, "dino/dino_r50_4scale_12ep.py")
+    cfg.decoder.position.padded_frame = True
+    settings = golden.meta["reference_config"]
+    cfg.methods[0].num_queries = golden.sizes["dn_number"]
+    cfg.methods[0].label_noise = settings["label_noise_ratio"]
+    cfg.methods[0].box_noise = settings["box_noise_scale"]
+    return load(golden, cfg)
+
+
+@pytest.fixture(scope="module")
+def goldens(golden_dir) -> list[Golden]:
+    found = variants(golden_dir, "dino")
+    assert found, f"no fixture of dino in {golden_dir}"
+    return found
+
+
+def test_inference(goldens):
+    for golden in goldens:
+        assert_inference(build(golden), golden)
+
+
+@pytest.mark.parametrize("run", ["train_dn", "train_dn_empty", "train_dn_none"])
+def test_training(goldens, run: str):
+    for golden in goldens:
+        assert_training(build(golden), golden, run)
+
+
+@pytest.mark.parametrize("run", ["train", "train_empty", "train_none"])
+def test_training_without_denoising(goldens, run: str):
+    for golden in goldens:
+        model = build(golden)
+        model.methods = torch.nn.ModuleList()
+        assert_training(model, golden, run)

@@ -1,0 +1,38 @@
+"""Small random detectors, and inputs for them."""
+
+import torch
+from torch import nn
+
+from detrx import model_zoo
+from detrx.d2.config import instantiate
+from detrx.d2.structures import Boxes, Instances
+from detrx.modeling import DetectionTransformer
+
+SMALL_BACKBONE = {"layers": [1, 1, 1, 1], "channels": [8, 16, 24, 32], "stem_width": 4, "stem_type": "deep"}
+
+
+def make_model(name: str = "deformable_detr/deformable_detr_digits.py") -> DetectionTransformer:
+    """The detector of a digits config, thinner, with larger weights than at the start of a training."""
+    cfg = model_zoo.get_config(name).model
+    cfg.backbone.model_args = SMALL_BACKBONE
+    cfg.neck.in_channels = [16, 24, 32]
+    cfg.tokenizer.embed_dim = 64
+    cfg.tokenizer.position_embedding.num_feats = 32
+    cfg.query_source.num_queries = 10
+    model = instantiate(cfg)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def make_input(image_height: int, image_width: int, **extra) -> dict:
+    return {"image": torch.randint(256, (3, image_height, image_width), dtype=torch.uint8), **extra}
+
+
+def with_boxes(each: dict, count: int) -> dict:
+    height, width = each["image"].shape[-2:]
+    corner = torch.rand(count, 2) * torch.tensor([width / 2, height / 2])
+    boxes = Boxes(torch.cat([corner, corner + 8], dim=1))
+    each["instances"] = Instances((height, width), gt_boxes=boxes, gt_classes=torch.randint(10, (count,)))
+    return each
