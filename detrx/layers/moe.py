@@ -29,6 +29,9 @@ class ExpertLoad:
         return len(self.counts) * (share.to(self.mean_probability.dtype) * self.mean_probability).sum()
 
 
+torch.export.register_dataclass(ExpertLoad, serialized_type_name="detrx.layers.ExpertLoad")
+
+
 class MoEFFN(nn.Module):
     """`FFN` with `num_experts` pairs of linear layers: (..., embed_dim) -> (..., embed_dim), without its residual.
 
@@ -96,7 +99,8 @@ class MoEFFN(nn.Module):
         rows = moe_dispatch(tokens, order, self.top_k)
         hidden = self.dropout(expert_linear(rows, self.weight1, self.bias1, counts, relu=True))
         output = moe_combine(expert_linear(hidden, self.weight2, self.bias2, counts), weights, order)
-        mean_probability = logits.softmax(1).sum(0) / max(len(tokens), 1)
+        # Divided by the number of tokens, at least 1; taken from the counts, as that of the shape may be symbolic.
+        mean_probability = self.top_k * logits.softmax(1).sum(0) / counts.sum().clamp(min=1)
         return output.view(x.shape), ExpertLoad(counts, mean_probability)
 
     def extra_repr(self) -> str:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from detrx.layers import FFN, MoEFFN
-from detrx.ops import expert_linear
+from detrx.ops import expert_linear, query_gather, query_scatter
 
 
 def expert(moe: MoEFFN, index: int, x: Tensor) -> Tensor:
@@ -175,6 +175,46 @@ def test_compile_without_graph_breaks():
     torch.testing.assert_close(load.balancing_loss(), moe(x)[1].balancing_loss())
 
 
+@pytest.mark.parametrize("strict", [False, True])
+def test_export_for_any_number_of_tokens(strict, tmp_path):
+    moe = MoEFFN(12, 20, 4).eval()
+    dynamic = ({1: torch.export.Dim("tokens", min=2, max=1000)},)
+    with torch.no_grad():
+        program = torch.export.export(moe, (torch.randn(3, 5, 12),), dynamic_shapes=dynamic, strict=strict)
+    torch.export.save(program, tmp_path / "moe.pt2")
+    exported = torch.export.load(tmp_path / "moe.pt2").module()
+    for tokens in (2, 37):
+        x = torch.randn(3, tokens, 12)
+        (output, load), (expected, expected_load) = exported(x), moe(x)
+        torch.testing.assert_close(output, expected)
+        assert torch.equal(load.counts, expected_load.counts)
+        torch.testing.assert_close(load.balancing_loss(), expected_load.balancing_loss())
+
+
+class Routed(nn.Module):
+    """The MoE on some of the queries, whose number depends on the mask."""
+
+    def __init__(self):
+        super().__init__()
+        self.moe = MoEFFN(12, 20, 4)
+
+    def forward(self, x: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+        packed, index, valid = query_gather(x, keep)
+        packed, load = self.moe(packed)
+        return query_scatter(x, packed, index, valid), load.balancing_loss()
+
+
+def test_routed_queries_in_one_graph():
+    module, x = Routed(), torch.randn(2, 9, 12)
+    keep = torch.arange(18).view(2, 9) % 3 == 0
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    exported = torch.export.export(module, (x, keep)).module()
+    for mask in (keep, ~keep, torch.ones_like(keep)):
+        for function in (compiled, exported):
+            for ours, expected in zip(function(x, mask), module(x, mask), strict=True):
+                torch.testing.assert_close(ours, expected)
+
+
 def linear_inputs(dtype=torch.float64) -> list[Tensor]:
     counts = torch.tensor([3, 0, 5, 1])
     x, weight, bias = torch.randn(9, 4), torch.randn(4, 4, 3), torch.randn(4, 3)
@@ -218,7 +258,12 @@ def test_expert_linear_of_strided_inputs():
         (1, torch.randn(4, 5, 3), ValueError, r"weight has shape \[4, 5, 3\], expected \(E, 4, O\) .*\[9, 4\]"),
         (2, torch.randn(4, 2), ValueError, r"bias has shape \[4, 2\], expected \[4, 3\] .*\[4, 4, 3\]"),
         (3, torch.tensor([4, 5]), ValueError, r"counts has shape \[2\], expected \[4\]"),
-        (3, torch.tensor([4, 4, 0, 0]), ValueError, "counts sum to 8, expected 9"),
+        (
+            3,
+            torch.tensor([4, 4, 0, 0]),
+            ValueError,
+            r"counts .*\[4\] sum to 8, expected 9, .* x of shape \[9, 4\]",
+        ),
         (3, torch.tensor([4, 6, 0, -1]), ValueError, r"counts\[3\] is -1"),
         (3, torch.tensor([4.0, 5, 0, 0]), TypeError, "counts of shape .* has dtype torch.float32"),
         (1, torch.randn(4, 4, 3).double(), TypeError, "weight of shape .* has dtype torch.float64"),
