@@ -29,7 +29,7 @@ void check_shape(
 
 void check_floating(const char* op, const char* name, const at::Tensor& tensor) {
   TORCH_CHECK_TYPE(
-      tensor.is_floating_point(), op, ": ", name, " has dtype ", tensor.scalar_type(),
+      tensor.is_floating_point(), op, ": ", name, " of shape ", tensor.sizes(), " has dtype ", tensor.scalar_type(),
       ", expected float32, float64, float16 or bfloat16");
 }
 
@@ -42,10 +42,12 @@ void check_kind(
     const char* other_name,
     const at::Tensor& other) {
   TORCH_CHECK_TYPE(
-      tensor.scalar_type() == type, op, ": ", name, " has dtype ", tensor.scalar_type(), ", expected ", type);
+      tensor.scalar_type() == type, op, ": ", name, " of shape ", tensor.sizes(), " has dtype ", tensor.scalar_type(),
+      ", expected ", type, " beside ", other_name, " of shape ", other.sizes(), ", ", other.scalar_type());
   TORCH_CHECK_VALUE(
       tensor.device() == other.device(),
-      op, ": ", name, " is on ", tensor.device(), ", ", other_name, " on ", other.device());
+      op, ": ", name, " of shape ", tensor.sizes(), " is on ", tensor.device(), ", ", other_name, " of shape ",
+      other.sizes(), " on ", other.device());
 }
 
 void check_k(const char* op, int64_t k) {

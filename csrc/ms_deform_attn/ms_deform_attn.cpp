@@ -58,7 +58,7 @@ void check_float(const char* op, const char* name, const at::Tensor& tensor, con
 
 // Reads the level sizes, so only where that costs no synchronisation; CUDA kernels assert it themselves.
 void check_levels(
-    const char* op, const at::Tensor& spatial_shapes, const at::Tensor& level_start_index, int64_t tokens) {
+    const char* op, const at::Tensor& spatial_shapes, const at::Tensor& level_start_index, const at::Tensor& value) {
   const at::Tensor shapes = spatial_shapes.to(at::kLong).contiguous();
   const at::Tensor starts = level_start_index.to(at::kLong).contiguous();
   int64_t total = 0;
@@ -77,8 +77,9 @@ void check_levels(
     total += height * width;
   }
   TORCH_CHECK_VALUE(
-      total == tokens,
-      op, "the levels of spatial_shapes hold ", total, " tokens, but value of shape (B, S, M, D) has S = ", tokens);
+      total == value.size(1),
+      op, "the levels of spatial_shapes of shape ", shapes.sizes(), " hold ", total, " tokens, but value of shape ",
+      value.sizes(), " (B, S, M, D) has S = ", value.size(1));
 }
 
 void check_reference(const DeformAttnSizes& n, const DeformAttnArguments& arguments) {
@@ -123,7 +124,7 @@ DeformAttnSizes check_arguments(const DeformAttnArguments& arguments) {
   TORCH_CHECK_VALUE(
       n.S <= std::numeric_limits<int32_t>::max(), name.op, "value has more than 2^31 - 1 tokens: ", n.S);
   if (value.is_cpu()) {
-    check_levels(name.op, spatial_shapes, level_start_index, n.S);
+    check_levels(name.op, spatial_shapes, level_start_index, value);
   }
   return n;
 }

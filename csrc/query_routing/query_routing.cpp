@@ -14,10 +14,15 @@ void check_route(const char* op, const at::Tensor& index, const at::Tensor& vali
       valid.sizes() == index.sizes(),
       op, ": valid has shape ", valid.sizes(), ", expected ", index.sizes(), " to fit index");
   TORCH_CHECK_TYPE(
-      index.scalar_type() == at::kLong, op, ": index has dtype ", index.scalar_type(), ", expected int64");
-  TORCH_CHECK_TYPE(valid.scalar_type() == at::kBool, op, ": valid has dtype ", valid.scalar_type(), ", expected bool");
+      index.scalar_type() == at::kLong,
+      op, ": index of shape ", index.sizes(), " has dtype ", index.scalar_type(), ", expected int64");
+  TORCH_CHECK_TYPE(
+      valid.scalar_type() == at::kBool,
+      op, ": valid of shape ", valid.sizes(), " has dtype ", valid.scalar_type(), ", expected bool");
   TORCH_CHECK_VALUE(
-      valid.device() == index.device(), op, ": valid is on ", valid.device(), ", index on ", index.device());
+      valid.device() == index.device(),
+      op, ": valid of shape ", valid.sizes(), " is on ", valid.device(), ", index of shape ", index.sizes(), " on ",
+      index.device());
 }
 
 void check_rows(
@@ -40,8 +45,8 @@ void check_like(
       other.sizes());
   TORCH_CHECK_TYPE(
       x.scalar_type() == other.scalar_type(),
-      op, ": ", name, "[", i, "] has dtype ", x.scalar_type(), ", ", other_name, "[", i, "] has ",
-      other.scalar_type());
+      op, ": ", name, "[", i, "] of shape ", x.sizes(), " has dtype ", x.scalar_type(), ", ", other_name, "[", i,
+      "] of shape ", other.sizes(), " has ", other.scalar_type());
 }
 
 int64_t row_numel(const at::Tensor& x) {
@@ -111,7 +116,8 @@ int64_t queries_of(const char* op, const char* name, at::TensorList x) {
 void check_query_route(const at::Tensor& keep, std::optional<int64_t> capacity) {
   TORCH_CHECK_VALUE(keep.dim() == 2, "query_route: keep has shape ", keep.sizes(), ", expected (B, N)");
   TORCH_CHECK_TYPE(
-      keep.scalar_type() == at::kBool, "query_route: keep has dtype ", keep.scalar_type(), ", expected bool");
+      keep.scalar_type() == at::kBool,
+      "query_route: keep of shape ", keep.sizes(), " has dtype ", keep.scalar_type(), ", expected bool");
   TORCH_CHECK_VALUE(
       !capacity || (*capacity >= 0 && *capacity <= keep.size(1)),
       "query_route: capacity is ", *capacity, ", expected 0 to N for keep of shape ", keep.sizes());

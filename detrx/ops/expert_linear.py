@@ -7,6 +7,8 @@ kernel; elsewhere one GEMM per expert, for which the host reads the counts.
 import torch
 from torch import Tensor
 
+from detrx.ops._extension import autocast_dtype
+
 _FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 # Elements of an oneDNN product, which is copied to its place: 8 MiB stay in the cache until then. Smaller blocks would
 # mean more threaded calls, and these are slow where other processes keep the cores busy.
@@ -31,8 +33,8 @@ def expert_linear(x: Tensor, weight: Tensor, bias: Tensor, counts: Tensor, relu:
             sum to N.
         TypeError: dtypes that do not fit together.
     """
-    if torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
+    dtype = autocast_dtype(x)
+    if dtype is not None:
         x, weight, bias = (t if t.dtype == torch.float64 else t.to(dtype) for t in (x, weight, bias))
     _check_arguments(x, weight, bias, counts)
     return torch.ops.detrx.expert_linear(x, weight, bias, counts, relu)
@@ -80,7 +82,7 @@ def _has_grouped_mm(x: Tensor, weight: Tensor) -> bool:
     )
 
 
-def _segments(counts: Tensor, rows: int) -> list[tuple[int, slice]]:
+def _segments(counts: Tensor, x: Tensor) -> list[tuple[int, slice]]:
     """Expert and rows of each expert that has any."""
     segments, start = [], 0
     for expert, count in enumerate(counts.tolist()):
@@ -89,8 +91,11 @@ def _segments(counts: Tensor, rows: int) -> list[tuple[int, slice]]:
         if count > 0:
             segments.append((expert, slice(start, start + count)))
         start += count
-    if start != rows:
-        raise ValueError(f"expert_linear: counts sum to {start}, expected {rows}, the rows of x")
+    if start != len(x):
+        raise ValueError(
+            f"expert_linear: counts of shape {list(counts.shape)} sum to {start}, expected {len(x)}, "
+            f"the rows of x of shape {list(x.shape)} (N, I)"
+        )
     return segments
 
 
@@ -124,7 +129,7 @@ def _expert_linear(x: Tensor, weight: Tensor, bias: Tensor, counts: Tensor, relu
         output += bias.repeat_interleave(counts, 0, output_size=len(x))
         return output.relu_() if relu else output
     output = x.new_empty((x.shape[0], weight.shape[2]))
-    for expert, rows in _segments(counts, len(x)):
+    for expert, rows in _segments(counts, x):
         _product(x[rows], weight[expert], output[rows], bias[expert], relu)
     return output
 
@@ -147,7 +152,7 @@ def _expert_linear_backward(
     grad_x = torch.empty_like(x)
     grad_weight = weight.new_zeros(weight.shape)
     grad_bias = weight.new_zeros((weight.shape[0], weight.shape[2]))
-    for expert, rows in _segments(counts, len(x)):
+    for expert, rows in _segments(counts, x):
         grad_rows = grad[rows]
         if rectified is not None:
             grad_rows = torch.ops.aten.threshold_backward(grad_rows, rectified[rows], 0)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from detrx.ops._extension import register_fallback
+from detrx.ops._extension import autocast_dtype, register_fallback
 
 MAX_EXPERTS, MAX_K = 256, 8
 _REDUCED = (torch.float16, torch.bfloat16)
@@ -47,7 +47,7 @@ def moe_route(logits: Tensor, k: int) -> Routing:
         ValueError: `k`, or a shape, that is out of range.
         TypeError: `logits` is not a floating-point tensor.
     """
-    if torch.is_autocast_enabled(logits.device.type) and logits.dtype in _REDUCED:
+    if autocast_dtype(logits) is not None and logits.dtype in _REDUCED:
         logits = logits.float()
     _check_route(logits, k)
     return Routing(*torch.ops.detrx.moe_route(logits, k))

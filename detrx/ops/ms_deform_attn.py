@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from detrx.ops._deform_attn_checks import REDUCED, check_arguments, check_levels
-from detrx.ops._extension import register_fallback
+from detrx.ops._extension import autocast_dtype, register_fallback
 
 
 def ms_deform_attn(
@@ -39,7 +39,7 @@ def ms_deform_attn(
         ValueError: shapes or devices that do not fit together, or level sizes that do not sum to S.
         TypeError: dtypes that do not fit together.
     """
-    if torch.is_autocast_enabled(value.device.type):
+    if autocast_dtype(value) is not None:
         value, sampling_locations, attention_weights = in_full_precision(value, sampling_locations, attention_weights)
     check_arguments(value, spatial_shapes, level_start_index, sampling_locations, attention_weights)
     return torch.ops.detrx.ms_deform_attn(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from detrx.ops._deform_attn_checks import check_arguments
-from detrx.ops._extension import register_fallback
+from detrx.ops._extension import autocast_dtype, register_fallback
 from detrx.ops.ms_deform_attn import in_full_precision, ms_deform_attn_reference, reference_backward
 
 
@@ -43,8 +43,8 @@ def ms_deform_attn_fused(
         ValueError: shapes or devices that do not fit together, or level sizes that do not sum to S.
         TypeError: dtypes that do not fit together.
     """
-    if torch.is_autocast_enabled(value.device.type) and value.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(value.device.type)
+    dtype = autocast_dtype(value)
+    if dtype is not None and value.dtype != torch.float64:
         value, offsets, logits = (x.to(dtype) for x in (value, offsets, logits))
         reference = reference.float()
     if logits.dim() == 4 and offsets.dim() == 6 and logits.shape[3] == offsets.shape[3] * offsets.shape[4]:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from detrx.ops._extension import register_fallback
+from detrx.ops._extension import autocast_dtype, register_fallback
 
 
 class QueryRoute(NamedTuple):
@@ -41,7 +41,7 @@ def query_route(keep: Tensor, capacity: int | None = None) -> QueryRoute:
         ValueError, TypeError: `keep` is not (B, N) bool.
         ValueError: capacity out of range or, on the CPU, less than an image keeps (a device-side assertion on a GPU).
     """
-    _check_keep(keep, capacity)
+    _check_keep("query_route", keep, capacity)
     return QueryRoute(*torch.ops.detrx.query_route(keep, capacity))
 
 
@@ -64,7 +64,7 @@ def query_gather(
     """
     tensors = _as_list(x)
     if isinstance(keep, Tensor):
-        _check_keep(keep, None)
+        _check_keep("query_gather", keep, None)
         _check_rows("query_gather", "x", tensors, keep.shape[1], "keep", keep)
         index, valid = query_route(keep)
     else:
@@ -100,7 +100,7 @@ def query_scatter(
     _check_rows("query_scatter", "packed", packs, index.shape[1], "index", index)
     if len(bases) != len(packs):
         raise ValueError(f"query_scatter: packed has {len(packs)} tensors, base has {len(bases)}")
-    if torch.is_autocast_enabled(index.device.type):
+    if autocast_dtype(index) is not None:
         widest = [torch.promote_types(b.dtype, p.dtype) for b, p in zip(bases, packs, strict=True)]
         bases = [b.to(dtype) for b, dtype in zip(bases, widest, strict=True)]
         packs = [p.to(dtype) for p, dtype in zip(packs, widest, strict=True)]
@@ -111,7 +111,7 @@ def query_scatter(
 
 def query_route_reference(keep: Tensor, capacity: int | None = None) -> tuple[Tensor, Tensor]:
     """The operator `query_route` in plain PyTorch: what the kernels are tested against, and their fallback."""
-    _check_keep(keep, capacity)
+    _check_keep("query_route", keep, capacity)
     counts = keep.sum(1)
     largest = int(counts.max()) if keep.numel() else 0
     slots = largest if capacity is None else capacity
@@ -164,15 +164,13 @@ def _as_list(x: Tensor | Sequence[Tensor]) -> list[Tensor]:
     return [x] if isinstance(x, Tensor) else list(x)
 
 
-def _check_keep(keep: Tensor, capacity: int | None) -> None:
+def _check_keep(op: str, keep: Tensor, capacity: int | None) -> None:
     if keep.dim() != 2:
-        raise ValueError(f"query_route: keep has shape {list(keep.shape)}, expected (B, N)")
+        raise ValueError(f"{op}: keep has shape {list(keep.shape)}, expected (B, N)")
     if keep.dtype != torch.bool:
-        raise TypeError(f"query_route: keep of shape {list(keep.shape)} has dtype {keep.dtype}, expected torch.bool")
+        raise TypeError(f"{op}: keep of shape {list(keep.shape)} has dtype {keep.dtype}, expected torch.bool")
     if capacity is not None and not 0 <= capacity <= keep.shape[1]:
-        raise ValueError(
-            f"query_route: capacity is {capacity}, expected 0 to N for keep of shape {list(keep.shape)} (B, N)"
-        )
+        raise ValueError(f"{op}: capacity is {capacity}, expected 0 to N for keep of shape {list(keep.shape)} (B, N)")
 
 
 def _check_route(op: str, index: Tensor, valid: Tensor) -> None:
@@ -240,7 +238,7 @@ register_fallback("query_clear", "(Tensor[] x, Tensor index, Tensor valid) -> Te
 
 @torch.library.register_fake("detrx::query_route")
 def _fake_route(keep, capacity=None):
-    _check_keep(keep, capacity)
+    _check_keep("query_route", keep, capacity)
     slots = torch.library.get_ctx().new_dynamic_size() if capacity is None else capacity
     shape = (keep.shape[0], slots)
     return keep.new_empty(shape, dtype=torch.int64), keep.new_empty(shape)
@@ -248,11 +246,17 @@ def _fake_route(keep, capacity=None):
 
 @torch.library.register_fake("detrx::query_gather")
 def _fake_gather(x, index, valid):
+    _check_route("query_gather", index, valid)
+    _check_rows("query_gather", "x", x, None, "index", index)
     return [tensor.new_empty((*index.shape, *tensor.shape[2:])) for tensor in x]
 
 
 @torch.library.register_fake("detrx::query_scatter")
 def _fake_scatter(base, packed, index, valid):
+    _check_route("query_scatter", index, valid)
+    _check_rows("query_scatter", "base", base, None, "index", index)
+    _check_rows("query_scatter", "packed", packed, index.shape[1], "index", index)
+    _check_pairs(base, packed)
     return [tensor.new_empty(tensor.shape) for tensor in base]
 
 
