@@ -1,6 +1,6 @@
 """Building blocks that know nothing of detectors: boxes, attention, feed-forward networks, position embeddings."""
 
-from .attention import MultiheadAttention
+from .attention import Attention, ConditionalSelfAttention, MultiheadAttention, reset_linears
 from .boxes import cxcywh_to_xyxy, inverse_sigmoid, iou_xyxy, xyxy_to_cxcywh
 from .deformable_attention import MultiScaleDeformableAttention
 from .mlp import FFN, MLP
@@ -10,6 +10,8 @@ from .position import SinePositionEmbedding, sine_embedding
 __all__ = [
     "FFN",
     "MLP",
+    "Attention",
+    "ConditionalSelfAttention",
     "ExpertLoad",
     "MoEFFN",
     "MultiScaleDeformableAttention",
@@ -18,6 +20,7 @@ __all__ = [
     "cxcywh_to_xyxy",
     "inverse_sigmoid",
     "iou_xyxy",
+    "reset_linears",
     "sine_embedding",
     "xyxy_to_cxcywh",
 ]

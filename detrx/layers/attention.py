@@ -5,12 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class MultiheadAttention(nn.Module):
-    """Scaled dot-product attention with packed projections.
-
-    `project` and `attend` are separate because the decoder projects all query groups at once, and then lets each group
-    attend to the keys it may see.
-    """
+class Attention(nn.Module):
+    """Scaled dot-product attention between queries, keys and values that a subclass projects."""
 
     def __init__(self, embed_dim: int, num_heads: int, dropout: float = 0.0):
         super().__init__()
@@ -18,9 +14,41 @@ class MultiheadAttention(nn.Module):
             raise ValueError(f"embed_dim {embed_dim} is not divisible by num_heads {num_heads}")
         self.num_heads = num_heads
         self.dropout = dropout
+        self.out_proj = nn.Linear(embed_dim, embed_dim)
+
+    def split_heads(self, x: Tensor) -> Tensor:
+        """(B, N, C) -> (B, heads, N, C / heads)."""
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, blocked: Tensor | None = None) -> Tensor:
+        """
+        Args:
+            q: (B, heads, N, d) projected queries.
+            k: (B, heads, M, d) projected keys.
+            v: (B, heads, M, e) projected values.
+            blocked: bool, broadcastable to (B, heads, N, M); True where a query must not see a key.
+
+        Returns:
+            (B, N, heads * e), before the output projection.
+        """
+        visible = None if blocked is None else ~blocked
+        out = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=visible, dropout_p=self.dropout if self.training else 0.0
+        )
+        return out.transpose(1, 2).flatten(2)
+
+
+class MultiheadAttention(Attention):
+    """Attention with packed projections; positions are added to what queries and keys are projected from.
+
+    `project` and `attend` are separate because the decoder projects all query groups at once, and then lets each group
+    attend to the keys it may see.
+    """
+
+    def __init__(self, embed_dim: int, num_heads: int, dropout: float = 0.0):
+        super().__init__(embed_dim, num_heads, dropout)
         self.in_proj_weight = nn.Parameter(torch.empty(3 * embed_dim, embed_dim))
         self.in_proj_bias = nn.Parameter(torch.empty(3 * embed_dim))
-        self.out_proj = nn.Linear(embed_dim, embed_dim)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -35,20 +63,34 @@ class MultiheadAttention(nn.Module):
         qk = F.linear(x + pos, self.in_proj_weight[: 2 * dim], self.in_proj_bias[: 2 * dim])
         v = F.linear(x, self.in_proj_weight[2 * dim :], self.in_proj_bias[2 * dim :])
         q, k = qk.chunk(2, dim=-1)
-        return tuple(t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
+        return tuple(self.split_heads(t) for t in (q, k, v))
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, blocked: Tensor | None = None) -> Tensor:
-        """
-        Args:
-            q: (B, heads, N, d) projected queries.
-            k, v: (B, heads, M, d) projected keys and values.
-            blocked: bool, broadcastable to (B, heads, N, M); True where a query must not see a key.
 
-        Returns:
-            (B, N, heads * d), before the output projection.
-        """
-        visible = None if blocked is None else ~blocked
-        out = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=visible, dropout_p=self.dropout if self.training else 0.0
-        )
-        return out.transpose(1, 2).flatten(2)
+class ConditionalSelfAttention(Attention):
+    """Self-attention that projects content and position separately and adds the results (arXiv 2108.06152)."""
+
+    def __init__(self, embed_dim: int, num_heads: int, dropout: float = 0.0):
+        super().__init__(embed_dim, num_heads, dropout)
+        self.query_content_proj = nn.Linear(embed_dim, embed_dim)
+        self.query_pos_proj = nn.Linear(embed_dim, embed_dim)
+        self.key_content_proj = nn.Linear(embed_dim, embed_dim)
+        self.key_pos_proj = nn.Linear(embed_dim, embed_dim)
+        self.value_proj = nn.Linear(embed_dim, embed_dim)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        reset_linears(self)
+
+    def project(self, x: Tensor, pos: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Content and position (B, N, C) -> queries, keys, values (B, heads, N, C / heads)."""
+        q = self.query_content_proj(x) + self.query_pos_proj(pos)
+        k = self.key_content_proj(x) + self.key_pos_proj(pos)
+        return tuple(self.split_heads(t) for t in (q, k, self.value_proj(x)))
+
+
+def reset_linears(module: nn.Module) -> None:
+    """Xavier weights for all linear layers in `module`."""
+    for linear in module.modules():
+        if isinstance(linear, nn.Linear):
+            linear.reset_parameters()
+            nn.init.xavier_uniform_(linear.weight)

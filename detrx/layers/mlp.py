@@ -20,11 +20,16 @@ class MLP(nn.Module):
 
 
 class FFN(nn.Module):
-    """Position-wise feed-forward block without its residual: (..., embed_dim) -> (..., embed_dim)."""
+    """Position-wise feed-forward block without its residual: (..., embed_dim) -> (..., embed_dim).
 
-    def __init__(self, embed_dim: int, hidden_dim: int, dropout: float = 0.0):
+    Args:
+        activation: between the linear layers; default ReLU. It may have parameters, as a PReLU.
+    """
+
+    def __init__(self, embed_dim: int, hidden_dim: int, dropout: float = 0.0, activation: nn.Module | None = None):
         super().__init__()
         self.linear1 = nn.Linear(embed_dim, hidden_dim)
+        self.activation = nn.ReLU() if activation is None else activation
         self.linear2 = nn.Linear(hidden_dim, embed_dim)
         self.dropout = nn.Dropout(dropout)
         self.reset_parameters()
@@ -35,4 +40,4 @@ class FFN(nn.Module):
             nn.init.xavier_uniform_(linear.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear2(self.dropout(self.linear1(x).relu()))
+        return self.linear2(self.dropout(self.activation(self.linear1(x))))

@@ -2,11 +2,12 @@
 
 from .backbone import TimmBackbone
 from .criterion import Criterion, Supervision
-from .cross_attention import DeformableCrossAttention
+from .cross_attention import ConditionalCrossAttention, DeformableCrossAttention, DenseCrossAttention
 from .decoder import Decoder, DecoderLayer
-from .denoising import ContrastiveDenoising, Denoising
-from .encoder import DeformableEncoder, DeformableEncoderLayer
+from .denoising import ContrastiveDenoising, Denoising, GroupDenoising
+from .encoder import DeformableEncoder, DeformableEncoderLayer, TransformerEncoder, TransformerEncoderLayer
 from .heads import PredictionHeads
+from .learned_queries import AnchorQueries, LabelEmbedding, PositionQueries
 from .losses import FocalLoss, GIoULoss, L1Loss, VarifocalLoss
 from .matching import HungarianMatcher, KnownPairs, MatchingCost, TopKAssigner
 from .meta_arch import DetectionTransformer
@@ -15,32 +16,42 @@ from .neck import ChannelMapper
 from .postprocess import TopDetections
 from .queries import Predictions, Queries, QueryGroup, Route
 from .query_source import EncoderProposals, LearnedQueries, Proposals
-from .reference_position import ReferencePosition
+from .reference_position import AnchorPosition, ConditionalPosition, ReferencePosition
+from .softmax import CrossEntropyLoss, SoftmaxMatchingCost, TopQueries
 from .targets import Targets
 from .tokens import MultiScaleTokens, Tokenizer
 
 __all__ = [
+    "AnchorPosition",
+    "AnchorQueries",
     "Branch",
     "ChannelMapper",
+    "ConditionalCrossAttention",
+    "ConditionalPosition",
     "ContrastiveDenoising",
     "Criterion",
+    "CrossEntropyLoss",
     "Decoder",
     "DecoderLayer",
     "DeformableCrossAttention",
     "DeformableEncoder",
     "DeformableEncoderLayer",
     "Denoising",
+    "DenseCrossAttention",
     "DetectionTransformer",
     "EncoderProposals",
     "FocalLoss",
     "GIoULoss",
+    "GroupDenoising",
     "HungarianMatcher",
     "KnownPairs",
     "L1Loss",
+    "LabelEmbedding",
     "LearnedQueries",
     "MatchingCost",
     "Method",
     "MultiScaleTokens",
+    "PositionQueries",
     "PredictionHeads",
     "Predictions",
     "Proposals",
@@ -48,6 +59,7 @@ __all__ = [
     "QueryGroup",
     "ReferencePosition",
     "Route",
+    "SoftmaxMatchingCost",
     "Step",
     "Supervision",
     "Targets",
@@ -55,5 +67,8 @@ __all__ = [
     "Tokenizer",
     "TopDetections",
     "TopKAssigner",
+    "TopQueries",
+    "TransformerEncoder",
+    "TransformerEncoderLayer",
     "VarifocalLoss",
 ]

@@ -72,7 +72,8 @@ class Supervision:
 class Criterion:
     """Computes all losses of a training step; all layers of a group at once, and one assignment call for all groups.
 
-    Losses are divided by the number of ground-truth boxes in the batch, averaged over processes, at least 1.
+    Losses are divided by the number of ground-truth boxes in the batch, averaged over processes, at least 1, unless
+    they are means already.
     """
 
     def __init__(self, supervisions: Sequence[Supervision]):
@@ -98,7 +99,8 @@ class Criterion:
             group = supervision.select(predictions[supervision.group])
             truth = self.truth(supervision, targets)
             for loss in supervision.losses:
-                values = loss(group, truth, pairs) * (loss.weight * supervision.weight / num_boxes)
+                values = loss(group, truth, pairs) * (loss.weight * supervision.weight)
+                values = values if loss.is_mean else values / num_boxes
                 for layer, value in zip(supervision.numbers(num_layers), values.unbind(), strict=True):
                     losses[supervision.name(loss, layer, num_layers)] = value
         return losses

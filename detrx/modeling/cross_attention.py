@@ -1,8 +1,10 @@
 """Cross-attentions of the decoder: what the queries read from the memory."""
 
-from torch import Tensor
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from detrx.layers import MultiScaleDeformableAttention
+from detrx.layers import Attention, MultiheadAttention, MultiScaleDeformableAttention, reset_linears
 
 from .queries import Queries
 from .tokens import MultiScaleTokens
@@ -21,3 +23,61 @@ class DeformableCrossAttention(MultiScaleDeformableAttention):
             memory.level_start_index,
             memory.padding_mask,
         )
+
+
+class DenseCrossAttention(MultiheadAttention):
+    """Every query attends to all tokens, with positions added to content (DETR, arXiv 2005.12872).
+
+    Args:
+        mask_padding: do not attend to padding.
+    """
+
+    def __init__(self, embed_dim: int, num_heads: int, dropout: float = 0.0, mask_padding: bool = True):
+        super().__init__(embed_dim, num_heads, dropout)
+        self.mask_padding = mask_padding
+
+    def forward(self, queries: Queries, memory: MultiScaleTokens) -> Tensor:
+        """-> (B, N, C)"""
+        inputs = (queries.content + queries.pos, memory.tokens + memory.pos, memory.tokens)
+        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
+        q, k, v = (self.split_heads(F.linear(*each)) for each in zip(inputs, weights, biases, strict=True))
+        return self.out_proj(self.attend(q, k, v, memory.blocked_keys() if self.mask_padding else None))
+
+
+class ConditionalCrossAttention(Attention):
+    """Every query attends to all tokens, by content and by place (Conditional DETR, arXiv 2108.06152).
+
+    Each head compares the contents of query and token and, in other channels, the sine embeddings of their places.
+
+    Args:
+        add_pos: also add the positions of queries and tokens to their content; in the first layer, where queries have
+            no content yet.
+        mask_padding: do not attend to padding. The implementation in detrex attends to it.
+    """
+
+    def __init__(
+        self, embed_dim: int, num_heads: int, dropout: float = 0.0, add_pos: bool = False, mask_padding: bool = True
+    ):
+        super().__init__(embed_dim, num_heads, dropout)
+        self.mask_padding = mask_padding
+        self.query_content_proj = nn.Linear(embed_dim, embed_dim)
+        self.query_sine_proj = nn.Linear(embed_dim, embed_dim)
+        self.query_pos_proj = nn.Linear(embed_dim, embed_dim) if add_pos else None
+        self.key_content_proj = nn.Linear(embed_dim, embed_dim)
+        self.key_pos_proj = nn.Linear(embed_dim, embed_dim)
+        self.value_proj = nn.Linear(embed_dim, embed_dim)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        reset_linears(self)
+
+    def forward(self, queries: Queries, memory: MultiScaleTokens) -> Tensor:
+        """-> (B, N, C)"""
+        query, query_place = self.query_content_proj(queries.content), self.query_sine_proj(queries.sine)
+        key, key_place = self.key_content_proj(memory.tokens), self.key_pos_proj(memory.pos)
+        if self.query_pos_proj is not None:
+            query, key = query + self.query_pos_proj(queries.pos), key + key_place
+        q = torch.cat([self.split_heads(query), self.split_heads(query_place)], dim=-1)
+        k = torch.cat([self.split_heads(key), self.split_heads(key_place)], dim=-1)
+        v = self.split_heads(self.value_proj(memory.tokens))
+        return self.out_proj(self.attend(q, k, v, memory.blocked_keys() if self.mask_padding else None))

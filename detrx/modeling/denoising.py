@@ -122,7 +122,7 @@ class Denoising(Method):
         """
 
     @abstractmethod
-    def embed(self, labels: Tensor) -> Tensor:
+    def embed(self, labels: Tensor, step: Step) -> Tensor:
         """(M,) labels -> (M, C) content of the queries."""
 
     def branches(self, step: Step) -> list[Branch]:
@@ -134,7 +134,7 @@ class Denoising(Method):
             targets.labels[slots.image, slots.truth].view(shape),
             targets.boxes[slots.image, slots.truth].view(*shape, 4),
         )
-        content = slots.fill(self.embed(labels.flatten()))
+        content = slots.fill(self.embed(labels.flatten(), step))
         # An unused query has the logit 0 for its reference, which is the box (.5, .5, .5, .5).
         logit = slots.fill(inverse_sigmoid(boxes.flatten(0, 2), step.model.decoder.inverse_sigmoid_eps))
         reference = logit.sigmoid()
@@ -187,13 +187,8 @@ class ContrastiveDenoising(Denoising):
         return max(1, self.num_queries // most_boxes)
 
     def noise(self, labels: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        # Drawn on the host: the number of new labels is random, and a device would have to be asked for it.
         if self.label_noise:
-            replaced = torch.rand(labels.shape) < 0.5 * self.label_noise
-            drawn = torch.full(labels.shape, -1)
-            drawn[replaced] = torch.randint(self.label_embed.num_embeddings, (int(replaced.sum()),))
-            drawn = to_device(drawn, labels.device)
-            labels = torch.where(drawn < 0, labels, drawn)
+            labels = replace_labels(labels, 0.5 * self.label_noise, self.label_embed.num_embeddings)
         if self.box_noise:
             sign = torch.randint(2, boxes.shape) * 2.0 - 1.0
             distance = torch.rand(boxes.shape)
@@ -202,5 +197,71 @@ class ContrastiveDenoising(Denoising):
             boxes = xyxy_to_cxcywh((cxcywh_to_xyxy(boxes) + moved).clamp(0, 1))
         return labels, boxes
 
-    def embed(self, labels: Tensor) -> Tensor:
+    def embed(self, labels: Tensor, step: Step) -> Tensor:
         return self.label_embed(labels)
+
+
+class GroupDenoising(Denoising):
+    """DN-DETR's denoising (arXiv 2203.01305): several groups, each with all boxes.
+
+    Labels are embedded as by the query source, whose own queries have the label "no object" (`LabelEmbedding`).
+
+    Args:
+        num_groups: how often every box is noised.
+        label_noise: probability that a label is replaced by one drawn from all classes and "no object".
+        box_noise: how far centres move, at most, in halves of the box's size, and by how much of it sizes change.
+        losses: of the denoising queries; None: those of the last layer of the main group.
+    """
+
+    copies = 1
+
+    def __init__(
+        self,
+        num_groups: int = 5,
+        label_noise: float = 0.2,
+        box_noise: float = 0.4,
+        losses: Sequence[Loss] | None = None,
+    ):
+        super().__init__(losses)
+        if num_groups < 1:
+            raise ValueError(f"num_groups must be at least 1, got {num_groups}; without denoising, leave it out")
+        if not 0 <= label_noise <= 1 or not 0 <= box_noise <= 1:
+            raise ValueError(f"label_noise and box_noise must be in [0, 1], got {label_noise} and {box_noise}")
+        self.groups, self.label_noise, self.box_noise = num_groups, label_noise, box_noise
+
+    def attach(self, model: DetectionTransformer) -> None:
+        super().attach(model)
+        embedding = getattr(model.query_source, "label_embedding", None)
+        if embedding is None:
+            raise ValueError(
+                f"GroupDenoising needs a query source with a label_embedding, such as AnchorQueries; "
+                f"{type(model.query_source).__name__} has none"
+            )
+        self.num_labels = embedding.num_classes + 1
+
+    def num_groups(self, most_boxes: int) -> int:
+        return self.groups
+
+    def noise(self, labels: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        if self.label_noise:
+            labels = replace_labels(labels, self.label_noise, self.num_labels)
+        if self.box_noise:
+            size = boxes[..., 2:]
+            moved = to_device(torch.rand(boxes.shape) * 2 - 1, boxes.device) * torch.cat([size / 2, size], dim=-1)
+            boxes = (boxes + moved * self.box_noise).clamp(0, 1)
+        return labels, boxes
+
+    def embed(self, labels: Tensor, step: Step) -> Tensor:
+        return step.model.query_source.label_embedding(labels)
+
+
+def replace_labels(labels: Tensor, probability: float, num_labels: int) -> Tensor:
+    """Each label, with this probability, becomes one drawn from all.
+
+    Drawn on the host: the number of new labels is random, and a device would have to be asked for it.
+    """
+    replaced = torch.rand(labels.shape) < probability
+    drawn = torch.full(labels.shape, -1)
+    drawn[replaced] = torch.randint(num_labels, (int(replaced.sum()),))
+    drawn = to_device(drawn, labels.device)
+    return torch.where(drawn < 0, labels, drawn)

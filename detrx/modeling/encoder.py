@@ -1,18 +1,19 @@
-"""Deformable encoder: tokens of all levels attend to points around themselves."""
+"""Encoders: the tokens of an image look at each other."""
 
 import copy
+from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
-from detrx.layers import FFN, MultiScaleDeformableAttention
+from detrx.layers import FFN, MultiheadAttention, MultiScaleDeformableAttention, reset_linears
 
 from .tokens import MultiScaleTokens
 
 
-class DeformableEncoderLayer(nn.Module):
+class EncoderLayer(nn.Module, ABC):
     """Self-attention and FFN, each with residual, dropout and LayerNorm after it."""
 
-    def __init__(self, self_attn: MultiScaleDeformableAttention, ffn: FFN, embed_dim: int, dropout: float = 0.0):
+    def __init__(self, self_attn: nn.Module, ffn: FFN, embed_dim: int, dropout: float = 0.0):
         super().__init__()
         self.self_attn = self_attn
         self.norm1 = nn.LayerNorm(embed_dim)
@@ -24,14 +25,43 @@ class DeformableEncoderLayer(nn.Module):
         for module in (self.self_attn, self.norm1, self.ffn, self.norm2):
             module.reset_parameters()
 
-    def forward(self, memory: MultiScaleTokens, reference: Tensor) -> MultiScaleTokens:
-        """`reference` is (B, S, L, 2): where each token looks, on each level."""
-        x = memory.tokens
-        attended = self.self_attn(
-            x + memory.pos, reference, x, memory.spatial_shapes, memory.level_start_index, memory.padding_mask
-        )
-        x = self.norm1(x + self.dropout(attended))
+    @abstractmethod
+    def attend(self, memory: MultiScaleTokens, where: Tensor) -> Tensor:
+        """What each token reads from the others, (B, S, C); `where` is what the kind of attention calls its place."""
+
+    def forward(self, memory: MultiScaleTokens, where: Tensor) -> MultiScaleTokens:
+        x = self.norm1(memory.tokens + self.dropout(self.attend(memory, where)))
         return memory.with_tokens(self.norm2(x + self.dropout(self.ffn(x))))
+
+
+class DeformableEncoderLayer(EncoderLayer):
+    """Tokens sample points around themselves (Deformable DETR, arXiv 2010.04159)."""
+
+    def __init__(self, self_attn: MultiScaleDeformableAttention, ffn: FFN, embed_dim: int, dropout: float = 0.0):
+        super().__init__(self_attn, ffn, embed_dim, dropout)
+
+    def attend(self, memory: MultiScaleTokens, where: Tensor) -> Tensor:
+        """`where` is (B, S, L, 2): the point around which each token looks, on each level."""
+        return self.self_attn(
+            memory.tokens + memory.pos,
+            where,
+            memory.tokens,
+            memory.spatial_shapes,
+            memory.level_start_index,
+            memory.padding_mask,
+        )
+
+
+class TransformerEncoderLayer(EncoderLayer):
+    """Tokens attend to all tokens but the padding (DETR, arXiv 2005.12872)."""
+
+    def __init__(self, self_attn: MultiheadAttention, ffn: FFN, embed_dim: int, dropout: float = 0.0):
+        super().__init__(self_attn, ffn, embed_dim, dropout)
+
+    def attend(self, memory: MultiScaleTokens, where: Tensor) -> Tensor:
+        """`where` is (B, S, C): the position embedding of each token."""
+        attended = self.self_attn.attend(*self.self_attn.project(memory.tokens, where), memory.blocked_keys())
+        return self.self_attn.out_proj(attended)
 
 
 class DeformableEncoder(nn.Module):
@@ -39,9 +69,7 @@ class DeformableEncoder(nn.Module):
 
     def __init__(self, layer: DeformableEncoderLayer, num_layers: int):
         super().__init__()
-        self.layers = nn.ModuleList(copy.deepcopy(layer) for _ in range(num_layers))
-        for module in self.layers:
-            module.reset_parameters()
+        self.layers = copies(layer, num_layers)
 
     def forward(self, memory: MultiScaleTokens) -> MultiScaleTokens:
         centres, _ = memory.cell_centres()
@@ -49,3 +77,33 @@ class DeformableEncoder(nn.Module):
         for layer in self.layers:
             memory = layer(memory, reference)
         return memory
+
+
+class TransformerEncoder(nn.Module):
+    """`num_layers` copies of `layer`, each with its own initialisation.
+
+    Args:
+        pos_scale: maps tokens (B, S, C) to factors (B, S, C) of their position embedding, before every layer; None: the
+            same positions in all layers.
+    """
+
+    def __init__(self, layer: TransformerEncoderLayer, num_layers: int, pos_scale: nn.Module | None = None):
+        super().__init__()
+        self.layers = copies(layer, num_layers)
+        self.pos_scale = pos_scale
+        if pos_scale is not None:
+            reset_linears(pos_scale)
+
+    def forward(self, memory: MultiScaleTokens) -> MultiScaleTokens:
+        for layer in self.layers:
+            pos = memory.pos if self.pos_scale is None else memory.pos * self.pos_scale(memory.tokens)
+            memory = layer(memory, pos)
+        return memory
+
+
+def copies(layer: EncoderLayer, count: int) -> nn.ModuleList:
+    """`count` copies of a layer, each initialised anew."""
+    layers = nn.ModuleList(copy.deepcopy(layer) for _ in range(count))
+    for each in layers:
+        each.reset_parameters()
+    return layers

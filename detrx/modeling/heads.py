@@ -33,6 +33,7 @@ class PredictionHeads(nn.Module):
         shared: all layers use the same heads.
         initial_size_logit: first width and height logit of the first layer's box head, relative to its reference; -2
             where references are points (boxes start at sigmoid(-2) = 0.12 of the image), 0 where they are boxes.
+        no_object: a last class logit means "no object", for a softmax; else each class has a sigmoid.
     """
 
     def __init__(
@@ -42,14 +43,18 @@ class PredictionHeads(nn.Module):
         num_layers: int,
         shared: bool = False,
         initial_size_logit: float = 0.0,
+        no_object: bool = False,
     ):
         super().__init__()
         count = 1 if shared else num_layers
-        self.class_heads = nn.ModuleList(class_head(embed_dim, num_classes) for _ in range(count))
+        self.class_heads = nn.ModuleList(
+            nn.Linear(embed_dim, num_classes + 1) if no_object else class_head(embed_dim, num_classes)
+            for _ in range(count)
+        )
         self.box_heads = nn.ModuleList(box_head(embed_dim, 0.0 if i else initial_size_logit) for i in range(count))
 
     def forward(self, x: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        """(B, N, C) -> logits (B, N, K) and box deltas (B, N, 4) in logit space."""
+        """(B, N, C) -> logits (B, N, K or K + 1) and box deltas (B, N, 4) in logit space."""
         return self.classes(x, layer), self.boxes(x, layer)
 
     def classes(self, x: Tensor, layer: int) -> Tensor:

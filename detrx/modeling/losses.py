@@ -34,13 +34,15 @@ class Loss(ABC):
 
     name: str
     """Name in the loss dictionary, without the suffix of layer and group."""
+    is_mean: bool = False
+    """Whether it is a mean already, not to be divided by the number of boxes."""
 
     def __init__(self, weight: float):
         self.weight = weight
 
     @abstractmethod
     def __call__(self, predictions: Predictions, targets: Targets, pairs: Assignment) -> Tensor:
-        """(T,) unweighted loss of each layer, to be divided by the number of boxes."""
+        """(T,) unweighted loss of each layer, to be divided by the number of boxes unless it is a mean."""
 
 
 class FocalLoss(Loss):

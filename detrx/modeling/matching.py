@@ -48,17 +48,21 @@ class MatchingCost:
         boxes, truth = predictions.boxes.float(), targets.boxes[None, :, None]
         cost = boxes.new_zeros(*boxes.shape[:3], targets.labels.shape[1])
         if self.class_weight:
-            p = predictions.logits.float().sigmoid()
-            positive = self.alpha * (1 - p) ** self.gamma * -(p + 1e-8).log()
-            negative = (1 - self.alpha) * p**self.gamma * -(1 - p + 1e-8).log()
             labels = targets.labels[None, :, None].expand(*cost.shape)
-            cost += self.class_weight * (positive - negative).gather(-1, labels)
+            cost += self.class_weight * self.class_cost(predictions.logits.float()).gather(-1, labels)
         if self.l1_weight:
             cost += self.l1_weight * torch.cdist(boxes, targets.boxes, p=1)
         if self.giou_weight:
             _, giou = iou_xyxy(cxcywh_to_xyxy(boxes)[..., None, :], cxcywh_to_xyxy(truth))
             cost -= self.giou_weight * giou
         return cost
+
+    def class_cost(self, logits: Tensor) -> Tensor:
+        """(..., K) logits -> (..., K) cost of each class."""
+        p = logits.sigmoid()
+        positive = self.alpha * (1 - p) ** self.gamma * -(p + 1e-8).log()
+        negative = (1 - self.alpha) * p**self.gamma * -(1 - p + 1e-8).log()
+        return positive - negative
 
 
 class Assigner(ABC):

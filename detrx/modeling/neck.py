@@ -13,7 +13,7 @@ class ChannelMapper(nn.Module):
         in_channels: channels of each.
         out_channels: channels C of all outputs.
         num_levels: outputs; what exceeds the backbone's levels is made from its last map, each from the one before.
-        num_groups: groups of the GroupNorm.
+        num_groups: groups of the GroupNorm; None: no normalisation.
     """
 
     def __init__(
@@ -22,7 +22,7 @@ class ChannelMapper(nn.Module):
         in_channels: Sequence[int],
         out_channels: int,
         num_levels: int,
-        num_groups: int = 32,
+        num_groups: int | None = 32,
     ):
         super().__init__()
         if len(in_features) != len(in_channels):
@@ -35,7 +35,8 @@ class ChannelMapper(nn.Module):
             conv = nn.Conv2d(channels, out_channels, kernel_size, stride=stride, padding=kernel_size // 2)
             nn.init.xavier_uniform_(conv.weight)
             nn.init.zeros_(conv.bias)
-            return nn.Sequential(conv, nn.GroupNorm(num_groups, out_channels))
+            norms = [] if num_groups is None else [nn.GroupNorm(num_groups, out_channels)]
+            return nn.Sequential(conv, *norms)
 
         self.levels = nn.ModuleList(block(channels, 1, 1) for channels in in_channels)
         self.extra_levels = nn.ModuleList(

@@ -24,16 +24,20 @@ class TopDetections:
         """(B, N, K) in [0, 1]."""
         return predictions.logits[-1].float().sigmoid()
 
+    def select(self, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Scores (B, N, K) -> score, query and class (B, M) of the detections, by falling score."""
+        num_classes = scores.shape[-1]
+        best, index = scores.flatten(1).topk(min(self.num_detections, scores[0].numel()), dim=1)
+        return best, index // num_classes, index % num_classes
+
     def __call__(self, predictions: Predictions, image_sizes: Sequence[tuple[int, int]]) -> list[Instances]:
         """Per image `pred_boxes` (xyxy in pixels of the unpadded input), `scores`, `pred_classes`, by falling score."""
-        scores = self.scores(predictions)
-        num_classes = scores.shape[-1]
-        scores, index = scores.flatten(1).topk(min(self.num_detections, scores[0].numel()), dim=1)
+        scores, queries, classes = self.select(self.scores(predictions))
         boxes = predictions.boxes[-1].float()
-        boxes = cxcywh_to_xyxy(boxes).gather(1, (index // num_classes)[..., None].expand(-1, -1, 4))
+        boxes = cxcywh_to_xyxy(boxes).gather(1, queries[..., None].expand(-1, -1, 4))
         results = []
         for image_scores, image_classes, image_boxes, (height, width) in zip(
-            scores, index % num_classes, boxes, image_sizes, strict=True
+            scores, classes, boxes, image_sizes, strict=True
         ):
             found = Instances((height, width))
             found.pred_boxes = Boxes(image_boxes * image_boxes.new_tensor([width, height, width, height]))

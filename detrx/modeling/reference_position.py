@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from detrx.layers import MLP, sine_embedding
+from detrx.layers import MLP, reset_linears, sine_embedding
 
 from .queries import Queries
 from .tokens import MultiScaleTokens
@@ -26,8 +26,7 @@ class ReferencePosition(nn.Module):
         self.temperature = temperature
         self.padded_frame = padded_frame
         self.mlp = MLP(2 * embed_dim, embed_dim, embed_dim, 2)
-        for layer in self.mlp.layers:
-            nn.init.xavier_uniform_(layer.weight)
+        reset_linears(self)
 
     def forward(self, queries: Queries, layer: int, memory: MultiScaleTokens) -> Queries:
         reference = queries.reference
@@ -40,3 +39,54 @@ class ReferencePosition(nn.Module):
         cx, cy, w, h = boxes.unbind(-1)
         num_feats = self.mlp.layers[0].in_features // 4
         return sine_embedding(torch.stack([cy, cx, w, h], dim=-1), num_feats, self.temperature)
+
+
+class ContentScale(nn.Module):
+    """Scales a sine embedding by a function of the queries' content; in the first layer there is none yet."""
+
+    def __init__(self, embed_dim: int):
+        super().__init__()
+        self.mlp = MLP(embed_dim, embed_dim, embed_dim, 2)
+        reset_linears(self)
+
+    def forward(self, sine: Tensor, content: Tensor, layer: int) -> Tensor:
+        """Both (B, N, C) -> (B, N, C); `layer` is the number of the decoder layer."""
+        return sine * self.mlp(content) if layer else sine
+
+
+class ConditionalPosition(nn.Module):
+    """Sine embedding of the reference point, scaled by content (Conditional DETR, arXiv 2108.06152)."""
+
+    def __init__(self, embed_dim: int):
+        super().__init__()
+        self.num_feats = embed_dim // 2
+        self.scale = ContentScale(embed_dim)
+
+    def forward(self, queries: Queries, layer: int, memory: MultiScaleTokens) -> Queries:
+        """The queries with a new `sine`."""
+        sine = sine_embedding(queries.reference.flip(-1), self.num_feats)
+        return replace(queries, sine=self.scale(sine, queries.content, layer))
+
+
+class AnchorPosition(ReferencePosition):
+    """Positions of anchor boxes for dense attention (DAB-DETR, arXiv 2201.12329).
+
+    Cross-attention gets the sine embedding of the centre, scaled by content. Its y half is then scaled by h' / h, its x
+    half by w' / w, where (w, h) is the size of the box and (w', h') one predicted from content, so that attention
+    spreads as far as the box does.
+    """
+
+    def __init__(self, embed_dim: int, temperature: float = 10000.0):
+        super().__init__(embed_dim, temperature)
+        self.scale = ContentScale(embed_dim)
+        self.size = MLP(embed_dim, embed_dim, 2, 2)
+        reset_linears(self.size)
+
+    def forward(self, queries: Queries, layer: int, memory: MultiScaleTokens) -> Queries:
+        """The queries with a new `pos` and `sine`."""
+        embedding = self.embed(queries.reference)
+        centre, _ = embedding.chunk(2, dim=-1)
+        sine = self.scale(centre, queries.content, layer).unflatten(-1, (2, -1))
+        ratio = self.size(queries.content).sigmoid() / queries.reference[..., 2:]
+        sine = (sine * ratio.flip(-1)[..., None]).flatten(-2)
+        return replace(queries, pos=self.mlp(embedding), sine=sine)

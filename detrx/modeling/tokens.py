@@ -34,6 +34,10 @@ class MultiScaleTokens:
     def with_tokens(self, tokens: Tensor) -> MultiScaleTokens:
         return replace(self, tokens=tokens)
 
+    def blocked_keys(self) -> Tensor | None:
+        """(B, 1, 1, S) bool, True where no query may attend: the padding; None where there is none."""
+        return None if self.padding_mask is None else self.padding_mask[:, None, None]
+
     def cell_centres(self) -> tuple[Tensor, Tensor]:
         """Centres (1 or B, S, 2) of all cells as xy in [0, 1] of the *unpadded* image, and the level (S,) of each."""
         device = self.tokens.device

@@ -1,0 +1,96 @@
+"""Queries that are the same for every image: learned positions, or learned anchor boxes."""
+
+import torch
+from torch import Tensor, nn
+
+from detrx.layers import MLP, inverse_sigmoid, reset_linears
+
+from .queries import Predictions, QueryGroup
+from .tokens import MultiScaleTokens
+
+
+class PositionQueries(nn.Module):
+    """Learned positions without content (DETR, arXiv 2005.12872).
+
+    Args:
+        reference_points: read a reference point (xy) off each position (Conditional DETR, arXiv 2108.06152).
+    """
+
+    def __init__(self, num_queries: int, embed_dim: int, reference_points: bool = False):
+        super().__init__()
+        self.pos = nn.Embedding(num_queries, embed_dim)
+        self.reference_dims = 2 if reference_points else None
+        self.reference_point = MLP(embed_dim, embed_dim, 2, 2) if reference_points else None
+        reset_linears(self)
+
+    def forward(self, memory: MultiScaleTokens) -> tuple[QueryGroup, dict[str, Predictions]]:
+        """The main query group, and no predictions of the encoder."""
+        pos = self.pos.weight.expand(len(memory.tokens), -1, -1)
+        reference = None
+        if self.reference_point is not None:
+            reference = self.reference_point(self.pos.weight).float().sigmoid().expand(len(pos), -1, -1)
+        return QueryGroup("main", torch.zeros_like(pos), pos, reference), {}
+
+
+class LabelEmbedding(nn.Module):
+    """Content of queries that carry a label: an embedding, and a last channel that tells given labels from none.
+
+    The `num_classes` labels are followed by one for "no object".
+    """
+
+    def __init__(self, num_classes: int, embed_dim: int):
+        super().__init__()
+        self.num_classes = num_classes
+        self.embed = nn.Embedding(num_classes + 1, embed_dim - 1)
+
+    def forward(self, labels: Tensor) -> Tensor:
+        """Given labels (...) int64 -> (..., C)."""
+        embedding = self.embed(labels)
+        return torch.cat([embedding, torch.ones_like(embedding[..., :1])], dim=-1)
+
+    def no_object(self) -> Tensor:
+        """Content (C,) of queries without a label."""
+        embedding = self.embed.weight[-1]
+        return torch.cat([embedding, torch.zeros_like(embedding[:1])])
+
+
+class AnchorQueries(nn.Module):
+    """Learned anchor boxes (DAB-DETR, arXiv 2201.12329); queries have no content, or one that all anchors share.
+
+    Args:
+        freeze_centres: leave the centres, which are spread at random over the image, as they are.
+        num_patterns: learned contents; there is a query for every pair of anchor and pattern (Anchor DETR).
+        label_embedding: queries start as "no object" of this embedding (DN-DETR).
+    """
+
+    def __init__(
+        self,
+        num_queries: int,
+        embed_dim: int,
+        freeze_centres: bool = False,
+        num_patterns: int = 0,
+        label_embedding: LabelEmbedding | None = None,
+    ):
+        super().__init__()
+        if num_patterns and label_embedding is not None:
+            raise ValueError(f"num_patterns is {num_patterns}, but queries with a label_embedding have no patterns")
+        self.reference_dims = 4
+        self.embed_dim = embed_dim
+        self.centres = nn.Parameter(inverse_sigmoid(torch.rand(num_queries, 2)), requires_grad=not freeze_centres)
+        self.sizes = nn.Parameter(torch.randn(num_queries, 2))
+        self.patterns = nn.Embedding(num_patterns, embed_dim) if num_patterns else None
+        self.label_embedding = label_embedding
+
+    def forward(self, memory: MultiScaleTokens) -> tuple[QueryGroup, dict[str, Predictions]]:
+        """The main query group, pattern by pattern, and no predictions of the encoder."""
+        batch = len(memory.tokens)
+        anchors = torch.cat([self.centres, self.sizes], dim=-1).float().sigmoid()
+        if self.label_embedding is not None:
+            contents = self.label_embedding.no_object()[None]
+        elif self.patterns is not None:
+            contents = self.patterns.weight
+        else:
+            contents = memory.tokens.new_zeros(1, self.embed_dim)
+        content = contents.repeat_interleave(len(anchors), dim=0).expand(batch, -1, -1)
+        reference = anchors.repeat(len(contents), 1).expand(batch, -1, -1)
+        return QueryGroup("main", content, None, reference), {}
