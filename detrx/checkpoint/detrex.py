@@ -27,6 +27,7 @@ def rules(source: Mapping[str, Tensor], model: nn.Module) -> list[Rule]:
         *_neck(),
         *_layers(),
         *_queries(source),
+        *_single_scale(source),
         *denoising(model, r"label_enc"),
         *heads(source, model, r"(?:transformer\.decoder\.)?class_embed", r"(?:transformer\.decoder\.)?bbox_embed"),
     ]
@@ -46,13 +47,36 @@ def _layers() -> list[Rule]:
     return [
         Rename(_LAYER + r"\.ffns\.0\.layers\.0\.0\.(.+)", r"\1.layers.\2.ffn.linear1.\3"),
         Rename(_LAYER + r"\.ffns\.0\.layers\.1\.(.+)", r"\1.layers.\2.ffn.linear2.\3"),
+        Rename(_LAYER + r"\.ffns\.0\.(?:activation|layers\.0\.1)\.(.+)", r"\1.layers.\2.ffn.activation.\3"),
         Rename(_LAYER + r"\.norms\.0\.(.+)", r"\1.layers.\2.norm1.\3"),
         Rename(_LAYER + r"\.norms\.1\.(.+)", r"\1.layers.\2.norm2.\3"),
         Rename(_LAYER + r"\.norms\.2\.(.+)", r"\1.layers.\2.norm3.\3"),
         Rename(_LAYER + r"\.attentions\.0\.(?:attn\.)?(.+)", r"\1.layers.\2.self_attn.\3"),
+        Rename(_LAYER + r"\.attentions\.1\.query_pos_sine_proj\.(.+)", r"\1.layers.\2.cross_attn.query_sine_proj.\3"),
         Rename(_LAYER + r"\.attentions\.1\.(?:attn\.)?(.+)", r"\1.layers.\2.cross_attn.\3"),
         Rename(r"transformer\.decoder\.(?:post_norm_layer|norm)\.(.+)", r"decoder.norm.\1"),
-        Rename(r"transformer\.decoder\.ref_point_head\.(.+)", r"decoder.position.mlp.\1"),
+    ]
+
+
+def _single_scale(source: Mapping[str, Tensor]) -> list[Rule]:
+    """DETR, Conditional DETR, DAB-DETR, DN-DETR: one map, heads that all layers share."""
+    # In Conditional DETR reference points come from positions, in DAB-DETR (and DINO) positions from references.
+    conditional = "query_embed.weight" in source
+    return [
+        Rename(r"input_proj\.(weight|bias)", r"neck.levels.0.0.\1"),
+        Rename(r"query_embed\.weight", "query_source.pos.weight"),
+        Split(r"anchor_box_embed\.weight", ["query_source.centres", "query_source.sizes"], dim=1),
+        Rename(r"transformer\.patterns\.weight", "query_source.patterns.weight"),
+        Rename(r"denoising_generator\.label_encoder\.weight", "query_source.label_embedding.embed.weight"),
+        Rename(r"transformer\.encoder\.query_scale\.(.+)", r"encoder.pos_scale.\1"),
+        Rename(r"transformer\.decoder\.query_scale\.(.+)", r"decoder.position.scale.mlp.\1"),
+        Rename(r"transformer\.decoder\.ref_anchor_head\.(.+)", r"decoder.position.size.\1"),
+        Rename(
+            r"transformer\.decoder\.ref_point_head\.(.+)",
+            r"query_source.reference_point.\1" if conditional else r"decoder.position.mlp.\1",
+        ),
+        Rename(r"class_embed\.(weight|bias)", r"decoder.heads.class_heads.0.\1"),
+        Rename(r"(?:transformer\.decoder\.)?bbox_embed\.layers\.(.+)", r"decoder.heads.box_heads.0.layers.\1"),
     ]
 
 
