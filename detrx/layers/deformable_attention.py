@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from detrx.ops import ms_deform_attn_fused
+from detrx.ops import has_kernel, ms_deform_attn_fused
 
 # Time to add one channel of a token to a sample, in multiply-adds of a projection; on the safe side.
 _SAMPLE_COST = 10
@@ -83,7 +83,8 @@ class MultiScaleDeformableAttention(nn.Module):
     def _samples_first(self, query: Tensor, tokens: Tensor) -> bool:
         """Whether sampling all channels for every head is clearly less work than projecting all tokens.
 
-        Only where that was measured: float32 and float64 on CPUs. A traced graph is to serve any number of queries.
+        Only where that was measured: float32 and float64 on CPUs, compiled kernel. A traced graph is to serve any
+        number of queries.
         """
         if (
             tokens.device.type != "cpu"
@@ -92,6 +93,7 @@ class MultiScaleDeformableAttention(nn.Module):
             or torch.compiler.is_compiling()
             or torch.jit.is_tracing()
             or not isinstance(self.value_proj, nn.Linear)  # quantised, for example: no weight to take
+            or not has_kernel("ms_deform_attn_fused", "cpu")
         ):
             return False
         corners = 4 * query.shape[1] * self.num_heads * self.num_levels * self.num_points
