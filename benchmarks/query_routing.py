@@ -16,8 +16,8 @@ import torch
 from harness import machine, medians, print_table, write_json
 from torch import Tensor, nn
 
-from detrx.layers import FFN, MultiheadAttention, MultiScaleDeformableAttention
-from detrx.modeling import DecoderLayer, MultiScaleTokens, QueryGroup
+from detrx.layers import FFN, MultiheadAttention
+from detrx.modeling import DecoderLayer, DeformableCrossAttention, MultiScaleTokens, QueryGroup
 from detrx.modeling.queries import QueryLayout
 from detrx.ops import extension_info, has_kernel, query_gather, query_scatter
 
@@ -93,7 +93,7 @@ class RoutedLayer(nn.Module):
 
     def run_layer(self, x: Tensor, pos: Tensor, reference: Tensor) -> Tensor:
         layout = QueryLayout([QueryGroup("main", x, pos, reference)])
-        return self.layer(x, pos, self.memory.per_level(reference), self.memory, layout, 0)
+        return self.layer(layout.queries(), self.memory, layout, 0)
 
 
 def make_memory(batch: int, device: str, dtype: torch.dtype) -> MultiScaleTokens:
@@ -106,7 +106,7 @@ def make_memory(batch: int, device: str, dtype: torch.dtype) -> MultiScaleTokens
 def measure_layer(args: argparse.Namespace, batch: int, queries: int) -> dict[str, object]:
     dtype = getattr(torch, args.dtype)
     memory = make_memory(batch, args.device, dtype)
-    attention = MultiScaleDeformableAttention(CHANNELS, HEADS, len(LEVELS), POINTS)
+    attention = DeformableCrossAttention(CHANNELS, HEADS, len(LEVELS), POINTS)
     layer = DecoderLayer(MultiheadAttention(CHANNELS, HEADS), attention, FFN(CHANNELS, HIDDEN), CHANNELS)
     module = RoutedLayer(layer, memory).to(args.device, dtype)
     x, pos = (torch.randn(batch, queries, CHANNELS).to(args.device, dtype).requires_grad_() for _ in range(2))
