@@ -52,11 +52,12 @@ def test_resnets_are_those_of_torchvision(name: str, dilated: bool):
     import torchvision
 
     source = getattr(torchvision.models, name)(replace_stride_with_dilation=[False, False, dilated]).eval()
+    source.to(memory_format=torch.channels_last)  # the same algorithms, so that rounding is the same
     args = {"output_stride": 16} if dilated else {}
     weights, _ = split_backbone({f"backbone.0.body.{k}": v for k, v in source.state_dict().items() if k[:2] != "fc"})
     backbone = take(TimmBackbone(name, ALL, model_args=args), weights)
     assert backbone.out_strides == (4, 8, 16, 16 if dilated else 32)
-    images = torch.randn(1, 3, 70, 96)
+    images = torch.randn(1, 3, 70, 96).contiguous(memory_format=torch.channels_last)
     x = source.maxpool(source.relu(source.bn1(source.conv1(images))))
     expected = [x := layer(x) for layer in (source.layer1, source.layer2, source.layer3, source.layer4)]
     assert_same_maps(backbone, expected, images)
@@ -302,3 +303,17 @@ def test_errors():
         TimmBackbone("resnet18", model_args={"depht": 3})
     with pytest.raises(ValueError, match="exclude each other"):
         TimmBackbone("resnet18", pretrained=True, checkpoint_path="weights.pth")
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_frozen_batch_norm_is_batch_norm_in_evaluation(requires_grad: bool):
+    from detrx.modeling.batch_norm import freeze_batch_norm
+
+    norm = nn.BatchNorm2d(6)
+    for tensor in norm.state_dict().values():
+        if tensor.ndim:
+            nn.init.uniform_(tensor, 0.5, 1.5)
+    x = torch.randn(2, 6, 5, 4, requires_grad=requires_grad)
+    frozen = freeze_batch_norm(nn.Sequential(norm))
+    torch.testing.assert_close(frozen(x), norm.eval()(x))
+    assert frozen(x.half()).dtype == torch.half and not list(frozen.parameters())
