@@ -10,7 +10,7 @@ from tests.golden.multi_scale import config, load
 
 
 def build(golden: Golden) -> DetectionTransformer:
-    cfg = config(golden, "dino/dino_r50_4scale_12ep.py")
+    cfg = config(golden, "dino/dino_r50.py")
     cfg.decoder.position.padded_frame = True
     settings = golden.meta["reference_config"]
     cfg.methods[0].num_queries = golden.sizes["dn_number"]

@@ -1,18 +1,10 @@
 """DINO: ResNet-50, 4 levels, 900 queries, 12 epochs of COCO."""
 
-from detrx.d2.config import LazyCall as L
-from detrx.modeling import TimmBackbone
-
 from ..common.data.coco import dataloader
+from ..common.models.backbones import resnet50 as _backbone
 from ..common.models.dino import model
 from ..common.optim import AdamW as optimizer
 from ..common.schedule import lr_multiplier_12ep as lr_multiplier
 from ..common.train import train
 
-model.backbone = L(TimmBackbone)(
-    name="resnet50",
-    out_features=["res3", "res4", "res5"],
-    pretrained=True,
-    freeze_at=2,
-    frozen_batch_norm=True,
-)
+model.backbone = _backbone
