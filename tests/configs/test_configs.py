@@ -15,6 +15,7 @@ from omegaconf import DictConfig, ListConfig
 import detrx.data  # noqa: F401  (registers the datasets)
 from detrx.d2.config import LazyConfig, instantiate
 from detrx.d2.data import DatasetCatalog
+from detrx.modeling import Predictions
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("common", "models")
@@ -47,12 +48,23 @@ def load(name: str) -> DictConfig:
     return LazyConfig.load(str(ROOT / name))
 
 
-@functools.cache
+MODELS: dict[str, torch.nn.Module] = {}  # by their description; schedules share them
+
+
 def build(name: str) -> torch.nn.Module:
     cfg = load(name).model
     cfg.backbone.pretrained = False
-    with torch.device("meta"):
-        return instantiate(cfg)
+    description = str(cfg)
+    if description not in MODELS:
+        with torch.device("meta"):
+            MODELS[description] = instantiate(cfg).eval()
+    return MODELS[description]
+
+
+@functools.cache
+def predict(model: torch.nn.Module) -> Predictions:
+    with torch.device("meta"), torch.no_grad():
+        return model.predict(torch.randn(1, 3, 256, 320), None)["main"]
 
 
 def parse(name: str) -> dict:
@@ -120,10 +132,9 @@ def test_optimizer_has_every_parameter(name: str):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_model_runs(name: str):
-    model = build(name).eval()
+    model = build(name)
     assert tuple(load(name).model.neck.in_channels) == model.backbone.out_channels
-    with torch.device("meta"):
-        predictions = model.predict(torch.randn(1, 3, 256, 320), None)["main"]
+    predictions = predict(model)
     classes = 10 if "_digits" in name else 80
     assert predictions.logits.shape[-1] - classes in (0, 1) and predictions.boxes.shape[-1] == 4  # 1: "no object"
     assert predictions.logits.shape[:-1] == predictions.boxes.shape[:-1]
