@@ -143,14 +143,14 @@ constexpr int kBlock = 64;
 template <typename T>
 struct Points {
   int64_t offset[4][kBlock];  // of each corner's channels, in elements from the first token of the head
-  T bilinear[4][kBlock];      // weight of each corner, without the attention weight
+  T weight[4][kBlock];        // of each corner, with the attention weight
   T dx[kBlock], dy[kBlock];
 };
 
 template <typename C>
 DETRX_TARGET DETRX_INLINE void locate_points(
-    int count, const C* __restrict locations, const LevelTable<C>& levels, int64_t first, int64_t row_stride,
-    int64_t zeros, Points<C>& __restrict points) {
+    int count, const C* __restrict locations, const C* __restrict attention, const LevelTable<C>& levels,
+    int64_t first, int64_t row_stride, int64_t zeros, Points<C>& __restrict points) {
   const int32_t* __restrict heights = levels.height + first;
   const int32_t* __restrict widths = levels.width + first;
   const int32_t* __restrict starts = levels.start + first;
@@ -161,7 +161,7 @@ DETRX_TARGET DETRX_INLINE void locate_points(
     for (int k = 0; k < 4; ++k) {
       const int64_t offset = (row + (k / 2) * widths[i] + k % 2) * row_stride;
       points.offset[k][i] = point.corners >> k & 1 ? offset : zeros;
-      points.bilinear[k][i] = weight.w[k];
+      points.weight[k][i] = weight.w[k] * attention[i];
     }
     points.dx[i] = point.dx;
     points.dy[i] = point.dy;
@@ -205,26 +205,34 @@ DETRX_TARGET DETRX_INLINE C reduce(const C* elements, int64_t count) {
   return reduce_lanes<Operation, C, kLanes, kLanes / 2>(result);
 }
 
-// Softmax over `count` logits; `weights` has room for a multiple of kSoftmaxPadding.
-template <typename T, typename C>
-DETRX_TARGET DETRX_INLINE void softmax(const T* __restrict logits, int64_t count, C* __restrict weights) {
-  if (count == 0) {
-    return;
-  }
-  const int64_t padded = (count + kSoftmaxPadding - 1) / kSoftmaxPadding * kSoftmaxPadding;
+// Softmax over `count` numbers in place, a multiple of the lanes of a vector; -infinity has no weight.
+template <typename C>
+DETRX_TARGET DETRX_INLINE void softmax(int64_t count, C* __restrict weights) {
+  const C maximum = reduce<Maximum>(weights, count);
   for (int64_t i = 0; i < count; ++i) {
-    weights[i] = widen(logits[i]);
-  }
-  for (int64_t i = count; i < padded; ++i) {
-    weights[i] = -static_cast<C>(__builtin_inf());
-  }
-  const C maximum = reduce<Maximum>(weights, padded);
-  for (int64_t i = 0; i < padded; ++i) {
     weights[i] = exp_not_positive(weights[i] - maximum);
   }
-  const C scale = 1 / reduce<Sum>(weights, padded);
-  for (int64_t i = 0; i < padded; ++i) {
+  const C scale = 1 / reduce<Sum>(weights, count);
+  for (int64_t i = 0; i < count; ++i) {
     weights[i] *= scale;
+  }
+}
+
+// Softmax over the logits of each of `heads` heads; work.weights has `padded(count)` elements per head.
+template <typename T, typename C>
+DETRX_TARGET DETRX_INLINE void softmax_of_heads(
+    const T* __restrict logits, int64_t heads, int64_t count, C* __restrict weights) {
+  const int64_t stride = padded(count);
+  for (int64_t m = 0; m < heads; ++m) {
+    for (int64_t i = 0; i < count; ++i) {
+      weights[m * stride + i] = widen(logits[m * count + i]);
+    }
+    for (int64_t i = count; i < stride; ++i) {
+      weights[m * stride + i] = -static_cast<C>(__builtin_inf());
+    }
+  }
+  for (int64_t m = 0; m < heads && count > 0; ++m) {
+    softmax(stride, weights + m * stride);
   }
 }
 
@@ -247,122 +255,184 @@ DETRX_TARGET DETRX_INLINE void spread_reference(
   }
 }
 
-// Locations and weights of the points of one query and head.
+// Locations and weights of the points of a query: those of each head one after the other.
 template <typename C>
-struct ItemPoints {
+struct QueryPoints {
   const C* locations;
   const C* weights;
+  int64_t stride;  // of weights, from one head to the next
 };
 
-// `fresh`: the item is not of the query that `work` was last used for.
+// Those of heads [m0, m1) of `query` = b * Q + q.
 template <typename T, typename C>
-DETRX_TARGET DETRX_INLINE ItemPoints<C> item_points(
-    const DeformAttnInputs<T, C>& args, const LevelTable<C>& levels, const Workspace<T, C>& work, int64_t item,
-    bool fresh) {
+DETRX_TARGET DETRX_INLINE QueryPoints<C> query_points(
+    const DeformAttnInputs<T, C>& args, const LevelTable<C>& levels, const Workspace<T, C>& work, int64_t query,
+    int64_t m0, int64_t m1) {
   const DeformAttnSizes& n = args.sizes;
-  const int64_t count = n.L * n.P;
+  const int64_t count = n.L * n.P, heads = m1 - m0, item = query * n.M + m0;
   const T* __restrict points = args.points + 2 * item * count;
   const T* __restrict weights = args.weights + item * count;
+  C* __restrict locations = work.locations;
   if (!args.reference) {
     if constexpr (std::is_same_v<T, C>) {
-      return {points, weights};
+      return {points, weights, count};
     } else {
-      for (int64_t i = 0; i < 2 * count; ++i) {
-        work.locations[i] = widen(points[i]);
+      for (int64_t i = 0; i < 2 * heads * count; ++i) {
+        locations[i] = widen(points[i]);
       }
-      for (int64_t i = 0; i < count; ++i) {
+      for (int64_t i = 0; i < heads * count; ++i) {
         work.weights[i] = widen(weights[i]);
       }
-      return {work.locations, work.weights};
+      return {locations, work.weights, count};
     }
   }
-  if (fresh) {
-    spread_reference(args, item / n.M, work);
-  }
-  softmax(weights, count, work.weights);
+  spread_reference(args, query, work);
+  softmax_of_heads(weights, heads, count, work.weights);
   const C* __restrict centres = work.centres;
   const C* __restrict extents = work.extents;
   const C* __restrict sizes = levels.size_xy;
-  C* __restrict locations = work.locations;
-  if (args.reference_size == 2) {
-    for (int64_t i = 0; i < 2 * count; ++i) {
-      locations[i] = point_location<C>(centres[i], widen(points[i]), sizes[i]);
-    }
-  } else {
-    const C per_level = static_cast<C>(n.P);
-    for (int64_t i = 0; i < 2 * count; ++i) {
-      locations[i] = box_location<C>(centres[i], extents[i], widen(points[i]), per_level);
+  const C per_level = static_cast<C>(n.P);
+  for (int64_t m = 0; m < heads; ++m, points += 2 * count, locations += 2 * count) {
+    if (args.reference_size == 2) {
+      for (int64_t i = 0; i < 2 * count; ++i) {
+        locations[i] = point_location<C>(centres[i], widen(points[i]), sizes[i]);
+      }
+    } else {
+      for (int64_t i = 0; i < 2 * count; ++i) {
+        locations[i] = box_location<C>(centres[i], extents[i], widen(points[i]), per_level);
+      }
     }
   }
-  return {work.locations, work.weights};
+  return {work.locations, work.weights, padded(count)};
 }
 
-// output += the weighted sum of the tile's channels at the points.
+// At most kBlock points of one query and head: an item.
+template <typename T, typename C>
+struct ForwardBlock {
+  const T* value;      // first token of the head
+  int64_t item;
+  bool is_first, is_last;  // of the item
+  int count;
+  Points<C> points;
+};
+
+// Asks the cache for elements [begin, end) of an array.
+template <typename T>
+DETRX_TARGET DETRX_INLINE void prefetch(const T* array, int64_t begin, int64_t end) {
+  for (int64_t i = begin; i < end; i += 64 / sizeof(T)) {
+    __builtin_prefetch(array + i);
+  }
+}
+
+// output += the weighted sum of channels [d, d + kTile) at the points. The same channels of the next block's points are
+// on their way in the meantime.
 template <typename T, typename C, int kTile>
 DETRX_TARGET DETRX_INLINE void forward_tile(
-    int count, const Points<C>& points, const C* weights, const T* value, C* output) {
+    const ForwardBlock<T, C>& block, const ForwardBlock<T, C>& next, int64_t d, C* output) {
   typedef Tile<C, kTile> Tile;
+  const T* value = block.value + d;
+  const T* next_value = next.value + d;
   typename Tile::Vector sum[Tile::kCount];
   for (int c = 0; c < Tile::kCount; ++c) {
-    sum[c] = Tile::load(output + c * Tile::kLanes);
+    sum[c] = Tile::load(output + d + c * Tile::kLanes);
   }
-  for (int i = 0; i < count; ++i) {
+  for (int i = 0; i < block.count; ++i) {
     const T* corner[4];
     C weight[4];
     for (int k = 0; k < 4; ++k) {
-      corner[k] = value + points.offset[k][i];
-      weight[k] = points.bilinear[k][i] * weights[i];
+      corner[k] = value + block.points.offset[k][i];
+      weight[k] = block.points.weight[k][i];
+      prefetch(next_value + next.points.offset[k][i], 0, kTile);
     }
     for (int c = 0; c < Tile::kCount; ++c) {
-      const int d = c * Tile::kLanes;
-      sum[c] += (weight[0] * Tile::load(corner[0] + d) + weight[1] * Tile::load(corner[1] + d)) +
-                (weight[2] * Tile::load(corner[2] + d) + weight[3] * Tile::load(corner[3] + d));
+      const int lane = c * Tile::kLanes;
+      sum[c] += (weight[0] * Tile::load(corner[0] + lane) + weight[1] * Tile::load(corner[1] + lane)) +
+                (weight[2] * Tile::load(corner[2] + lane) + weight[3] * Tile::load(corner[3] + lane));
     }
   }
   for (int c = 0; c < Tile::kCount; ++c) {
-    Tile::store(output + c * Tile::kLanes, sum[c]);
+    Tile::store(output + d + c * Tile::kLanes, sum[c]);
   }
 }
 
 template <typename T, typename C, int kTile>
 DETRX_TARGET DETRX_INLINE void forward_tiles(
-    int64_t channels, int count, const Points<C>& points, const C* weights, const T* value, C* output) {
-  int64_t d = 0;
+    int64_t channels, const ForwardBlock<T, C>& block, const ForwardBlock<T, C>& next, int64_t d, C* output) {
   for (; d + kTile <= channels; d += kTile) {
-    forward_tile<T, C, kTile>(count, points, weights, value + d, output + d);
+    forward_tile<T, C, kTile>(block, next, d, output);
   }
   if constexpr (kTile > 1) {
-    forward_tiles<T, C, kTile / 2>(channels - d, count, points, weights, value + d, output + d);
+    forward_tiles<T, C, kTile / 2>(channels, block, next, d, output);
   }
 }
 
-// Items [begin, end) of the B * Q * M pairs of query and head.
+// Goes through the blocks of a tile's queries.
 template <typename T, typename C>
-DETRX_TARGET void forward_range(
+struct ForwardBlocks {
+  const DeformAttnInputs<T, C>& args;
+  const LevelTable<C>& levels;
+  const Workspace<T, C>& work;
+  const QueryTile& tile;
+  int64_t b, query, next_query, x, m, first;
+  QueryPoints<C> source;
+
+  DETRX_TARGET DETRX_INLINE void next(ForwardBlock<T, C>& block) {
+    const DeformAttnSizes& n = args.sizes;
+    const int64_t points_per_item = n.L * n.P, left = points_per_item - first;
+    if (m == 0 && first == 0) {
+      source = query_points(args, levels, work, query, 0, n.M);
+      x = x + 1 < tile.width ? x + 1 : 0;
+      next_query = query + 1 + (x > 0 ? 0 : tile.stride - tile.width);
+      const int64_t points_per_query = n.M * points_per_item;
+      prefetch(args.points, 2 * next_query * points_per_query, 2 * (next_query + 1) * points_per_query);
+      prefetch(args.weights, next_query * points_per_query, (next_query + 1) * points_per_query);
+    }
+    block.value = args.value + (b * n.S * n.M + m) * n.D;
+    block.item = query * n.M + m;
+    block.is_first = first == 0;
+    block.is_last = left <= kBlock;
+    block.count = left < kBlock ? left : kBlock;
+    locate_points(
+        block.count, source.locations + 2 * (m * points_per_item + first), source.weights + m * source.stride + first,
+        levels, first, n.M * n.D, work.zeros - block.value, block.points);
+    first += kBlock;
+    if (block.is_last) {
+      first = 0;
+      m = m + 1 < n.M ? m + 1 : 0;
+      query = m > 0 ? query : next_query;
+    }
+  }
+};
+
+// The queries of a tile of image b.
+template <typename T, typename C>
+DETRX_TARGET void forward_queries(
     const DeformAttnInputs<T, C>& args, T* all_outputs, const LevelTable<C>& levels, const Workspace<T, C>& work,
-    int64_t begin, int64_t end) {
+    int64_t b, const QueryTile& tile) {
   const DeformAttnSizes& n = args.sizes;
-  const int64_t points_per_item = n.L * n.P;
-  Points<C> points;
-  for (int64_t item = begin; item < end; ++item) {
-    const int64_t m = item % n.M, b = item / n.M / n.Q;
-    const T* value = args.value + (b * n.S * n.M + m) * n.D;
-    const ItemPoints<C> source = item_points(args, levels, work, item, m == 0 || item == begin);
-    T* result = all_outputs + item * n.D;
+  const int64_t blocks_per_item = n.L * n.P > kBlock ? (n.L * n.P + kBlock - 1) / kBlock : 1;
+  const int64_t count = tile.width * tile.height * n.M * blocks_per_item;
+  ForwardBlocks<T, C> blocks{args, levels, work, tile, b, b * n.Q + tile.first, 0, 0, 0, 0, {}};
+  ForwardBlock<T, C> pair[2] = {};
+  if (count > 0) {
+    blocks.next(pair[0]);
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    const ForwardBlock<T, C>& block = pair[i % 2];
+    if (i + 1 < count) {
+      blocks.next(pair[(i + 1) % 2]);
+    }
+    T* result = all_outputs + block.item * n.D;
     C* output = work.output;
     if constexpr (std::is_same_v<T, C>) {
       output = result;
     }
-    for (int64_t d = 0; d < n.D; ++d) {
+    for (int64_t d = 0; block.is_first && d < n.D; ++d) {
       output[d] = 0;
     }
-    for (int64_t first = 0; first < points_per_item; first += kBlock) {
-      const int count = points_per_item - first < kBlock ? points_per_item - first : kBlock;
-      locate_points(count, source.locations + 2 * first, levels, first, n.M * n.D, work.zeros - value, points);
-      forward_tiles<T, C, 64>(n.D, count, points, source.weights + first, value, output);
-    }
+    forward_tiles<T, C, 64>(n.D, block, pair[(i + 1) % 2], 0, output);
     if constexpr (!std::is_same_v<T, C>) {
-      for (int64_t d = 0; d < n.D; ++d) {
+      for (int64_t d = 0; block.is_last && d < n.D; ++d) {
         narrow(output[d], result[d]);
       }
     }
@@ -373,7 +443,6 @@ DETRX_TARGET void forward_range(
 template <typename T, typename C>
 struct BackwardItem {
   int64_t channels;
-  const C* weights;      // of the block's points
   const C* grad_output;  // D channels
   const T* value;        // first token of the head
   C* grad_value;         // the same token
@@ -398,7 +467,7 @@ DETRX_TARGET DETRX_INLINE void backward_tile(
       const int64_t offset = points.offset[k][i];
       const T* corner = item.value + offset + d0;
       C* grad_corner = (offset == item.zeros ? item.unused + k * item.channels : item.grad_value + offset) + d0;
-      const C weight = points.bilinear[k][i] * item.weights[i];
+      const C weight = points.weight[k][i];
       for (int c = 0; c < Tile::kCount; ++c) {
         const int d = c * Tile::kLanes;
         sum[k] += grad[c] * Tile::load(corner + d);
@@ -470,35 +539,41 @@ DETRX_TARGET DETRX_INLINE void store_offset_gradients(
   }
 }
 
-// Items [begin, end): gradients of the logits, where those of the weights were left in `grad_weights`.
+// Queries [begin, end): gradients of the logits, where those of the weights were left in `grad_weights`.
 template <typename T, typename C>
-DETRX_TARGET void softmax_backward_range(
+DETRX_TARGET void softmax_backward_queries(
     const DeformAttnInputs<T, C>& args, const C* grad_weights, T* grad_logits, const Workspace<T, C>& work,
     int64_t begin, int64_t end) {
-  const int64_t count = args.sizes.L * args.sizes.P;
-  for (int64_t item = begin; item < end; ++item) {
-    softmax(args.weights + item * count, count, work.weights);
-    store_logit_gradients(count, work.weights, grad_weights + item * count, grad_logits + item * count);
+  const int64_t heads = args.sizes.M, count = args.sizes.L * args.sizes.P;
+  for (int64_t query = begin; query < end; ++query) {
+    softmax_of_heads(args.weights + query * heads * count, heads, count, work.weights);
+    for (int64_t m = 0; m < heads; ++m) {
+      const int64_t first = (query * heads + m) * count;
+      store_logit_gradients(count, work.weights + m * padded(count), grad_weights + first, grad_logits + first);
+    }
   }
 }
 
-// All queries of image b, for heads [m0, m1) and levels [l0, l1). A part that does not have all levels leaves the
-// gradients of the fused operator's weights in `all_grad_weights`, for softmax_backward_range.
+// The queries of a tile of image b, for heads [m0, m1) and levels [l0, l1). Without all levels, it leaves the gradients
+// of the fused operator's weights in `all_grad_weights`, for softmax_backward_queries.
 template <typename T, typename C>
-DETRX_TARGET void backward_part(
+DETRX_TARGET void backward_queries(
     const DeformAttnInputs<T, C>& args, const DeformAttnGradients<T, C>& grads, C* all_grad_weights,
-    const LevelTable<C>& levels, const Workspace<T, C>& work, int64_t b, int64_t m0, int64_t m1, int64_t l0,
-    int64_t l1) {
+    const LevelTable<C>& levels, const Workspace<T, C>& work, int64_t b, const QueryTile& tile, int64_t m0, int64_t m1,
+    int64_t l0, int64_t l1) {
   const DeformAttnSizes& n = args.sizes;
   const int64_t points_per_item = n.L * n.P, begin = l0 * n.P, end = l1 * n.P;
   Points<C> points;
   C dots[kBlock][4];
-  for (int64_t q = 0; q < n.Q; ++q) {
+  for (int64_t i = 0; i < tile.height * tile.width; ++i) {
+    const int64_t query = b * n.Q + tile.first + i / tile.width * tile.stride + i % tile.width;
+    const QueryPoints<C> source = query_points(args, levels, work, query, m0, m1);
     for (int64_t m = m0; m < m1; ++m) {
-      const int64_t item = (b * n.Q + q) * n.M + m;
+      const int64_t item = query * n.M + m;
+      const C* locations = source.locations + 2 * (m - m0) * points_per_item;
+      const C* all_weights = source.weights + (m - m0) * source.stride;
       const int64_t head = (b * n.S * n.M + m) * n.D;
       const T* value = args.value + head;
-      const ItemPoints<C> source = item_points(args, levels, work, item, m == m0);
       const T* stored_grad_output = grads.grad_output + item * n.D;
       const C* grad_output = work.output;
       if constexpr (std::is_same_v<T, C>) {
@@ -511,12 +586,13 @@ DETRX_TARGET void backward_part(
       C* grad_weights = all_grad_weights ? all_grad_weights + item * points_per_item : work.grad_weights;
       for (int64_t first = begin; first < end; first += kBlock) {
         const int count = end - first < kBlock ? end - first : kBlock;
-        const C* weights = source.weights + first;
-        locate_points(count, source.locations + 2 * first, levels, first, n.M * n.D, work.zeros - value, points);
+        const C* weights = all_weights + first;
+        locate_points(
+            count, locations + 2 * first, weights, levels, first, n.M * n.D, work.zeros - value, points);
         for (int i = 0; i < count; ++i) {
           dots[i][0] = dots[i][1] = dots[i][2] = dots[i][3] = 0;
         }
-        const BackwardItem<T, C> block{n.D, weights, grad_output, value, grads.grad_value + head, work.zeros - value,
+        const BackwardItem<T, C> block{n.D, grad_output, value, grads.grad_value + head, work.zeros - value,
                                        work.unused, dots};
         backward_tiles<T, C, 64>(count, points, block, 0);
         for (int i = 0; i < count; ++i) {
@@ -532,7 +608,7 @@ DETRX_TARGET void backward_part(
         store_offset_gradients(args, grads, levels, work, item, begin, end);
         if (!all_grad_weights) {
           store_logit_gradients(
-              points_per_item, source.weights, grad_weights, grads.grad_weights + item * points_per_item);
+              points_per_item, all_weights, grad_weights, grads.grad_weights + item * points_per_item);
         }
       } else {
         T* stored_points = grads.grad_points + 2 * item * points_per_item;

@@ -25,9 +25,10 @@
 #include "operators.h"
 #include "sampling.h"
 
+#define DETRX_INLINE inline __attribute__((always_inline))
+
 namespace detrx {
 namespace {
-
 // Of the level that each of a query's L * P points samples: height, width, first token, and the two sizes that offsets
 // are divided by, x and y in turn.
 template <typename C>
@@ -46,18 +47,23 @@ struct Workspace {
   C* output;          // (D,), or its gradient
   C* centres;         // of the query's reference, spread over the points
   C* extents;
-  C* locations;
-  C* weights;         // a multiple of kSoftmaxPadding
+  C* locations;       // of all heads
+  C* weights;         // of all heads, padded(L * P) for each
   C* grad_locations;
   C* grad_weights;
 };
 
-// The softmax works on whole vectors, at most this many elements.
-constexpr int64_t kSoftmaxPadding = 16;
+// Queries first + y * stride + x of an image, for x < width and y < height.
+struct QueryTile {
+  int64_t first, width, height, stride;
+};
+
+// The softmax works on whole vectors, of at most 16 elements.
+DETRX_INLINE int64_t padded(int64_t count) {
+  return (count + 15) / 16 * 16;
+}
 
 }  // namespace
-
-#define DETRX_INLINE inline __attribute__((always_inline))
 
 #define DETRX_TARGET
 namespace isa_default {
@@ -128,12 +134,12 @@ template <typename T, typename C>
 class WorkspaceStorage {
  public:
   explicit WorkspaceStorage(const DeformAttnSizes& n) : zeros_(n.D) {
-    const int64_t points = (n.L * n.P + kSoftmaxPadding - 1) / kSoftmaxPadding * kSoftmaxPadding;
-    numbers_.resize(5 * n.D + 10 * points);
+    const int64_t points = padded(n.L * n.P), all_points = n.M * points;
+    numbers_.resize(5 * n.D + 7 * points + 3 * all_points);
     C* next = numbers_.data();
     const auto take = [&next](int64_t count) { return std::exchange(next, next + count); };
-    workspace_ = {zeros_.data(), take(4 * n.D),    take(n.D),        take(2 * points), take(2 * points),
-                  take(2 * points), take(points), take(2 * points), take(points)};
+    workspace_ = {zeros_.data(),        take(4 * n.D),    take(n.D),        take(2 * points), take(2 * points),
+                  take(2 * all_points), take(all_points), take(2 * points), take(points)};
   }
   const Workspace<T, C>& get() const {
     return workspace_;
@@ -145,32 +151,57 @@ class WorkspaceStorage {
   Workspace<T, C> workspace_;
 };
 
-// Items that are worth a thread: whole queries, whose heads share a reference.
+// Queries that are worth a thread.
 int64_t grain(const DeformAttnSizes& n) {
-  const int64_t per_query = std::max<int64_t>(n.M * n.L * n.P * n.D, 1);
-  return (32768 / per_query + 1) * std::max<int64_t>(n.M, 1);
+  return 32768 / std::max<int64_t>(n.M * n.L * n.P * n.D, 1) + 1;
+}
+
+// The order in which an image's queries are processed. Where there are as many as tokens, each likely samples around
+// its own place: those of a square share more of what they read, while it is in the cache, than those of a row.
+std::vector<QueryTile> query_tiles(const DeformAttnSizes& n, const int64_t* spatial_shapes) {
+  std::vector<QueryTile> tiles;
+  if (n.Q != n.S) {
+    const int64_t chunk = grain(n);
+    for (int64_t first = 0; first < n.Q; first += chunk) {
+      tiles.push_back({first, std::min(chunk, n.Q - first), 1, 0});
+    }
+    return tiles;
+  }
+  constexpr int64_t side = 8;
+  int64_t start = 0;
+  for (int64_t l = 0; l < n.L; ++l) {
+    const int64_t height = spatial_shapes[2 * l], width = spatial_shapes[2 * l + 1];
+    for (int64_t y = 0; y < height; y += side) {
+      for (int64_t x = 0; x < width; x += side) {
+        tiles.push_back({start + y * width + x, std::min(side, width - x), std::min(side, height - y), width});
+      }
+    }
+    start += height * width;
+  }
+  return tiles;
 }
 
 template <typename T, typename C>
 void forward(const DeformAttnInputs<T, C>& inputs, T* output) {
   const DeformAttnSizes& n = inputs.sizes;
   const LevelTableStorage<C> levels(n, inputs.spatial_shapes, inputs.level_start_index);
-  const auto kernel = DETRX_SELECT_ISA(forward_range<T, C>);
-  // Threads take chunk after chunk, so that none waits for one that shares its core with something else.
-  const int64_t count = n.B * n.Q * n.M, chunk = grain(n);
-  const int64_t workers = std::min<int64_t>(at::get_num_threads(), (count + chunk - 1) / chunk);
+  const std::vector<QueryTile> tiles = query_tiles(n, inputs.spatial_shapes);
+  const auto kernel = DETRX_SELECT_ISA(forward_queries<T, C>);
+  // Threads take tile after tile, so that none waits for one that shares its core with something else.
+  const int64_t per_image = tiles.size(), count = n.B * per_image;
+  const int64_t workers = std::min<int64_t>(at::get_num_threads(), count);
   std::atomic<int64_t> next{0};
   at::parallel_for(0, workers, 1, [&](int64_t, int64_t) {
     const WorkspaceStorage<T, C> work(n);
-    for (int64_t begin = next.fetch_add(chunk); begin < count; begin = next.fetch_add(chunk)) {
-      kernel(inputs, output, levels.table(), work.get(), begin, std::min(begin + chunk, count));
+    for (int64_t i = next++; i < count; i = next++) {
+      kernel(inputs, output, levels.table(), work.get(), i / per_image, tiles[i % per_image]);
     }
   });
 }
 
 // Every element of grad_value belongs to one image, head and level. Threads share the work by these, so that they never
 // collide, and every element sums its terms in the same order whatever the number of threads. Few large parts are
-// better than many: a part reads the queries' points from one end to the other.
+// better than many: a part reads the points of all queries.
 template <typename T, typename C>
 void backward(const DeformAttnInputs<T, C>& inputs, const DeformAttnGradients<T, C>& gradients) {
   const DeformAttnSizes& n = inputs.sizes;
@@ -186,19 +217,22 @@ void backward(const DeformAttnInputs<T, C>& inputs, const DeformAttnGradients<T,
   // The gradients of logits take all levels of a query: in a second pass, where threads share the levels.
   const bool two_passes = inputs.reference && level_parts > 1;
   std::vector<C> grad_weights(two_passes ? n.B * n.Q * n.M * n.L * n.P : 0);
-  const auto kernel = DETRX_SELECT_ISA(backward_part<T, C>);
+  const std::vector<QueryTile> tiles = query_tiles(n, inputs.spatial_shapes);
+  const auto kernel = DETRX_SELECT_ISA(backward_queries<T, C>);
   at::parallel_for(0, n.B * head_parts * level_parts, 1, [&](int64_t begin, int64_t end) {
     const WorkspaceStorage<T, C> work(n);
     for (int64_t part = begin; part < end; ++part) {
       const int64_t l = part % level_parts * level_count, m = part / level_parts % head_parts * heads;
-      kernel(
-          inputs, gradients, two_passes ? grad_weights.data() : nullptr, levels.table(), work.get(),
-          part / level_parts / head_parts, m, m + heads, l, l + level_count);
+      for (const QueryTile& tile : tiles) {
+        kernel(
+            inputs, gradients, two_passes ? grad_weights.data() : nullptr, levels.table(), work.get(),
+            part / level_parts / head_parts, tile, m, m + heads, l, l + level_count);
+      }
     }
   });
   if (two_passes) {
-    const auto softmax_kernel = DETRX_SELECT_ISA(softmax_backward_range<T, C>);
-    at::parallel_for(0, n.B * n.Q * n.M, grain(n), [&](int64_t begin, int64_t end) {
+    const auto softmax_kernel = DETRX_SELECT_ISA(softmax_backward_queries<T, C>);
+    at::parallel_for(0, n.B * n.Q, grain(n), [&](int64_t begin, int64_t end) {
       const WorkspaceStorage<T, C> work(n);
       softmax_kernel(inputs, grad_weights.data(), gradients.grad_weights, work.get(), begin, end);
     });
