@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-REDUCED = (torch.float16, torch.bfloat16)
+from detrx.ops._precision import REDUCED
 
 
 def check_arguments(

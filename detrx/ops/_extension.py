@@ -53,14 +53,6 @@ def operators() -> list[str]:
     return sorted(name for name in names if not name.startswith("_"))
 
 
-def autocast_dtype(x: torch.Tensor) -> torch.dtype | None:
-    """The dtype in which autocast computes on the device of `x`; None where it does nothing there."""
-    device_type = x.device.type
-    if device_type == "meta" or not torch.is_autocast_enabled(device_type):  # an error for "meta"
-        return None
-    return torch.get_autocast_dtype(device_type)
-
-
 def register_fallback(name: str, schema: str, function: Callable) -> None:
     """Make `function` the implementation of `detrx::name` on devices without a compiled kernel.
 

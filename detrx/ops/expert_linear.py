@@ -7,7 +7,7 @@ kernel; elsewhere one GEMM per expert, for which the host reads the counts.
 import torch
 from torch import Tensor
 
-from detrx.ops._extension import autocast_dtype
+from detrx.ops._precision import autocast_to_reduced
 
 _FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 # Elements of an oneDNN product, which is copied to its place: 8 MiB stay in the cache until then. Smaller blocks would
@@ -33,9 +33,7 @@ def expert_linear(x: Tensor, weight: Tensor, bias: Tensor, counts: Tensor, relu:
             sum to N.
         TypeError: dtypes that do not fit together.
     """
-    dtype = autocast_dtype(x)
-    if dtype is not None:
-        x, weight, bias = (t if t.dtype == torch.float64 else t.to(dtype) for t in (x, weight, bias))
+    x, weight, bias = autocast_to_reduced(x, weight, bias)
     _check_arguments(x, weight, bias, counts)
     return torch.ops.detrx.expert_linear(x, weight, bias, counts, relu)
 

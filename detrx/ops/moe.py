@@ -10,11 +10,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from detrx.ops._extension import autocast_dtype, register_fallback
+from detrx.ops._extension import register_fallback
+from detrx.ops._precision import REDUCED, autocast_to_full
 
 MAX_EXPERTS, MAX_K = 256, 8
-_REDUCED = (torch.float16, torch.bfloat16)
-_FLOATING = (torch.float32, torch.float64, *_REDUCED)
+_FLOATING = (torch.float32, torch.float64, *REDUCED)
 
 
 class Routing(NamedTuple):
@@ -47,8 +47,7 @@ def moe_route(logits: Tensor, k: int) -> Routing:
         ValueError: `k`, or a shape, that is out of range.
         TypeError: `logits` is not a floating-point tensor.
     """
-    if autocast_dtype(logits) is not None and logits.dtype in _REDUCED:
-        logits = logits.float()
+    (logits,) = autocast_to_full(logits)
     _check_route(logits, k)
     return Routing(*torch.ops.detrx.moe_route(logits, k))
 
@@ -125,7 +124,7 @@ def _combine_backward(grad_output: Tensor, y: Tensor, weights: Tensor, order: Te
 
 
 def _widen(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in _REDUCED else x
+    return x.float() if x.dtype in REDUCED else x
 
 
 def _invert(order: Tensor) -> Tensor:

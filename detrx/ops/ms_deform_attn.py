@@ -8,8 +8,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from detrx.ops._deform_attn_checks import REDUCED, check_arguments, check_levels
-from detrx.ops._extension import autocast_dtype, register_fallback
+from detrx.ops._deform_attn_checks import check_arguments, check_levels
+from detrx.ops._extension import register_fallback
+from detrx.ops._precision import autocast_to_full, in_full_precision
 
 
 def ms_deform_attn(
@@ -39,8 +40,7 @@ def ms_deform_attn(
         ValueError: shapes or devices that do not fit together, or level sizes that do not sum to S.
         TypeError: dtypes that do not fit together.
     """
-    if autocast_dtype(value) is not None:
-        value, sampling_locations, attention_weights = in_full_precision(value, sampling_locations, attention_weights)
+    value, sampling_locations, attention_weights = autocast_to_full(value, sampling_locations, attention_weights)
     check_arguments(value, spatial_shapes, level_start_index, sampling_locations, attention_weights)
     return torch.ops.detrx.ms_deform_attn(
         value, spatial_shapes, level_start_index, sampling_locations, attention_weights
@@ -98,10 +98,6 @@ _BILINEAR, _ZEROS = 0, 0  # interpolation and padding modes of aten's grid sampl
 def _sample(maps: Tensor, grid: Tensor) -> Tensor:
     """Bilinear samples (B * M, D, Q, P) of `maps` (B * M, D, H, W) at `grid` (B * M, Q, P, 2), x and y in [-1, 1]."""
     return torch.ops.aten.grid_sampler_2d(maps, grid, _BILINEAR, _ZEROS, align_corners=False)
-
-
-def in_full_precision(*tensors: Tensor) -> list[Tensor]:
-    return [x.float() if x.dtype in REDUCED else x for x in tensors]
 
 
 def _levels(

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from detrx.ops._deform_attn_checks import check_arguments
-from detrx.ops._extension import autocast_dtype, register_fallback
-from detrx.ops.ms_deform_attn import in_full_precision, ms_deform_attn_reference, reference_backward
+from detrx.ops._extension import register_fallback
+from detrx.ops._precision import autocast_to_full, autocast_to_reduced, in_full_precision
+from detrx.ops.ms_deform_attn import ms_deform_attn_reference, reference_backward
 
 
 def ms_deform_attn_fused(
@@ -26,7 +27,7 @@ def ms_deform_attn_fused(
 
     Differentiable once, with respect to the four floating-point arguments. They share one dtype, except that
     `reference` may be float32 beside float16 or bfloat16, which are computed in float32. Under autocast, value,
-    offsets and logits are cast to its dtype, and reference to float32.
+    offsets and logits are cast to its dtype, and a reference of reduced precision to float32.
 
     Args:
         value: (B, S, M, D), the levels one after the other, each row by row.
@@ -43,10 +44,8 @@ def ms_deform_attn_fused(
         ValueError: shapes or devices that do not fit together, or level sizes that do not sum to S.
         TypeError: dtypes that do not fit together.
     """
-    dtype = autocast_dtype(value)
-    if dtype is not None and value.dtype != torch.float64:
-        value, offsets, logits = (x.to(dtype) for x in (value, offsets, logits))
-        reference = reference.float()
+    value, offsets, logits = autocast_to_reduced(value, offsets, logits)
+    (reference,) = autocast_to_full(reference)
     if logits.dim() == 4 and offsets.dim() == 6 and logits.shape[3] == offsets.shape[3] * offsets.shape[4]:
         logits = logits.unflatten(3, offsets.shape[3:5])
     check_arguments(value, spatial_shapes, level_start_index, offsets, logits, reference)

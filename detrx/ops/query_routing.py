@@ -14,7 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from detrx.ops._extension import autocast_dtype, register_fallback
+from detrx.ops._extension import register_fallback
+from detrx.ops._precision import autocast_to_wider
 
 
 class QueryRoute(NamedTuple):
@@ -100,10 +101,8 @@ def query_scatter(
     _check_rows("query_scatter", "packed", packs, index.shape[1], "index", index)
     if len(bases) != len(packs):
         raise ValueError(f"query_scatter: packed has {len(packs)} tensors, base has {len(bases)}")
-    if autocast_dtype(index) is not None:
-        widest = [torch.promote_types(b.dtype, p.dtype) for b, p in zip(bases, packs, strict=True)]
-        bases = [b.to(dtype) for b, dtype in zip(bases, widest, strict=True)]
-        packs = [p.to(dtype) for p, dtype in zip(packs, widest, strict=True)]
+    pairs = [autocast_to_wider(b, p) for b, p in zip(bases, packs, strict=True)]
+    bases, packs = [b for b, _ in pairs], [p for _, p in pairs]
     _check_pairs(bases, packs)
     merged = torch.ops.detrx.query_scatter(bases, packs, index, valid)
     return merged[0] if isinstance(base, Tensor) else merged
