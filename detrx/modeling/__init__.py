@@ -8,12 +8,13 @@ from .denoising import ContrastiveDenoising, Denoising, GroupDenoising
 from .encoder import DeformableEncoder, DeformableEncoderLayer, TransformerEncoder, TransformerEncoderLayer
 from .heads import PredictionHeads
 from .learned_queries import AnchorQueries, LabelEmbedding, PositionQueries
-from .losses import FocalLoss, GIoULoss, L1Loss, VarifocalLoss
+from .losses import FocalLoss, GIoULoss, L1Loss, PairWeight, VarifocalLoss
 from .matching import HungarianMatcher, KnownPairs, MatchingCost, TopKAssigner
 from .meta_arch import DetectionTransformer
 from .methods import Branch, Method, Step
 from .neck import ChannelMapper
 from .postprocess import TopDetections
+from .quality_losses import AlignedQuality, IABCELoss, RankWeight
 from .queries import Predictions, Queries, QueryGroup, Route
 from .query_source import EncoderProposals, LearnedQueries, Proposals
 from .reference_position import AnchorPosition, ConditionalPosition, ReferencePosition
@@ -22,6 +23,7 @@ from .targets import Targets
 from .tokens import MultiScaleTokens, Tokenizer
 
 __all__ = [
+    "AlignedQuality",
     "AnchorPosition",
     "AnchorQueries",
     "Branch",
@@ -44,6 +46,7 @@ __all__ = [
     "GIoULoss",
     "GroupDenoising",
     "HungarianMatcher",
+    "IABCELoss",
     "KnownPairs",
     "L1Loss",
     "LabelEmbedding",
@@ -51,12 +54,14 @@ __all__ = [
     "MatchingCost",
     "Method",
     "MultiScaleTokens",
+    "PairWeight",
     "PositionQueries",
     "PredictionHeads",
     "Predictions",
     "Proposals",
     "Queries",
     "QueryGroup",
+    "RankWeight",
     "ReferencePosition",
     "Route",
     "SoftmaxMatchingCost",

@@ -26,6 +26,14 @@ def sum_by_layer(values: Tensor, pairs: Assignment, predictions: Predictions) ->
     return values.new_zeros(len(predictions.boxes)).index_add(0, pairs.layer, values)
 
 
+class PairWeight(ABC):
+    """How much each matched pair counts in a loss."""
+
+    @abstractmethod
+    def __call__(self, predictions: Predictions, targets: Targets, pairs: Assignment) -> Tensor:
+        """(M,) weights, without gradient."""
+
+
 class Loss(ABC):
     """
     Args:
@@ -95,12 +103,16 @@ class L1Loss(Loss):
 
     name = "loss_bbox"
 
-    def __init__(self, weight: float = 5.0):
+    def __init__(self, weight: float = 5.0, pair_weight: PairWeight | None = None):
         super().__init__(weight)
+        self.pair_weight = pair_weight
 
     def __call__(self, predictions: Predictions, targets: Targets, pairs: Assignment) -> Tensor:
         predicted, truth = matched_boxes(predictions, targets, pairs)
-        return sum_by_layer((predicted - truth).abs().sum(-1), pairs, predictions)
+        values = (predicted - truth).abs().sum(-1)
+        if self.pair_weight is not None:
+            values = values * self.pair_weight(predictions, targets, pairs)
+        return sum_by_layer(values, pairs, predictions)
 
 
 class GIoULoss(Loss):
@@ -108,10 +120,14 @@ class GIoULoss(Loss):
 
     name = "loss_giou"
 
-    def __init__(self, weight: float = 2.0):
+    def __init__(self, weight: float = 2.0, pair_weight: PairWeight | None = None):
         super().__init__(weight)
+        self.pair_weight = pair_weight
 
     def __call__(self, predictions: Predictions, targets: Targets, pairs: Assignment) -> Tensor:
         predicted, truth = matched_boxes(predictions, targets, pairs)
         _, giou = iou_xyxy(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(truth))
-        return sum_by_layer(1 - giou, pairs, predictions)
+        values = 1 - giou
+        if self.pair_weight is not None:
+            values = values * self.pair_weight(predictions, targets, pairs)
+        return sum_by_layer(values, pairs, predictions)

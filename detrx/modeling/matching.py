@@ -86,21 +86,48 @@ class Assigner(ABC):
 
 
 class HungarianMatcher(Assigner):
-    """One-to-one assignment of least total cost, for each layer and image by itself (DETR, arXiv 2005.12872)."""
+    """Assignment of least total cost, for each layer and image by itself (DETR, arXiv 2005.12872).
 
-    def __init__(self, cost: MatchingCost):
+    Args:
+        copies: predictions that each ground truth takes; 1 is one-to-one.
+        max_share: at most this part of the queries is taken in an image; an image with too many boxes has fewer copies,
+            but at least one. None: only the number of queries limits.
+        carry_limit: as the published Align-DETR does, the fewer copies of an image, which then can be none, are also
+            those of all images after it in the batch.
+    """
+
+    def __init__(self, cost: MatchingCost, copies: int = 1, max_share: float | None = None, carry_limit: bool = False):
+        if copies < 1:
+            raise ValueError(f"copies must be at least 1, got {copies}")
         self.cost = cost
+        self.copies = copies
+        self.max_share = max_share
+        self.carry_limit = carry_limit
 
     def host_cost(self, predictions: Predictions, targets: Targets) -> Tensor:
         return self.cost(predictions, targets)
 
     def solve(self, cost: np.ndarray, targets: Targets) -> np.ndarray:
         rows = [np.empty((0, 4), dtype=np.int64)]
+        copies = self.copies_of(targets.counts, cost.shape[2])
         for image, count in enumerate(targets.counts):
             for layer in range(len(cost)):
-                query, truth = linear_sum_assignment(cost[layer, image, :, :count])
+                query, column = linear_sum_assignment(np.tile(cost[layer, image, :, :count], copies[image]))
+                truth = column % count if count else column
                 rows.append(np.stack([np.full_like(query, layer), np.full_like(query, image), query, truth], axis=1))
         return np.concatenate(rows)
+
+    def copies_of(self, counts: Sequence[int], num_queries: int) -> list[int]:
+        """Copies of the ground truth of each image."""
+        result, limit = [], self.copies
+        for count in counts:
+            copies = self.copies
+            if self.max_share is not None and count:
+                fitting = int(num_queries * self.max_share / count)
+                limit = min(limit, fitting)
+                copies = max(1, min(copies, fitting))
+            result.append(limit if self.carry_limit else copies)
+        return result
 
     def assign(self, predictions: Predictions, targets: Targets) -> Assignment:
         return assign_all([(self, predictions, targets)])[0]

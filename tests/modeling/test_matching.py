@@ -1,6 +1,7 @@
 """Costs, assignment and criterion against brute force and hand-made values."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -84,6 +85,36 @@ def test_hungarian_matcher_against_brute_force():
             key=lambda queries: sum(cost[layer, image, q, g].item() for g, q in enumerate(queries)),
         )
         assert pairs_of(assignment, layer, image) == {(q, g) for g, q in enumerate(best)}
+
+
+def test_copies_equal_a_repeated_ground_truth():
+    predictions, targets = make_predictions(2, 2, 9), make_targets(3, 2)
+    found = HungarianMatcher(MatchingCost(), copies=3).assign(predictions, targets)
+    for image, count in enumerate(targets.counts):
+        repeated = replace(
+            targets,
+            labels=targets.labels[image : image + 1, :count].repeat(1, 3),
+            boxes=targets.boxes[image : image + 1, :count].repeat(1, 3, 1),
+            counts=(3 * count,),
+            image_ids=(image,),
+        )
+        one = Predictions(predictions.logits[:, image : image + 1], predictions.boxes[:, image : image + 1])
+        expected = HungarianMatcher(MatchingCost()).assign(one, repeated)
+        for layer in range(2):
+            pairs = {(query, truth % count) for query, truth in pairs_of(expected, layer, 0)}
+            assert pairs_of(found, layer, image) == pairs and len(pairs) == 3 * count
+
+
+def test_limit_of_copies():
+    counts = (2, 5, 40, 0, 1)
+    sane = HungarianMatcher(MatchingCost(), copies=3, max_share=0.5)
+    assert sane.copies_of(counts, 20) == [3, 2, 1, 3, 3]
+    published = HungarianMatcher(MatchingCost(), copies=3, max_share=0.5, carry_limit=True)
+    assert published.copies_of(counts, 20) == [3, 2, 0, 0, 0]
+    assert HungarianMatcher(MatchingCost(), copies=3).copies_of(counts, 20) == [3] * 5
+    assert len(published.assign(make_predictions(1, 2, 4), make_targets(4, 1)).query) == 0
+    with pytest.raises(ValueError, match="copies must be at least 1, got 0"):
+        HungarianMatcher(MatchingCost(), copies=0)
 
 
 def test_more_boxes_than_queries():

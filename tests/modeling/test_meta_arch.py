@@ -40,7 +40,7 @@ def test_scaling_the_output_frame_scales_the_boxes():
     torch.testing.assert_close(doubled, 2 * boxes)
 
 
-DETECTORS = ["deformable_detr/deformable_detr_digits.py", "dino/dino_digits.py"]
+DETECTORS = ["deformable_detr/deformable_detr_digits.py", "dino/dino_digits.py", "align_detr/align_detr_digits.py"]
 
 
 @torch.no_grad()

@@ -1,0 +1,109 @@
+"""Losses that know how good a matched prediction is: Align-DETR (arXiv 2304.07527)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from detrx.layers import cxcywh_to_xyxy, iou_xyxy
+
+from .losses import Loss, PairWeight, matched_boxes
+from .matching import Assignment
+from .queries import Predictions
+from .targets import Targets
+
+
+@dataclass(frozen=True)
+class AlignedQuality:
+    """Quality of matched pairs, t = score^alpha * IoU^(1 - alpha).
+
+    Args:
+        alpha: 1 is the score alone, 0 the IoU alone.
+        minimum: lower bound of t.
+    """
+
+    alpha: float = 0.25
+    minimum: float = 0.01
+
+    @torch.no_grad()
+    def __call__(self, predictions: Predictions, targets: Targets, pairs: Assignment) -> Tensor:
+        """(M,)"""
+        labels = targets.labels[pairs.image, pairs.truth]
+        score = predictions.logits[pairs.layer, pairs.image, pairs.query, labels].float().sigmoid()
+        predicted, truth = matched_boxes(predictions, targets, pairs)
+        iou, _ = iou_xyxy(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(truth))
+        return (score**self.alpha * iou ** (1 - self.alpha)).clamp(min=self.minimum)
+
+
+@dataclass(frozen=True)
+class RankWeight(PairWeight):
+    """exp(-rank / tau), with the rank of a prediction among those of the same ground truth; the best has rank 0.
+
+    Args:
+        tau: temperature.
+        quality: what ranks them.
+    """
+
+    tau: float = 1.5
+    quality: AlignedQuality = field(default_factory=AlignedQuality)
+
+    @torch.no_grad()
+    def __call__(self, predictions: Predictions, targets: Targets, pairs: Assignment) -> Tensor:
+        quality = self.quality(predictions, targets, pairs)
+        (num_images, num_boxes) = targets.labels.shape
+        bag = (pairs.layer * num_images + pairs.image) * num_boxes + pairs.truth
+        return torch.exp(-rank_in_bag(quality, bag) / self.tau)
+
+
+def rank_in_bag(values: Tensor, bag: Tensor) -> Tensor:
+    """Rank (M,) from 0 of each of the values (M,) among those of the same bag (M,), the largest first.
+
+    Among equal values the first comes first.
+    """
+    order = values.argsort(descending=True, stable=True)
+    order = order[bag[order].argsort(stable=True)]
+    ordered = bag[order]
+    place = torch.arange(len(bag), device=bag.device)
+    return torch.empty_like(bag).index_copy(0, order, place - torch.searchsorted(ordered, ordered))
+
+
+class IABCELoss(Loss):
+    """Binary cross-entropy whose target is the quality of the matched box, so that score and IoU go together.
+
+    Positives: -t log p - (1 - t) log(1 - p) with t the quality; all others: -p^gamma log(1 - p).
+
+    Args:
+        quality: t.
+        pair_weight: factor of t.
+    """
+
+    name = "loss_class"
+
+    def __init__(
+        self,
+        weight: float = 1.0,
+        gamma: float = 2.0,
+        quality: AlignedQuality | None = None,
+        pair_weight: PairWeight | None = None,
+    ):
+        super().__init__(weight)
+        self.gamma = gamma
+        self.quality = AlignedQuality() if quality is None else quality
+        self.pair_weight = pair_weight
+
+    def __call__(self, predictions: Predictions, targets: Targets, pairs: Assignment) -> Tensor:
+        logits = predictions.logits.float()
+        t = self.quality(predictions, targets, pairs)
+        if self.pair_weight is not None:
+            t = t * self.pair_weight(predictions, targets, pairs)
+        index = (pairs.layer, pairs.image, pairs.query, targets.labels[pairs.image, pairs.truth])
+        # A query that answers for several boxes of a class has the target of the best.
+        flat = index[0]
+        for size, i in zip(logits.shape[1:], index[1:], strict=True):
+            flat = flat * size + i
+        positive = torch.zeros_like(logits).flatten().scatter_reduce(0, flat, t, "amax").view_as(logits)
+        negative = torch.where(positive > 0, 1 - positive, logits.sigmoid() ** self.gamma)
+        return -(positive * F.logsigmoid(logits) + negative * F.logsigmoid(-logits)).sum((1, 2, 3))
