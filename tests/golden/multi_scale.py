@@ -1,6 +1,9 @@
 """Multi-scale detectors with the sizes and weights of a fixture."""
 
+from collections.abc import Mapping
+
 from omegaconf import DictConfig
+from torch import Tensor
 
 from detrx import model_zoo
 from detrx.checkpoint import convert_checkpoint
@@ -26,13 +29,13 @@ def config(golden: Golden, name: str) -> DictConfig:
     cfg.encoder.layer.ffn.hidden_dim = sizes["feedforward_dim"]
     cfg.encoder.layer.dropout = 0.0
     cfg.decoder.heads.num_classes = sizes["num_classes"]
-    cfg.query_source.num_queries = sizes["num_queries"]
+    cfg.query_source.num_queries = sizes.get("num_queries", 0)
     cfg.postprocess.num_detections = sizes["select_box_nums_for_evaluation"]
     return cfg
 
 
-def load(golden: Golden, cfg: DictConfig) -> DetectionTransformer:
-    """The model of `cfg` with the weights of the fixture."""
+def load(golden: Golden, cfg: DictConfig, weights: Mapping[str, Tensor] | None = None) -> DetectionTransformer:
+    """The model of `cfg` with the weights of the fixture, or those given."""
     model = instantiate(cfg)
-    model.load_state_dict(convert_checkpoint(golden.weights, model, "detrex")[0])
+    model.load_state_dict(convert_checkpoint(golden.weights if weights is None else weights, model, "detrex")[0])
     return model
