@@ -21,7 +21,10 @@ def swin(**options) -> TimmBackbone:
 def randomise(model: nn.Module) -> nn.Module:
     """Random weights and statistics for which a wrong assignment shows."""
     for parameter in model.parameters():
-        nn.init.normal_(parameter, mean=1.0 if parameter.ndim == 1 else 0.0, std=0.1)
+        if parameter.ndim == 1:
+            nn.init.normal_(parameter, mean=1.0, std=0.1)
+        else:
+            nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
     for name, buffer in model.named_buffers():
         if name.endswith("running_mean"):
             nn.init.normal_(buffer, std=0.1)
