@@ -34,7 +34,8 @@ def backbone(source: Mapping[str, Tensor], model: nn.Module, prefix: str) -> lis
     for name, numbers in traced.items():
         rules += pack([re.escape(order[i]) for i in numbers.tolist()], f"backbone.{name}")
     used = {int(i) for numbers in traced.values() for i in numbers}
-    return rules + [Ignore(re.escape(key), "computed by timm") for i, key in enumerate(order) if i not in used]
+    reason = "no weight: computed, or a count of steps"
+    return rules + [Ignore(re.escape(key), reason) for i, key in enumerate(order) if i not in used]
 
 
 def denoising(model: nn.Module, label_embedding: str) -> list[Rule]:

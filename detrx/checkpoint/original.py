@@ -1,4 +1,4 @@
-"""Checkpoints of the authors' repositories: Deformable-DETR, and DINO, which is built on it."""
+"""Checkpoints of the authors' repositories: DETR, Conditional DETR, DAB-DETR, DN-DETR, Deformable-DETR and DINO."""
 
 from collections.abc import Collection, Mapping
 
@@ -12,6 +12,14 @@ __all__ = ["matches", "rules", "settings"]
 _ENCODER = r"transformer\.(encoder)\.layers\.(\d+)"
 _DECODER = r"transformer\.(decoder)\.layers\.(\d+)"
 _LAYER = r"transformer\.(encoder|decoder)\.layers\.(\d+)"
+_PROJECTIONS = {
+    "qcontent": "query_content",
+    "qpos": "query_pos",
+    "qpos_sine": "query_sine",
+    "kcontent": "key_content",
+    "kpos": "key_pos",
+    "v": "value",
+}
 
 
 def matches(keys: Collection[str]) -> bool:
@@ -19,40 +27,48 @@ def matches(keys: Collection[str]) -> bool:
 
 
 def settings(source: Mapping[str, Tensor]) -> dict[str, float]:
-    positions = {"tokenizer.position_embedding.temperature": 10000, "tokenizer.position_embedding.offset": -0.5}
-    if "transformer.enc_out_class_embed.weight" in source:  # DINO
-        positions = {"tokenizer.position_embedding.temperature": 20, "tokenizer.position_embedding.offset": 0}
-    return {"decoder.inverse_sigmoid_eps": 1e-5, **positions}
+    dino, dab = "transformer.enc_out_class_embed.weight" in source, "refpoint_embed.weight" in source
+    found = {
+        "tokenizer.position_embedding.temperature": 20 if dino or dab else 10000,
+        "tokenizer.position_embedding.offset": -0.5 if _is_deformable(source) and not dino else 0,
+    }
+    if any("ref_point_head" in key or "reference_points" in key or "pos_trans" in key for key in source):
+        found["decoder.inverse_sigmoid_eps"] = 1e-3 if dino or dab else 1e-5
+    return found
 
 
 def rules(source: Mapping[str, Tensor], model: nn.Module) -> list[Rule]:
+    deformable = _is_deformable(source)
     return [
         *backbone(source, model, r"backbone\.0\."),
-        *input_projections(model, r"input_proj"),
-        *_deformable_layers(),
-        *_queries(),
-        *denoising(model, r"label_enc"),
+        *_layers(),
+        *(_deformable(model) if deformable else _single_scale(source)),
         *heads(source, model, r"(?:transformer\.decoder\.)?class_embed", r"(?:transformer\.decoder\.)?bbox_embed"),
     ]
 
 
-def _deformable_layers() -> list[Rule]:
+def _is_deformable(source: Mapping[str, Tensor]) -> bool:
+    return "transformer.encoder.layers.0.self_attn.sampling_offsets.weight" in source
+
+
+def _layers() -> list[Rule]:
     return [
         Rename(_LAYER + r"\.linear([12])\.(.+)", r"\1.layers.\2.ffn.linear\3.\4"),
+        Rename(_LAYER + r"\.activation\.(.+)", r"\1.layers.\2.ffn.activation.\3"),
         Rename(_LAYER + r"\.self_attn\.(.+)", r"\1.layers.\2.self_attn.\3"),
-        Rename(_DECODER + r"\.cross_attn\.(.+)", r"\1.layers.\2.cross_attn.\3"),
+        Rename(_DECODER + r"\.(?:cross_attn|multihead_attn)\.(.+)", r"\1.layers.\2.cross_attn.\3"),
         Rename(_ENCODER + r"\.norm([12])\.(.+)", r"\1.layers.\2.norm\3.\4"),
-        # Numbered in the order of the constructor, not in that of the forward pass.
-        Rename(_DECODER + r"\.norm1\.(.+)", r"\1.layers.\2.norm2.\3"),
-        Rename(_DECODER + r"\.norm2\.(.+)", r"\1.layers.\2.norm1.\3"),
-        Rename(_DECODER + r"\.norm3\.(.+)", r"\1.layers.\2.norm3.\3"),
         Rename(r"transformer\.decoder\.norm\.(.+)", r"decoder.norm.\1"),
-        Rename(r"transformer\.decoder\.ref_point_head\.(.+)", r"decoder.position.mlp.\1"),
     ]
 
 
-def _queries() -> list[Rule]:
+def _deformable(model: nn.Module) -> list[Rule]:
     return [
+        *input_projections(model, r"input_proj"),
+        # Norms are numbered in the order of the constructor, not in that of the forward pass.
+        Rename(_DECODER + r"\.norm1\.(.+)", r"\1.layers.\2.norm2.\3"),
+        Rename(_DECODER + r"\.norm2\.(.+)", r"\1.layers.\2.norm1.\3"),
+        Rename(_DECODER + r"\.norm3\.(.+)", r"\1.layers.\2.norm3.\3"),
         Rename(r"transformer\.level_embed", "tokenizer.level_embed"),
         Split(r"query_embed\.weight", ["query_source.pos.weight", "query_source.content.weight"], dim=1),
         Rename(r"transformer\.tgt_embed\.weight", "query_source.query_embed.weight"),
@@ -63,4 +79,34 @@ def _queries() -> list[Rule]:
         Rename(r"transformer\.pos_trans_norm\.(.+)", r"query_source.pos_norm.\1"),
         Rename(r"transformer\.enc_out_class_embed\.(.+)", r"query_source.class_head.\1"),
         Rename(r"transformer\.enc_out_bbox_embed\.(.+)", r"query_source.box_head.\1"),
+        Rename(r"transformer\.decoder\.ref_point_head\.(.+)", r"decoder.position.mlp.\1"),
+        *denoising(model, r"label_enc"),
+    ]
+
+
+def _single_scale(source: Mapping[str, Tensor]) -> list[Rule]:
+    # In Conditional DETR reference points come from positions, in DAB-DETR positions from references.
+    conditional = "query_embed.weight" in source
+    projections = [
+        Rename(rf"{_DECODER}\.{block}_{theirs}_proj\.(.+)", rf"\1.layers.\2.{attention}.{ours}_proj.\3")
+        for block, attention in (("sa", "self_attn"), ("ca", "cross_attn"))
+        for theirs, ours in _PROJECTIONS.items()
+    ]
+    return [
+        *projections,
+        Rename(_DECODER + r"\.norm([123])\.(.+)", r"\1.layers.\2.norm\3.\4"),
+        Rename(r"input_proj\.(.+)", r"neck.levels.0.0.\1"),
+        Rename(r"query_embed\.weight", "query_source.pos.weight"),
+        Split(r"refpoint_embed\.weight", ["query_source.centres", "query_source.sizes"], dim=1),
+        Rename(r"transformer\.patterns\.weight", "query_source.patterns.weight"),
+        Rename(r"label_enc\.weight", "query_source.label_embedding.embed.weight"),
+        Rename(r"transformer\.encoder\.query_scale\.(.+)", r"encoder.pos_scale.\1"),
+        Rename(r"transformer\.decoder\.query_scale\.(.+)", r"decoder.position.scale.mlp.\1"),
+        Rename(r"transformer\.decoder\.ref_anchor_head\.(.+)", r"decoder.position.size.\1"),
+        Rename(
+            r"transformer\.decoder\.ref_point_head\.(.+)",
+            r"query_source.reference_point.\1" if conditional else r"decoder.position.mlp.\1",
+        ),
+        Rename(r"class_embed\.(weight|bias)", r"decoder.heads.class_heads.0.\1"),
+        Rename(r"(?:transformer\.decoder\.)?bbox_embed\.layers\.(.+)", r"decoder.heads.box_heads.0.layers.\1"),
     ]

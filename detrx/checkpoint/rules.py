@@ -157,12 +157,20 @@ class Report:
     def __str__(self) -> str:
         names = {piece.name for pieces in self.pieces.values() for piece in pieces}
         lines = [f"{self.format} checkpoint: {len(self.pieces)} tensors became {len(names)} of ours"]
-        lines += [f"  ignored: {key} ({reason})" for key, reason in self.ignored.items()]
-        lines += [f"  left out: {key}" for key in self.skipped]
-        lines += [f"  kept from the model: {name} ({reason})" for name, reason in self.kept.items()]
+        lines += _by_reason("ignored", self.ignored)
+        lines += _by_reason("left out", dict.fromkeys(self.skipped, "as asked for"))
+        lines += _by_reason("kept from the model", self.kept)
         lines += [f"  problem: {problem}" for problem in self.problems]
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
+
+
+def _by_reason(what: str, reasons: Mapping[str, str]) -> list[str]:
+    """One line for each reason, with all that have it."""
+    groups: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        groups.setdefault(reason, []).append(name)
+    return [f"  {what} ({reason}): {', '.join(names)}" for reason, names in groups.items()]
 
 
 def apply_rules(

@@ -9,13 +9,14 @@ from detrx.checkpoint import ConversionError, convert_checkpoint, detect_format
 from detrx.d2.config import LazyCall as L
 from detrx.d2.config import instantiate
 from detrx.modeling import TimmBackbone
+from tests.checkpoint import original_names
 from tests.checkpoint.original_names import as_original
 
 WIDTH = 32
 
 
 def build(config: str, backbone=None) -> nn.Module:
-    cfg = model_zoo.get_config(f"deformable_detr/{config}.py").model
+    cfg = model_zoo.get_config(f"{config}.py").model
     cfg.backbone = backbone
     cfg.tokenizer.embed_dim, cfg.tokenizer.position_embedding.num_feats = WIDTH, WIDTH // 2
     cfg.encoder.num_layers, cfg.decoder.num_layers = 1, 2
@@ -24,33 +25,46 @@ def build(config: str, backbone=None) -> nn.Module:
 
 @pytest.fixture(scope="module")
 def refine():
-    return build("deformable_detr_refine_r50")
+    return build("deformable_detr/deformable_detr_refine_r50")
 
 
 @pytest.fixture(scope="module")
 def two_stage():
-    return build("deformable_detr_two_stage_r50")
+    return build("deformable_detr/deformable_detr_two_stage_r50")
 
 
 def random_weights(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: torch.randn_like(tensor) for name, tensor in model.state_dict().items()}
 
 
-@pytest.mark.parametrize("kind", ["refine", "two_stage"])
-def test_original_checkpoint(kind, request):
-    model = request.getfixturevalue(kind)
+@pytest.mark.parametrize(
+    ("config", "names", "settings"),
+    [
+        ("deformable_detr/deformable_detr_refine_r50", original_names.DEFORMABLE, {"eps": 1e-5}),
+        ("deformable_detr/deformable_detr_two_stage_r50", original_names.DEFORMABLE, {"eps": 1e-5}),
+        ("dino/dino_r50", original_names.DINO, {"temperature": 20, "offset": 0}),
+        ("detr/detr_r50", original_names.DETR, {}),
+        ("conditional_detr/conditional_detr_r50", original_names.CONDITIONAL_DETR, {"eps": 1e-5}),
+        ("dab_detr/dab_detr_r50", original_names.DAB_DETR, {}),
+        ("dn_detr/dn_detr_r50", original_names.DAB_DETR, {}),
+    ],
+)
+def test_original_checkpoints(config, names, settings):
+    model = build(config)
     weights = random_weights(model)
-    source = as_original(weights)
+    source = as_original(weights, names)
     assert detect_format(source) == "original"
     converted, report = convert_checkpoint(source, model)
     assert converted.keys() == weights.keys()
     assert all(torch.equal(converted[name], tensor) for name, tensor in weights.items())
     assert report.pieces.keys() == source.keys()
-    assert any("inverse_sigmoid_eps = 1e-05" in note for note in report.notes)
+    assert len(report.notes) == len(settings)
+    for name, value in settings.items():
+        assert any(f"{name} = {value}, the model has" in note for note in report.notes)
 
 
 def test_shared_heads_are_listed_once_per_layer():
-    model = build("deformable_detr_r50")
+    model = build("deformable_detr/deformable_detr_r50")
     weights = random_weights(model)
     source = as_original(weights)
     for key in [key for key in source if "_embed.0." in key]:
@@ -112,11 +126,11 @@ def test_skip_leaves_out_what_it_names(two_stage):
     left_out = set(two_stage.state_dict()) - set(converted)
     assert left_out == {name for name in two_stage.state_dict() if "class_head" in name}
     assert {"label_enc.weight", *left_out} <= set(report.skipped)
-    assert "left out: label_enc.weight" in str(report)
+    assert "left out (as asked for): label_enc.weight" in str(report)
 
 
 def test_backbone_and_its_counts_of_batches():
-    model = build("deformable_detr_refine_r50", backbone=L(TimmBackbone)(name="test_resnet"))
+    model = build("deformable_detr/deformable_detr_refine_r50", backbone=L(TimmBackbone)(name="test_resnet"))
     weights = {n: torch.rand_like(t) if t.is_floating_point() else t for n, t in model.state_dict().items()}
     source = as_original(weights)
     counts = [key for key in source if key.endswith("num_batches_tracked")]
@@ -131,7 +145,7 @@ def test_backbone_and_its_counts_of_batches():
 
 def test_backbone_of_detectron2_in_a_detrex_checkpoint():
     backbone = L(TimmBackbone)(name="resnet50", frozen_batch_norm=True)
-    model = build("deformable_detr_refine_r50", backbone=backbone)
+    model = build("deformable_detr/deformable_detr_refine_r50", backbone=backbone)
     source = {
         "backbone.stem.conv1.weight": torch.rand(64, 3, 7, 7),
         "backbone.res2.0.conv1.weight": torch.rand(64, 64, 1, 1),

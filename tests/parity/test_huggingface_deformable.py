@@ -1,8 +1,10 @@
 """Deformable DETR of Hugging Face transformers against ours, from converted weights."""
 
 import pytest
+import torch
 
 from detrx import model_zoo
+from detrx.checkpoint import convert_checkpoint
 from detrx.d2.config import LazyCall as L
 from detrx.d2.config import instantiate
 from detrx.modeling import DetectionTransformer, TimmBackbone
@@ -73,6 +75,17 @@ def models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     config_file, variant = VARIANTS[request.param]
     reference = build_reference(**variant)
     return reference, converted(reference, build_ours(config_file), tmp_path_factory.mktemp(request.param))
+
+
+def test_names_of_both_releases(models):
+    """Version 5 writes files with the names of version 4, and has others itself; it lists tied heads several times."""
+    reference, ours = models
+    state_dict = reference.state_dict()
+    assert "model.encoder.layers.0.mlp.fc1.weight" in state_dict
+    weights, _ = convert_checkpoint(state_dict, ours)
+    expected = ours.state_dict()
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights.items())
 
 
 def test_predictions(models):
