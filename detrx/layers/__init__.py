@@ -3,6 +3,7 @@
 from .attention import Attention, ConditionalSelfAttention, MultiheadAttention, reset_linears
 from .boxes import cxcywh_to_xyxy, inverse_sigmoid, iou_xyxy, xyxy_to_cxcywh
 from .deformable_attention import MultiScaleDeformableAttention
+from .linear import Linear
 from .mlp import FFN, MLP
 from .moe import ExpertLoad, MoEFFN
 from .position import SinePositionEmbedding, sine_embedding
@@ -13,6 +14,7 @@ __all__ = [
     "Attention",
     "ConditionalSelfAttention",
     "ExpertLoad",
+    "Linear",
     "MoEFFN",
     "MultiScaleDeformableAttention",
     "MultiheadAttention",

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from detrx.ops import has_kernel, ms_deform_attn_fused
 
+from .linear import Linear
+
 # Time to add one channel of a token to a sample, in multiply-adds of a projection; on the safe side.
 _SAMPLE_COST = 10
 
@@ -25,10 +27,10 @@ class MultiScaleDeformableAttention(nn.Module):
             raise ValueError(f"embed_dim {embed_dim} is not divisible by num_heads {num_heads}")
         self.num_heads, self.num_levels, self.num_points = num_heads, num_levels, num_points
         samples = num_heads * num_levels * num_points
-        self.sampling_offsets = nn.Linear(embed_dim, 2 * samples)
-        self.attention_weights = nn.Linear(embed_dim, samples)
-        self.value_proj = nn.Linear(embed_dim, embed_dim)
-        self.output_proj = nn.Linear(embed_dim, embed_dim)
+        self.sampling_offsets = Linear(embed_dim, 2 * samples)
+        self.attention_weights = Linear(embed_dim, samples)
+        self.value_proj = Linear(embed_dim, embed_dim)
+        self.output_proj = Linear(embed_dim, embed_dim)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -2,7 +2,13 @@
 
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
+
+from .linear import Linear
+
+_ROWS = 2048
+"""Rows an FFN works on at a time at inference on a CPU, so that the hidden activations stay in its caches."""
 
 
 class MLP(nn.Module):
@@ -11,7 +17,7 @@ class MLP(nn.Module):
     def __init__(self, input_dim: int, hidden_dim: int, output_dim: int, num_layers: int):
         super().__init__()
         dims = [input_dim] + [hidden_dim] * (num_layers - 1) + [output_dim]
-        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(dims))
+        self.layers = nn.ModuleList(Linear(i, o) for i, o in pairwise(dims))
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers[:-1]:
@@ -28,9 +34,9 @@ class FFN(nn.Module):
 
     def __init__(self, embed_dim: int, hidden_dim: int, dropout: float = 0.0, activation: nn.Module | None = None):
         super().__init__()
-        self.linear1 = nn.Linear(embed_dim, hidden_dim)
-        self.activation = nn.ReLU() if activation is None else activation
-        self.linear2 = nn.Linear(hidden_dim, embed_dim)
+        self.linear1 = Linear(embed_dim, hidden_dim)
+        self.activation = nn.ReLU(inplace=True) if activation is None else activation
+        self.linear2 = Linear(hidden_dim, embed_dim)
         self.dropout = nn.Dropout(dropout)
         self.reset_parameters()
 
@@ -40,4 +46,9 @@ class FFN(nn.Module):
             nn.init.xavier_uniform_(linear.weight)
 
     def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled() or x.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return self._block(x)
+        return torch.cat([self._block(part) for part in x.split(_ROWS, dim=-2)], dim=-2)
+
+    def _block(self, x: Tensor) -> Tensor:
         return self.linear2(self.dropout(self.activation(self.linear1(x))))

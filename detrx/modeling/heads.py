@@ -4,14 +4,14 @@ import math
 
 from torch import Tensor, nn
 
-from detrx.layers import MLP
+from detrx.layers import MLP, Linear
 
 PRIOR_PROBABILITY = 0.01
 """Score of every class before training (focal loss, arXiv 1708.02002, section 3.3)."""
 
 
 def class_head(embed_dim: int, num_classes: int) -> nn.Linear:
-    head = nn.Linear(embed_dim, num_classes)
+    head = Linear(embed_dim, num_classes)
     nn.init.constant_(head.bias, -math.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY))
     return head
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from detrx.layers import sine_embedding
+from detrx.layers import Linear, sine_embedding
 
 from .heads import box_head, class_head
 from .queries import Predictions, QueryGroup
@@ -97,7 +97,7 @@ class EncoderProposals(nn.Module):
             raise ValueError('content="position" needs embed_position=True')
         self.num_queries, self.content, self.embed_position = num_queries, content, embed_position
         self.rank_by, self.supervise, self.base_size = rank_by, supervise, base_size
-        self.token_proj = nn.Linear(embed_dim, embed_dim)
+        self.token_proj = Linear(embed_dim, embed_dim)
         self.token_norm = nn.LayerNorm(embed_dim)
         self.class_head = class_head(embed_dim, num_classes)
         self.box_head = box_head(embed_dim)

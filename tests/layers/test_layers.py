@@ -8,6 +8,7 @@ import torchvision
 
 from detrx.layers import (
     FFN,
+    Linear,
     MultiheadAttention,
     MultiScaleDeformableAttention,
     SinePositionEmbedding,
@@ -103,6 +104,23 @@ def test_deformable_attention_reads_where_it_points(dims: int):
     torch.testing.assert_close(attn(torch.randn(1, 1, 3), reference, tokens, shapes, start)[0, 0], expected)
     masked = torch.ones(1, 20, dtype=torch.bool)
     assert not attn(torch.randn(1, 1, 3), reference, tokens, shapes, start, masked).any()
+
+
+@pytest.mark.parametrize("shape", [(2, 70, 256), (0, 256), (1, 256)])
+def test_linear_with_and_without_gradient(shape: tuple[int, ...]):
+    layer, x = Linear(256, 160), torch.randn(shape)
+    with_gradient = layer(x)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), with_gradient.detach())
+        torch.testing.assert_close(layer(x.mT.contiguous().mT), with_gradient.detach())
+
+
+@pytest.mark.parametrize("rows", [0, 1, 5000])
+def test_ffn_in_parts_at_inference(rows: int):
+    ffn, x = FFN(8, 16), torch.randn(2, rows, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(ffn(x), torch.nn.Sequential(ffn.linear1, torch.nn.ReLU(), ffn.linear2)(x))
+    torch.testing.assert_close(ffn(x[0, :1]), ffn(x)[0, :1])
 
 
 def test_ffn_is_two_linears_with_relu():
