@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Inference of Deformable DETR (R50, refined, two-stage) against transformers' DeformableDetr with the same weights.
 
-Both get the same normalised image without padding, and both do all of it: backbone, encoder, decoder, heads. Weights are
-random; `max_difference` is over the scores and boxes (in [0, 1]) of the best 100 (query, class) pairs.
+Both get the same normalised image without padding, and both do all of it: backbone, encoder, decoder, heads. Weights
+are random; `max_difference` is over the scores and boxes (in [0, 1]) of the best 100 (query, class) pairs.
 """
 
 import argparse
