@@ -9,13 +9,14 @@ from detrx.d2.structures import Boxes, Instances
 from detrx.modeling import DetectionTransformer
 
 SMALL_BACKBONE = {"layers": [1, 1, 1, 1], "channels": [8, 16, 24, 32], "stem_width": 4, "stem_type": "deep"}
+SMALL_CHANNELS = {"res2": 8, "res3": 16, "res4": 24, "res5": 32}
 
 
 def make_model(name: str = "deformable_detr/deformable_detr_digits.py") -> DetectionTransformer:
     """The detector of a digits config, thinner, with larger weights than at the start of a training."""
     cfg = model_zoo.get_config(name).model
-    cfg.backbone.model_args = SMALL_BACKBONE
-    cfg.neck.in_channels = [16, 24, 32]
+    cfg.backbone.model_args.update(SMALL_BACKBONE)
+    cfg.neck.in_channels = [SMALL_CHANNELS[feature] for feature in cfg.neck.in_features]
     cfg.tokenizer.embed_dim = 64
     cfg.tokenizer.position_embedding.num_feats = 32
     cfg.query_source.num_queries = 10

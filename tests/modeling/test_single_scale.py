@@ -7,9 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from detrx import model_zoo
-from detrx.d2.config import instantiate
-from detrx.d2.structures import Boxes, Instances
 from detrx.layers import FFN, ConditionalSelfAttention, MultiheadAttention, SinePositionEmbedding
 from detrx.modeling import (
     AnchorPosition,
@@ -18,7 +15,6 @@ from detrx.modeling import (
     ConditionalPosition,
     CrossEntropyLoss,
     DenseCrossAttention,
-    DetectionTransformer,
     LabelEmbedding,
     PositionQueries,
     Predictions,
@@ -32,6 +28,7 @@ from detrx.modeling import (
 )
 from detrx.modeling.matching import Assignment
 from detrx.modeling.tokens import masks_of_levels
+from tests.modeling.small import make_input, make_model, with_boxes
 
 DIM, HEADS = 16, 4
 DETECTORS = ["detr", "conditional_detr", "dab_detr", "dn_detr"]
@@ -223,31 +220,10 @@ def test_a_query_is_detected_once():
     assert len(TopQueries(num_detections=2)(predictions, [(10, 10)])[0]) == 2
 
 
-def make_model(name: str) -> DetectionTransformer:
-    cfg = model_zoo.get_config(f"{name}/{name}_digits.py").model
-    cfg.backbone.model_args.update(layers=[1, 1, 1, 1], channels=[8, 16, 24, 32], stem_width=4)
-    cfg.neck.in_channels = [24]
-    cfg.tokenizer.embed_dim = 32
-    cfg.tokenizer.position_embedding.num_feats = 16
-    cfg.query_source.num_queries = 10
-    model = instantiate(cfg)
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            nn.init.normal_(parameter, std=0.2)
-    return model
-
-
-def make_input(height: int, width: int, boxes: int = 0) -> dict:
-    low = torch.rand(boxes, 2) * torch.tensor([width / 2, height / 2])
-    truth = Instances((height, width), gt_boxes=Boxes(torch.cat([low, low + 10], dim=1)))
-    truth.gt_classes = torch.randint(10, (boxes,))
-    return {"image": torch.randint(256, (3, height, width), dtype=torch.uint8), "instances": truth}
-
-
 @pytest.mark.parametrize("name", DETECTORS)
 @torch.no_grad()
 def test_a_padded_image_gives_the_detections_of_the_image_alone(name: str):
-    model = make_model(name).eval()
+    model = make_model(f"{name}/{name}_digits.py").eval()
     small, large = make_input(70, 90), make_input(128, 160)
     alone, padded = model([small])[0]["instances"], model([small, large])[0]["instances"]
     torch.testing.assert_close(padded.scores, alone.scores, atol=1e-5, rtol=1e-4)
@@ -259,8 +235,8 @@ def test_a_padded_image_gives_the_detections_of_the_image_alone(name: str):
 
 @pytest.mark.parametrize("name", DETECTORS)
 def test_every_parameter_is_trained(name: str):
-    model = make_model(name).train()
-    losses = model([make_input(64, 96, boxes=3), make_input(64, 64)])
+    model = make_model(f"{name}/{name}_digits.py").train()
+    losses = model([with_boxes(make_input(64, 96), 3), with_boxes(make_input(64, 64), 0)])
     assert {f"loss_class{suffix}" for suffix in ("", "_0", "_1")} <= set(losses)
     sum(losses.values()).backward()
     untrained = [n for n, p in model.named_parameters() if p.grad is None and p.requires_grad]
