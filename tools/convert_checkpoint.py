@@ -7,7 +7,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, open_dict
 
-from detrx.checkpoint import CheckpointError, convert_checkpoint, write_weights
+from detrx.checkpoint import CheckpointError, ConversionError, convert_checkpoint, write_weights
 from detrx.checkpoint.convert import FORMATS
 from detrx.checkpoint.files import WEIGHT_SUFFIXES
 from detrx.d2.config import instantiate
@@ -19,7 +19,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Convert a checkpoint of Hugging Face transformers, of the original DETR, Deformable-DETR and DINO "
         "repositories or of detrex for the model of a config. Every tensor is accounted for: if some have no "
-        "counterpart, no source or another shape, the error lists all of them, and nothing is written.",
+        "counterpart, no source or another shape, all of them are listed, and nothing is written.",
         epilog="example: convert_checkpoint.py r50_deformable_detr-checkpoint.pth --config-file "
         "configs/deformable_detr/deformable_detr_r50.py --output deformable_detr_r50.safetensors",
     )
@@ -66,7 +66,12 @@ def run(args: argparse.Namespace) -> None:
     if args.output.exists() and args.output.samefile(args.source):
         raise CheckpointError(f"--output {args.output} is the source itself")
     model = instantiate(without_pretrained(load_config(args.config_file, args.opts).model))
-    weights, report = convert_checkpoint(args.source, model, args.format, args.skip, args.allow_pickle)
+    try:
+        weights, report = convert_checkpoint(args.source, model, args.format, args.skip, args.allow_pickle)
+    except ConversionError as error:
+        if error.report is not None:
+            print(error.report)
+        raise
     print(report)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     write_weights(args.output, weights)

@@ -98,6 +98,8 @@ class AtomicCheckpointer(DetectionCheckpointer):
         if not path:
             return super().load(path, checkpointables)
         local_path = self.path_manager.get_local_path(path)
+        if os.path.isdir(local_path):
+            raise CheckpointError(f"checkpoint {path} is a folder: convert it with tools/convert_checkpoint.py")
         if not os.path.isfile(local_path):
             raise CheckpointError(f"checkpoint {path} does not exist{self._others()}")
         self._strict, self._path = strict, path

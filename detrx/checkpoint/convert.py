@@ -25,7 +25,7 @@ _COCO_IDS = list(COCO_CATEGORIES)
 _CLASS_HEAD = re.compile(r".*\bclass_heads?\b.*")
 _LABEL_EMBEDDING = re.compile(r".*\blabel_\w+\b.*")
 _STATISTIC = re.compile(r".*\.num_batches_tracked")
-_SHOWN = 40
+_SHOWN = 10
 
 
 class ConversionError(CheckpointError):
@@ -61,7 +61,7 @@ def convert_checkpoint(
     Raises:
         CheckpointError: the source cannot be read.
         ConversionError: the format is not recognised, or a tensor has no counterpart, no source, another shape, or two
-            sources of different values; lists all of them.
+            sources of different values; the report lists all of them, the message the first.
     """
     where = "the state dict"
     if not isinstance(source, Mapping):

@@ -67,13 +67,17 @@ def test_classes_can_be_left_out(source, model, tmp_path):
     }
 
 
-def test_what_does_not_fit_writes_nothing(source, weights, tmp_path):
-    changed = as_original(weights)
-    del changed["transformer.level_embed"]
+def test_what_does_not_fit_is_listed_and_nothing_written(source, weights, tmp_path, capsys):
+    changed = {key: tensor for key, tensor in as_original(weights).items() if "decoder.layers.0.linear" not in key}
+    changed["transformer.level_embed"] = torch.zeros(2, 32)
     torch.save({"model": changed}, source)
     with pytest.raises(SystemExit, match=r"error: checkpoint .*published\.pth \(original format\) does not fit"):
         run(source, "--output", tmp_path / "out" / "weights.pth")
     assert not (tmp_path / "out").exists()
+    problems = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  problem: ")]
+    assert len(problems) == 5
+    assert "  problem: tokenizer.level_embed is (2, 32), the model has (4, 32)" in problems
+    assert "  problem: decoder.layers.0.ffn.linear1.weight is not in the checkpoint" in problems
 
 
 def test_pickles_need_the_flag(weights, tmp_path):
@@ -98,6 +102,8 @@ def test_wrong_arguments(source, tmp_path, capsys):
 def test_training_says_what_to_do_with_a_foreign_checkpoint(source, model):
     with pytest.raises(CheckpointError, match=r"format original: convert it with tools/convert_checkpoint\.py"):
         AtomicCheckpointer(model).load(str(source), checkpointables=[])
+    with pytest.raises(CheckpointError, match="is a folder: convert it with"):
+        AtomicCheckpointer(model).load(str(source.parent), checkpointables=[])
     pickled = source.rename(source.with_suffix(".pkl"))
     with pytest.raises(CheckpointError, match=r"published\.pkl is a pickle: convert it with"):
         AtomicCheckpointer(model).load(str(pickled), checkpointables=[])
