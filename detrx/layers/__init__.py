@@ -7,6 +7,7 @@ from .linear import Linear
 from .mlp import FFN, MLP
 from .moe import ExpertLoad, MoEFFN
 from .position import SinePositionEmbedding, sine_embedding
+from .recompute import run_layer
 
 __all__ = [
     "FFN",
@@ -23,6 +24,7 @@ __all__ = [
     "inverse_sigmoid",
     "iou_xyxy",
     "reset_linears",
+    "run_layer",
     "sine_embedding",
     "xyxy_to_cxcywh",
 ]

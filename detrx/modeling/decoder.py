@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detrx.layers import FFN, MultiheadAttention, inverse_sigmoid
+from detrx.layers import FFN, MultiheadAttention, inverse_sigmoid, run_layer
 
 from .heads import PredictionHeads
 from .queries import Predictions, Queries, QueryGroup, QueryLayout, put, take
@@ -94,6 +94,7 @@ class Decoder(nn.Module):
         refine_boxes: every layer starts from the boxes of the one before it (iterative box refinement), detached.
         look_forward_twice: the box loss of a layer also reaches the box head of the layer before it (DINO).
         inverse_sigmoid_eps: clamp of the references before their logit is taken.
+        activation_checkpointing: keep no activations inside of layers for the backward pass, compute them again.
     """
 
     def __init__(
@@ -107,6 +108,7 @@ class Decoder(nn.Module):
         refine_boxes: bool = True,
         look_forward_twice: bool = False,
         inverse_sigmoid_eps: float = 1e-3,
+        activation_checkpointing: bool = False,
     ):
         super().__init__()
         if look_forward_twice and not refine_boxes:
@@ -123,6 +125,7 @@ class Decoder(nn.Module):
         self.refine_boxes = refine_boxes
         self.look_forward_twice = look_forward_twice
         self.inverse_sigmoid_eps = inverse_sigmoid_eps
+        self.activation_checkpointing = activation_checkpointing
 
     def forward(self, groups: Sequence[QueryGroup], memory: MultiScaleTokens) -> dict[str, Predictions]:
         """Predictions of every layer for every group, by the name of the group."""
@@ -133,7 +136,7 @@ class Decoder(nn.Module):
         for index, layer in enumerate(self.layers):
             if self.position is not None:
                 queries = self.position(queries, index, memory)
-            x = layer(queries, memory, layout, index)
+            x = run_layer(layer, queries, memory, layout, index, recompute=self.activation_checkpointing)
             layer_logits, delta = self.heads(x if self.norm is None else self.norm(x), index)
             logits.append(layer_logits)
             boxes.append(self.shift(base, delta))

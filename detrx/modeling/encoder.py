@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
-from detrx.layers import FFN, MultiheadAttention, MultiScaleDeformableAttention, reset_linears
+from detrx.layers import FFN, MultiheadAttention, MultiScaleDeformableAttention, reset_linears, run_layer
 
 from .tokens import MultiScaleTokens
 
@@ -65,17 +65,22 @@ class TransformerEncoderLayer(EncoderLayer):
 
 
 class DeformableEncoder(nn.Module):
-    """`num_layers` copies of `layer`, each with its own initialisation."""
+    """`num_layers` copies of `layer`, each with its own initialisation.
 
-    def __init__(self, layer: DeformableEncoderLayer, num_layers: int):
+    Args:
+        activation_checkpointing: keep no activations inside of layers for the backward pass, compute them again.
+    """
+
+    def __init__(self, layer: DeformableEncoderLayer, num_layers: int, activation_checkpointing: bool = False):
         super().__init__()
+        self.activation_checkpointing = activation_checkpointing
         self.layers = copies(layer, num_layers)
 
     def forward(self, memory: MultiScaleTokens) -> MultiScaleTokens:
         centres, _ = memory.cell_centres()
         reference = memory.per_level(centres.expand(len(memory.tokens), -1, -1))
         for layer in self.layers:
-            memory = layer(memory, reference)
+            memory = run_layer(layer, memory, reference, recompute=self.activation_checkpointing)
         return memory
 
 
@@ -85,10 +90,18 @@ class TransformerEncoder(nn.Module):
     Args:
         pos_scale: maps tokens (B, S, C) to factors (B, S, C) of their position embedding, before every layer; None: the
             same positions in all layers.
+        activation_checkpointing: keep no activations inside of layers for the backward pass, compute them again.
     """
 
-    def __init__(self, layer: TransformerEncoderLayer, num_layers: int, pos_scale: nn.Module | None = None):
+    def __init__(
+        self,
+        layer: TransformerEncoderLayer,
+        num_layers: int,
+        pos_scale: nn.Module | None = None,
+        activation_checkpointing: bool = False,
+    ):
         super().__init__()
+        self.activation_checkpointing = activation_checkpointing
         self.layers = copies(layer, num_layers)
         self.pos_scale = pos_scale
         if pos_scale is not None:
@@ -97,7 +110,7 @@ class TransformerEncoder(nn.Module):
     def forward(self, memory: MultiScaleTokens) -> MultiScaleTokens:
         for layer in self.layers:
             pos = memory.pos if self.pos_scale is None else memory.pos * self.pos_scale(memory.tokens)
-            memory = layer(memory, pos)
+            memory = run_layer(layer, memory, pos, recompute=self.activation_checkpointing)
         return memory
 
 
