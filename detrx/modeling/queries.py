@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 import torch
@@ -33,7 +33,7 @@ class QueryGroup:
         pos: (B, N, C) position embedding of the queries; None where the decoder computes it from the references.
         reference: (B, N, 4) cxcywh or (B, N, 2) xy, in [0, 1] of the unpadded image; None for queries without a place
             of their own (DETR).
-        route: the components it passes through.
+        route: the components it passes through; None: the decoder's own.
         blocked: (N, N) bool, True where a query must not see a query of the same group; None: all see all.
         sees: names of other groups whose queries this one may attend to in self-attention.
     """
@@ -42,7 +42,7 @@ class QueryGroup:
     content: Tensor
     pos: Tensor | None
     reference: Tensor | None
-    route: Route = field(default_factory=Route)
+    route: Route | None = None
     blocked: Tensor | None = None
     sees: tuple[str, ...] = ()
 
@@ -119,7 +119,7 @@ class QueryLayout:
         """The distinct modules that serve as `component` in `layer`, each with the slices of the groups it serves."""
         served: dict[int, tuple[nn.Module, list[slice]]] = {}
         for group in self.groups:
-            own = getattr(group.route, component)
+            own = None if group.route is None else getattr(group.route, component)
             module = default if own is None else own[layer]
             served.setdefault(id(module), (module, []))[1].append(self.slices[group.name])
         return list(served.values())
