@@ -142,13 +142,14 @@ def check_compiler() -> None:
 
 
 class BuildPy(build_py):
-    """An installed package carries the configs with it; an editable one finds those of the checkout."""
+    """An installed package carries configs and projects with it; an editable one finds those of the checkout."""
 
     def run(self) -> None:
         super().run()
-        if not self.editable_mode and (ROOT / "configs").is_dir():
-            target = Path(self.build_lib, "detrx", "model_zoo", "configs")
-            shutil.copytree(ROOT / "configs", target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+        package, ignore = Path(self.build_lib, "detrx"), shutil.ignore_patterns("__pycache__")
+        for source, target in (("configs", package / "model_zoo" / "configs"), ("projects", package / "projects")):
+            if not self.editable_mode and (ROOT / source).is_dir():
+                shutil.copytree(ROOT / source, target, dirs_exist_ok=True, ignore=ignore)
 
 
 def extension() -> dict:
