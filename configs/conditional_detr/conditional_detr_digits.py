@@ -1,19 +1,14 @@
 """A small Conditional DETR for digits, on a map of stride 8: trains on two CPU cores in minutes."""
 
-from detrx.d2.config import LazyCall as L
-from detrx.modeling import TimmBackbone
-
 from ..common.data.digits import dataloader
 from ..common.models.conditional_detr import model
+from ..common.models.digits import backbone as _backbone
+from ..common.models.digits import encoder_supervision as _encoder_supervision
 from ..common.optim import AdamW as optimizer
 from ..common.schedule import cosine
 from ..common.train import train
 
-model.backbone = L(TimmBackbone)(
-    name="resnet18",
-    out_features=["res4"],
-    model_args=dict(layers=[1, 2, 2, 1], channels=[48, 96, 160, 192], stem_width=16, stem_type="deep", output_stride=8),
-)
+model.backbone = _backbone
 model.neck.in_features = ["res4"]
 model.neck.in_channels = [160]
 model.tokenizer.embed_dim = 128
@@ -26,11 +21,13 @@ model.decoder.num_layers = 3
 model.decoder.heads.num_classes = 10
 model.query_source.num_queries = 50
 model.postprocess.num_detections = 50
+model.methods.append(_encoder_supervision)
 
 train.max_iter = 3500
 train.clip_grad.max_norm = 1.0
 train.ema.enabled = True
 train.ema.decay = 0.998
+train.ema.warmup = 500
 train.eval_period = 1000
 train.checkpointer.period = 500
 train.checkpointer.max_to_keep = 2

@@ -6,6 +6,7 @@ from .cross_attention import ConditionalCrossAttention, DeformableCrossAttention
 from .decoder import Decoder, DecoderLayer
 from .denoising import ContrastiveDenoising, Denoising, GroupDenoising
 from .encoder import DeformableEncoder, DeformableEncoderLayer, TransformerEncoder, TransformerEncoderLayer
+from .encoder_supervision import EncoderSupervision
 from .heads import PredictionHeads
 from .learned_queries import AnchorQueries, LabelEmbedding, PositionQueries
 from .losses import FocalLoss, GIoULoss, L1Loss, PairWeight, VarifocalLoss
@@ -42,6 +43,7 @@ __all__ = [
     "DenseCrossAttention",
     "DetectionTransformer",
     "EncoderProposals",
+    "EncoderSupervision",
     "FocalLoss",
     "GIoULoss",
     "GroupDenoising",

@@ -145,7 +145,10 @@ class DetectionTransformer(nn.Module):
         main, predictions = self.query_source(memory)
         step = Step(self, memory, main, predictions, targets)
         branches = [branch for method in self.methods for branch in method.branches(step)]
-        predictions = predictions | self.decoder([main, *(branch.group for branch in branches)], memory)
+        for branch in branches:
+            predictions = predictions | branch.predictions
+        groups = [branch.group for branch in branches if branch.group is not None]
+        predictions = predictions | self.decoder([main, *groups], memory)
         return predictions, [supervision for branch in branches for supervision in branch.supervisions]
 
     def predict(self, images: Tensor, padding_mask: Tensor | None) -> dict[str, Predictions]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -38,10 +38,17 @@ class Step:
 
 @dataclass(frozen=True)
 class Branch:
-    """A query group that exists in training only, and how it is supervised."""
+    """What exists in training only, and how it is supervised.
 
-    group: QueryGroup
+    Attributes:
+        group: a query group for the decoder; None: there is none.
+        supervisions: of the group's predictions, or of those in `predictions`.
+        predictions: made without the decoder, by name.
+    """
+
+    group: QueryGroup | None
     supervisions: Sequence[Supervision]
+    predictions: Mapping[str, Predictions] = field(default_factory=dict)
 
 
 class Method(nn.Module):

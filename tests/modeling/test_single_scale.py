@@ -241,3 +241,14 @@ def test_every_parameter_is_trained(name: str):
     sum(losses.values()).backward()
     untrained = [n for n, p in model.named_parameters() if p.grad is None and p.requires_grad]
     assert untrained == []
+
+
+def test_supervised_encoder_only_in_training():
+    model = make_model("detr/detr_digits.py").train()
+    losses = model([with_boxes(make_input(64, 96), 3), with_boxes(make_input(64, 64), 1)])
+    (method,) = model.methods
+    model.methods = nn.ModuleList()
+    plain = model([with_boxes(make_input(64, 96), 3), with_boxes(make_input(64, 64), 1)])
+    assert losses.keys() - plain.keys() == {"loss_class_enc", "loss_bbox_enc", "loss_giou_enc"}
+    with pytest.raises(ValueError, match="EncoderSupervision is for detectors without EncoderProposals"):
+        method.attach(make_model())

@@ -1,0 +1,40 @@
+"""Supervision of the encoder in detectors whose queries do not come from it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .criterion import Supervision
+from .methods import Branch, Method, Step
+from .queries import Predictions
+from .query_source import EncoderProposals
+
+if TYPE_CHECKING:
+    from .meta_arch import DetectionTransformer
+
+
+class EncoderSupervision(Method):
+    """In training every token proposes a box around itself, as in two-stage detectors, and is supervised for it.
+
+    Attention to all tokens teaches a backbone that starts from random weights very slowly; this teaches it directly.
+
+    Args:
+        proposals: the heads; what they propose becomes no query.
+        supervision: of the proposals; its `group` is their name.
+    """
+
+    def __init__(self, proposals: EncoderProposals, supervision: Supervision):
+        super().__init__()
+        self.proposals = proposals
+        self.supervision = supervision
+
+    def attach(self, model: DetectionTransformer) -> None:
+        if isinstance(model.query_source, EncoderProposals):
+            raise ValueError(
+                "EncoderSupervision is for detectors without EncoderProposals; theirs are supervised by the criterion"
+            )
+
+    def branches(self, step: Step) -> list[Branch]:
+        proposals = self.proposals.propose(step.memory)
+        predictions = Predictions(proposals.logits[None], proposals.boxes[None])
+        return [Branch(None, [self.supervision], {self.supervision.group: predictions})]
