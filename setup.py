@@ -146,10 +146,12 @@ class BuildPy(build_py):
 
     def run(self) -> None:
         super().run()
-        package, ignore = Path(self.build_lib, "detrx"), shutil.ignore_patterns("__pycache__")
-        for source, target in (("configs", package / "model_zoo" / "configs"), ("projects", package / "projects")):
-            if not self.editable_mode and (ROOT / source).is_dir():
-                shutil.copytree(ROOT / source, target, dirs_exist_ok=True, ignore=ignore)
+        if self.editable_mode:
+            return
+        for name in ("configs", "projects"):
+            if (ROOT / name).is_dir():
+                target = Path(self.build_lib, "detrx", "model_zoo", name)
+                shutil.copytree(ROOT / name, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
 
 
 def extension() -> dict:

@@ -1,4 +1,4 @@
-"""The configs of this repository, by their path below `configs/`."""
+"""The configs of this repository: of `configs/` by their path below it, of a project by its name and theirs."""
 
 import difflib
 from pathlib import Path
@@ -28,20 +28,22 @@ def config_root() -> Path:
 
 
 def get_config_file(name: str) -> str:
-    """Path of a config, given as "deformable_detr/digits.py" (the ".py" may be left out).
+    """Path of a config, given as "dino/dino_r50.py" or "h_detr/h_deformable_detr_r50.py" (the ".py" may be left out).
 
     Raises:
         FileNotFoundError: there is no such config; the message lists similar names.
     """
     root = config_root()
     wanted = name if name.endswith(".py") else f"{name}.py"
-    path = (root / wanted).resolve()
-    if path.is_file() and root.resolve() in path.parents:
-        return str(path)
-    known = sorted(p.relative_to(root).as_posix() for p in root.rglob("*.py"))
-    same_file = [k for k in known if k.rsplit("/", 1)[-1] == wanted.rsplit("/", 1)[-1]]
-    near = list(dict.fromkeys(same_file + difflib.get_close_matches(wanted, known, n=5, cutoff=0.5))) or known
-    raise FileNotFoundError(f"no config {wanted!r} in {root}; similar ones: {', '.join(near)}")
+    known = {p.relative_to(root).as_posix(): p for p in root.rglob("*.py")}
+    for path in root.parent.glob("projects/*/configs/*.py"):
+        known[f"{path.parents[1].name}/{path.name}"] = path
+    if wanted in known:
+        return str(known[wanted].resolve())
+    names = sorted(known)
+    same_file = [k for k in names if k.rsplit("/", 1)[-1] == wanted.rsplit("/", 1)[-1]]
+    near = list(dict.fromkeys(same_file + difflib.get_close_matches(wanted, names, n=5, cutoff=0.5))) or names
+    raise FileNotFoundError(f"no config {wanted!r} in {root} or the projects; similar ones: {', '.join(near)}")
 
 
 def get_config(name: str) -> "DictConfig":

@@ -1,7 +1,9 @@
-"""The methods of the folder `projects`, one package per paper, as `detrx.projects.<name>`."""
+"""The methods of the papers, one package each: `from detrx.projects.h_detr import HybridBranch`.
 
-from pathlib import Path
+They are in the folder `projects` beside the configs, of the checkout or of the installed package: configs of projects
+import those of the detectors relative to it.
+"""
 
-_CHECKOUT = Path(__file__).resolve().parents[2] / "projects"
-if _CHECKOUT.is_dir():
-    __path__.append(str(_CHECKOUT))
+from detrx.model_zoo import config_root
+
+__path__ = [str(config_root().parent / "projects")]
