@@ -17,7 +17,7 @@ from .neck import ChannelMapper
 from .postprocess import TopDetections
 from .quality_losses import AlignedQuality, IABCELoss, RankWeight
 from .queries import Predictions, Queries, QueryGroup, Route
-from .query_source import EncoderProposals, LearnedQueries, Proposals
+from .query_source import EncoderProposals, LearnedQueries, Proposals, QueryRows, QuerySource
 from .reference_position import AnchorPosition, ConditionalPosition, ReferencePosition
 from .softmax import CrossEntropyLoss, SoftmaxMatchingCost, TopQueries
 from .targets import Targets
@@ -63,6 +63,8 @@ __all__ = [
     "Proposals",
     "Queries",
     "QueryGroup",
+    "QueryRows",
+    "QuerySource",
     "RankWeight",
     "ReferencePosition",
     "Route",

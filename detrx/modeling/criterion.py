@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -30,6 +31,8 @@ class Supervision:
             (-1, None) the last. Other layers may have a supervision of their own.
         class_agnostic: all ground truth is of class 0 ("an object").
         weight: factor of all losses.
+        repeats: how often a ground-truth box counts where losses are divided by the number of boxes: as often as the
+            assigner gives it away, for the loss of a query to be as large as under one-to-one assignment.
     """
 
     NUMBERING = ("before", "after", "all")
@@ -44,6 +47,7 @@ class Supervision:
         layers: tuple[int | None, int | None] = (None, None),
         class_agnostic: bool = False,
         weight: float = 1.0,
+        repeats: int = 1,
     ):
         if numbering not in self.NUMBERING:
             raise ValueError(f"numbering must be one of {self.NUMBERING}, got {numbering!r}")
@@ -55,6 +59,13 @@ class Supervision:
         self.layers = slice(*layers)
         self.class_agnostic = class_agnostic
         self.weight = weight
+        self.repeats = repeats
+
+    def replace(self, **attributes: object) -> Supervision:
+        """A copy with other attributes."""
+        changed = copy.copy(self)
+        vars(changed).update(attributes)
+        return changed
 
     def numbers(self, num_layers: int) -> range:
         """The supervised ones of `num_layers` layers."""
@@ -72,44 +83,45 @@ class Supervision:
 class Criterion:
     """Computes all losses of a training step; all layers of a group at once, and one assignment call for all groups.
 
-    Losses are divided by the number of ground-truth boxes in the batch, averaged over processes, at least 1, unless
-    they are means already.
+    Losses are divided by the number of ground-truth boxes in the batch (times `repeats` of the supervision), averaged
+    over processes, at least 1, unless they are means already.
     """
 
     def __init__(self, supervisions: Sequence[Supervision]):
         self.supervisions = tuple(supervisions)
 
     def __call__(
-        self, predictions: dict[str, Predictions], targets: Targets, extra: Sequence[Supervision] = ()
+        self, predictions: dict[str, Predictions], targets: Targets, supervisions: Sequence[Supervision] | None = None
     ) -> dict[str, Tensor]:
         """
         Args:
             predictions: by group name.
-            extra: supervisions of this step beside the criterion's own, those of the methods.
+            supervisions: those of this step, where methods add to the criterion's own or change them.
 
         Returns:
             weighted scalar losses; their plain sum is what is minimised.
         """
-        supervisions = (*self.supervisions, *extra)
-        assignments = self.assign(predictions, targets, extra)
-        num_boxes = mean_over_processes(sum(targets.counts), targets.boxes.device).clamp(min=1)
+        supervisions = self.supervisions if supervisions is None else supervisions
+        assignments = self.assign(predictions, targets, supervisions)
+        num_boxes = mean_over_processes(sum(targets.counts), targets.boxes.device)
         losses: dict[str, Tensor] = {}
         for supervision, pairs in zip(supervisions, assignments, strict=True):
             num_layers = len(predictions[supervision.group].logits)
             group = supervision.select(predictions[supervision.group])
             truth = self.truth(supervision, targets)
+            divisor = (num_boxes * supervision.repeats).clamp(min=1)
             for loss in supervision.losses:
                 values = loss(group, truth, pairs) * (loss.weight * supervision.weight)
-                values = values if loss.is_mean else values / num_boxes
+                values = values if loss.is_mean else values / divisor
                 for layer, value in zip(supervision.numbers(num_layers), values.unbind(), strict=True):
                     losses[supervision.name(loss, layer, num_layers)] = value
         return losses
 
     def assign(
-        self, predictions: dict[str, Predictions], targets: Targets, extra: Sequence[Supervision] = ()
+        self, predictions: dict[str, Predictions], targets: Targets, supervisions: Sequence[Supervision] | None = None
     ) -> list[Assignment]:
-        """The pairs of each supervision, in their order, the extra ones last; layers count from its first one."""
-        supervisions = (*self.supervisions, *extra)
+        """The pairs of each supervision, by default of the criterion's own; layers count from its first one."""
+        supervisions = self.supervisions if supervisions is None else supervisions
         for supervision in supervisions:
             if supervision.group not in predictions:
                 raise KeyError(

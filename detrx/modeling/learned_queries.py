@@ -1,15 +1,18 @@
 """Queries that are the same for every image: learned positions, or learned anchor boxes."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from detrx.layers import MLP, inverse_sigmoid, reset_linears
 
 from .queries import Predictions, QueryGroup
+from .query_source import QueryRows, QuerySource
 from .tokens import MultiScaleTokens
 
 
-class PositionQueries(nn.Module):
+class PositionQueries(QuerySource):
     """Learned positions without content (DETR, arXiv 2005.12872).
 
     Args:
@@ -18,18 +21,26 @@ class PositionQueries(nn.Module):
 
     def __init__(self, num_queries: int, embed_dim: int, reference_points: bool = False):
         super().__init__()
+        self.num_queries = num_queries
         self.pos = nn.Embedding(num_queries, embed_dim)
         self.reference_dims = 2 if reference_points else None
         self.reference_point = MLP(embed_dim, embed_dim, 2, 2) if reference_points else None
         reset_linears(self)
 
-    def forward(self, memory: MultiScaleTokens) -> tuple[QueryGroup, dict[str, Predictions]]:
-        """The main query group, and no predictions of the encoder."""
-        pos = self.pos.weight.expand(len(memory.tokens), -1, -1)
-        reference = None
-        if self.reference_point is not None:
-            reference = self.reference_point(self.pos.weight).float().sigmoid().expand(len(pos), -1, -1)
-        return QueryGroup("main", torch.zeros_like(pos), pos, reference), {}
+    def further(self, num_queries: int) -> QueryRows:
+        return QueryRows(num_queries, pos=nn.Embedding(num_queries, self.pos.embedding_dim))
+
+    def groups(
+        self, memory: MultiScaleTokens, further: Sequence[QueryRows] = ()
+    ) -> tuple[list[QueryGroup], dict[str, Predictions]]:
+        groups = []
+        for rows in (self, *further):
+            pos = rows.pos.weight.expand(len(memory.tokens), -1, -1)
+            reference = None
+            if self.reference_point is not None:
+                reference = self.reference_point(rows.pos.weight).float().sigmoid().expand(len(pos), -1, -1)
+            groups.append(QueryGroup("main", torch.zeros_like(pos), pos, reference))
+        return groups, {}
 
 
 class LabelEmbedding(nn.Module):
@@ -54,7 +65,7 @@ class LabelEmbedding(nn.Module):
         return torch.cat([embedding, torch.zeros_like(embedding[:1])])
 
 
-class AnchorQueries(nn.Module):
+class AnchorQueries(QuerySource):
     """Learned anchor boxes (DAB-DETR, arXiv 2201.12329); queries have no content, or one that all anchors share.
 
     Args:
@@ -75,16 +86,27 @@ class AnchorQueries(nn.Module):
         if num_patterns and label_embedding is not None:
             raise ValueError(f"num_patterns is {num_patterns}, but queries with a label_embedding have no patterns")
         self.reference_dims = 4
+        self.num_queries = num_queries
         self.embed_dim = embed_dim
         self.centres = nn.Parameter(inverse_sigmoid(torch.rand(num_queries, 2)), requires_grad=not freeze_centres)
         self.sizes = nn.Parameter(torch.randn(num_queries, 2))
         self.patterns = nn.Embedding(num_patterns, embed_dim) if num_patterns else None
         self.label_embedding = label_embedding
 
-    def forward(self, memory: MultiScaleTokens) -> tuple[QueryGroup, dict[str, Predictions]]:
-        """The main query group, pattern by pattern, and no predictions of the encoder."""
+    def further(self, num_queries: int) -> QueryRows:
+        centres = nn.Parameter(inverse_sigmoid(torch.rand(num_queries, 2)), requires_grad=self.centres.requires_grad)
+        return QueryRows(num_queries, centres=centres, sizes=nn.Parameter(torch.randn(num_queries, 2)))
+
+    def groups(
+        self, memory: MultiScaleTokens, further: Sequence[QueryRows] = ()
+    ) -> tuple[list[QueryGroup], dict[str, Predictions]]:
+        """The queries of a group are in order of pattern."""
+        return [self.group(memory, rows) for rows in (self, *further)], {}
+
+    def group(self, memory: MultiScaleTokens, rows: nn.Module) -> QueryGroup:
+        """The queries of the anchors in `rows`, for every pattern."""
         batch = len(memory.tokens)
-        anchors = torch.cat([self.centres, self.sizes], dim=-1).float().sigmoid()
+        anchors = torch.cat([rows.centres, rows.sizes], dim=-1).float().sigmoid()
         if self.label_embedding is not None:
             contents = self.label_embedding.no_object()[None]
         elif self.patterns is not None:
@@ -93,4 +115,4 @@ class AnchorQueries(nn.Module):
             contents = memory.tokens.new_zeros(1, self.embed_dim)
         content = contents.repeat_interleave(len(anchors), dim=0).expand(batch, -1, -1)
         reference = anchors.repeat(len(contents), 1).expand(batch, -1, -1)
-        return QueryGroup("main", content, None, reference), {}
+        return QueryGroup("main", content, None, reference)

@@ -141,15 +141,19 @@ class DetectionTransformer(nn.Module):
     def train_step(
         self, memory: MultiScaleTokens, targets: Targets
     ) -> tuple[dict[str, Predictions], list[Supervision]]:
-        """Predictions of all groups and of the encoder by name, and the supervisions that the methods add."""
-        main, predictions = self.query_source(memory)
-        step = Step(self, memory, main, predictions, targets)
+        """Predictions of all groups and of the encoder by name, and their supervisions, those of methods last."""
+        supervisions = self.criterion.supervisions
+        for method in self.methods:
+            supervisions = method.supervise(supervisions)
+        asking = [method for method in self.methods if method.further is not None]
+        (main, *further), predictions = self.query_source.groups(memory, [method.further for method in asking])
+        step = Step(self, memory, main, predictions, targets, dict(zip(asking, further, strict=True)))
         branches = [branch for method in self.methods for branch in method.branches(step)]
         for branch in branches:
             predictions = predictions | branch.predictions
         groups = [branch.group for branch in branches if branch.group is not None]
         predictions = predictions | self.decoder([main, *groups], memory)
-        return predictions, [supervision for branch in branches for supervision in branch.supervisions]
+        return predictions, [*supervisions, *(each for branch in branches for each in branch.supervisions)]
 
     def predict(self, images: Tensor, padding_mask: Tensor | None) -> dict[str, Predictions]:
         """Inference on normalised, padded images (B, 3, H, W) with padding in the backbone's input, as in training."""

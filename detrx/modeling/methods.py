@@ -1,4 +1,4 @@
-"""What a training method is to a detector: something that adds query groups and their supervision to a step."""
+"""What a training method is to a detector: something that adds query groups to a step, or changes its supervision."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import nn
 
 from .criterion import Supervision
 from .queries import Predictions, QueryGroup
+from .query_source import QueryRows
 from .targets import Targets
 from .tokens import MultiScaleTokens
 
@@ -27,6 +28,7 @@ class Step:
         main: the main query group.
         predictions: those of the encoder, by name; empty in one-stage detectors.
         targets: the ground truth.
+        further: the queries that the source made for each method with `further`.
     """
 
     model: DetectionTransformer
@@ -34,6 +36,7 @@ class Step:
     main: QueryGroup
     predictions: dict[str, Predictions]
     targets: Targets
+    further: Mapping[Method, QueryGroup] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,15 @@ class Method(nn.Module):
 
     Its parameters are under `methods` in the model, and inference does not touch them. A method has to work beside
     others: it adds branches of its own and leaves those of other methods alone.
+
+    Attributes:
+        further: to be set in `attach` by a method that needs more queries like the main ones, to what the query source
+            gives for it; their group is then in `Step.further`.
     """
+
+    def __init__(self):
+        super().__init__()
+        self.further: QueryRows | None = None
 
     def attach(self, model: DetectionTransformer) -> None:
         """Called once when the model is built: check that the detector is of a kind the method works for, take sizes
@@ -65,6 +76,10 @@ class Method(nn.Module):
         Raises:
             ValueError: the method does not work for this detector.
         """
+
+    def supervise(self, supervisions: Sequence[Supervision]) -> Sequence[Supervision]:
+        """The supervisions of the detector itself in this step, given those that would be without the method."""
+        return supervisions
 
     def branches(self, step: Step) -> list[Branch]:
         """What the method adds to this training step."""

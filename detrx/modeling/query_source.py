@@ -1,5 +1,7 @@
 """Where the decoder's queries come from: learned ones, or the encoder's best proposals."""
 
+from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,25 +14,69 @@ from .queries import Predictions, QueryGroup
 from .tokens import MultiScaleTokens
 
 
-class LearnedQueries(nn.Module):
+class QueryRows(nn.Module):
+    """What the queries of one group have to themselves: their number, and parameters with a row for each of them."""
+
+    def __init__(self, num_queries: int, **parameters: nn.Module | nn.Parameter):
+        super().__init__()
+        self.num_queries = num_queries
+        for name, value in parameters.items():
+            setattr(self, name, value)
+
+
+class QuerySource(nn.Module):
+    """Makes the main query group, and in training further groups of the same kind for methods that ask for them.
+
+    Attributes:
+        num_queries: of the main group.
+        reference_dims: 4 for boxes, 2 for points, None for queries without references.
+    """
+
+    num_queries: int
+    reference_dims: int | None
+
+    def forward(self, memory: MultiScaleTokens) -> tuple[QueryGroup, dict[str, Predictions]]:
+        """The main query group, and the predictions of the encoder by name; none in one-stage detectors."""
+        (main,), predictions = self.groups(memory)
+        return main, predictions
+
+    @abstractmethod
+    def groups(
+        self, memory: MultiScaleTokens, further: Sequence[QueryRows] = ()
+    ) -> tuple[list[QueryGroup], dict[str, Predictions]]:
+        """As `forward`, with one more group behind the main one for each of `further`; all are named "main"."""
+
+    @abstractmethod
+    def further(self, num_queries: int) -> QueryRows:
+        """Parameters for one more group; whoever asks for it owns them, and hands them to `groups`."""
+
+
+class LearnedQueries(QuerySource):
     """One-stage queries: learned content and position; reference points (xy) are read off the position."""
 
     reference_dims = 2
 
     def __init__(self, num_queries: int, embed_dim: int):
         super().__init__()
+        self.num_queries = num_queries
         self.content = nn.Embedding(num_queries, embed_dim)
         self.pos = nn.Embedding(num_queries, embed_dim)
         self.reference_point = nn.Linear(embed_dim, 2)
         nn.init.xavier_normal_(self.reference_point.weight)
         nn.init.zeros_(self.reference_point.bias)
 
-    def forward(self, memory: MultiScaleTokens) -> tuple[QueryGroup, dict[str, Predictions]]:
-        """The main query group, and no predictions of the encoder."""
-        batch = len(memory.tokens)
-        reference = self.reference_point(self.pos.weight).float().sigmoid()
-        content, pos, reference = (t.expand(batch, -1, -1) for t in (self.content.weight, self.pos.weight, reference))
-        return QueryGroup("main", content, pos, reference), {}
+    def further(self, num_queries: int) -> QueryRows:
+        content, pos = (nn.Embedding(num_queries, self.pos.embedding_dim) for _ in range(2))
+        return QueryRows(num_queries, content=content, pos=pos)
+
+    def groups(
+        self, memory: MultiScaleTokens, further: Sequence[QueryRows] = ()
+    ) -> tuple[list[QueryGroup], dict[str, Predictions]]:
+        groups = []
+        for rows in (self, *further):
+            parts = (rows.content.weight, rows.pos.weight, self.reference_point(rows.pos.weight).float().sigmoid())
+            groups.append(QueryGroup("main", *(part.expand(len(memory.tokens), -1, -1) for part in parts)))
+        return groups, {}
 
 
 @dataclass(frozen=True)
@@ -53,7 +99,7 @@ class Proposals:
         return Proposals(*(part.gather(1, chosen[..., None].expand(-1, -1, part.shape[-1])) for part in parts))
 
 
-class EncoderProposals(nn.Module):
+class EncoderProposals(QuerySource):
     """Two-stage queries: every token proposes a box around itself, the best become the decoder's references.
 
     Args:
@@ -110,19 +156,34 @@ class EncoderProposals(nn.Module):
         if content == "learned":
             self.query_embed = nn.Embedding(num_queries, embed_dim)
 
-    def forward(self, memory: MultiScaleTokens) -> tuple[QueryGroup, dict[str, Predictions]]:
-        """The main query group, and the predictions of the tokens under the name "encoder"."""
+    def further(self, num_queries: int) -> QueryRows:
+        if self.content == "learned":
+            return QueryRows(num_queries, query_embed=nn.Embedding(num_queries, self.query_embed.embedding_dim))
+        return QueryRows(num_queries)
+
+    def groups(
+        self, memory: MultiScaleTokens, further: Sequence[QueryRows] = ()
+    ) -> tuple[list[QueryGroup], dict[str, Predictions]]:
+        """One ranking of the proposals serves all groups: the best ones are for the main group, the next for the first
+        of `further`, and so on. The predictions of the tokens have the name "encoder".
+        """
         proposals = self.propose(memory)
-        chosen = proposals.take(self.rank(proposals, self.num_queries))
+        all_rows = (self, *further)
+        counts = [rows.num_queries for rows in all_rows]
+        chosen = [proposals.take(indices) for indices in self.rank(proposals, sum(counts)).split(counts, dim=1)]
+        supervised = chosen[0] if self.supervise == "chosen" else proposals
+        predictions = Predictions(supervised.logits[None], supervised.boxes[None])
+        return [self.group(each, rows) for each, rows in zip(chosen, all_rows, strict=True)], {"encoder": predictions}
+
+    def group(self, chosen: Proposals, rows: nn.Module) -> QueryGroup:
+        """The queries of chosen proposals; `rows` has their learned content, if there is any."""
         reference = chosen.boxes.detach()
         pos, content = self.embed(reference)
         if self.content == "learned":
-            content = self.query_embed.weight.expand(len(reference), -1, -1)
+            content = rows.query_embed.weight.expand(len(reference), -1, -1)
         elif self.content == "memory":
             content = chosen.tokens
-        supervised = chosen if self.supervise == "chosen" else proposals
-        predictions = Predictions(supervised.logits[None], supervised.boxes[None])
-        return QueryGroup("main", content, pos, reference), {"encoder": predictions}
+        return QueryGroup("main", content, pos, reference)
 
     def propose(self, memory: MultiScaleTokens) -> Proposals:
         """The proposals of all tokens."""
@@ -154,7 +215,7 @@ class EncoderProposals(nn.Module):
         if count > proposals.logits.shape[1]:
             raise ValueError(
                 f"num_queries is {count}, but the encoder has only {proposals.logits.shape[1]} tokens: "
-                "use larger images, more levels or fewer queries"
+                "use larger images, more levels or fewer queries (those that methods add count, too)"
             )
         logits = proposals.logits
         ranking = logits[..., 0] if self.rank_by == "first_class" else logits.amax(-1)
