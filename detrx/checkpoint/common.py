@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from detrx.modeling import Denoising
 
 from .files import CheckpointError
-from .rules import Ignore, Rename, Rule, pack
+from .rules import Ignore, Rename, Rule, Split, pack
 
-__all__ = ["backbone", "denoising", "heads", "input_projections"]
+__all__ = ["backbone", "denoising", "heads", "input_projections", "learned_content"]
 
 
 def backbone(source: Mapping[str, Tensor], model: nn.Module, prefix: str) -> list[Rule]:
@@ -48,6 +48,15 @@ def denoising(model: nn.Module, label_embedding: str) -> list[Rule]:
     if not methods:
         return [Ignore(rf"({label_embedding})\.(.+)", "for denoising, which the model does without")]
     return [Rename(rf"{label_embedding}\.(.+)", *(rf"methods.{name}.label_embed.\1" for name in methods))]
+
+
+def learned_content(model: nn.Module, pattern: str) -> Split:
+    """The content of the queries of two-stage detectors, rows of the main ones first, then those that methods add."""
+    rows = {"query_source": getattr(model.query_source, "num_queries", 0)}
+    for name, method in model.methods.named_children():
+        if hasattr(getattr(method, "further", None), "query_embed"):
+            rows[f"methods.{name}.further"] = method.further.num_queries
+    return Split(pattern, [f"{name}.query_embed.weight" for name in rows], rows=list(rows.values()))
 
 
 def heads(source: Mapping[str, Tensor], model: nn.Module, class_head: str, box_head: str) -> list[Rule]:

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 
 from torch import Tensor, nn
 
-from .common import backbone, denoising, heads
+from .common import backbone, denoising, heads, learned_content
 from .rules import Ignore, Rename, Rule, Split
 
 __all__ = ["matches", "rules", "settings"]
@@ -26,7 +26,7 @@ def rules(source: Mapping[str, Tensor], model: nn.Module) -> list[Rule]:
         Ignore(r"(criterion\..*)", "weights of the loss, which are in the config"),
         *_neck(),
         *_layers(),
-        *_queries(source),
+        *_queries(source, model),
         *_single_scale(source),
         *denoising(model, r"label_enc"),
         *heads(source, model, r"(?:transformer\.decoder\.)?class_embed", r"(?:transformer\.decoder\.)?bbox_embed"),
@@ -80,15 +80,14 @@ def _single_scale(source: Mapping[str, Tensor]) -> list[Rule]:
     ]
 
 
-def _queries(source: Mapping[str, Tensor]) -> list[Rule]:
-    # One-stage: position and content side by side. Two-stage with mixed query selection: content only.
+def _queries(source: Mapping[str, Tensor], model: nn.Module) -> list[Rule]:
+    # One-stage: position and content side by side. Two-stage with mixed query selection: content only, in H-DETR with
+    # that of the one-to-many queries below.
     one_stage = "transformer.reference_points.weight" in source
     position_and_content = ["query_source.pos.weight", "query_source.content.weight"]
     query_embedding = r"query_embedding\.weight"
     return [
-        Split(query_embedding, position_and_content, dim=1)
-        if one_stage
-        else Rename(query_embedding, "query_source.query_embed.weight"),
+        Split(query_embedding, position_and_content, dim=1) if one_stage else learned_content(model, query_embedding),
         Rename(r"transformer\.tgt_embed\.weight", "query_source.query_embed.weight"),
         Rename(r"transformer\.reference_points\.(.+)", r"query_source.reference_point.\1"),
         Rename(r"transformer\.enc_output\.(.+)", r"query_source.token_proj.\1"),

@@ -1,10 +1,11 @@
-"""Checkpoints of the authors' repositories: DETR, Conditional DETR, DAB-DETR, DN-DETR, Deformable-DETR and DINO."""
+"""Checkpoints of the authors' repositories: DETR, Conditional DETR, DAB-DETR, DN-DETR, Deformable-DETR,
+H-Deformable-DETR and DINO."""
 
 from collections.abc import Collection, Mapping
 
 from torch import Tensor, nn
 
-from .common import backbone, denoising, heads, input_projections
+from .common import backbone, denoising, heads, input_projections, learned_content
 from .rules import Rename, Rule, Split
 
 __all__ = ["matches", "rules", "settings"]
@@ -42,7 +43,7 @@ def rules(source: Mapping[str, Tensor], model: nn.Module) -> list[Rule]:
     return [
         *backbone(source, model, r"backbone\.0\."),
         *_layers(),
-        *(_deformable(model) if deformable else _single_scale(source)),
+        *(_deformable(source, model) if deformable else _single_scale(source)),
         *heads(source, model, r"(?:transformer\.decoder\.)?class_embed", r"(?:transformer\.decoder\.)?bbox_embed"),
     ]
 
@@ -62,7 +63,11 @@ def _layers() -> list[Rule]:
     ]
 
 
-def _deformable(model: nn.Module) -> list[Rule]:
+def _deformable(source: Mapping[str, Tensor], model: nn.Module) -> list[Rule]:
+    # One-stage: position and content side by side. Two-stage with mixed query selection (H-DETR): content only.
+    one_stage = "transformer.reference_points.weight" in source
+    position_and_content = ["query_source.pos.weight", "query_source.content.weight"]
+    query_embedding = r"query_embed\.weight"
     return [
         *input_projections(model, r"input_proj"),
         # Norms are numbered in the order of the constructor, not in that of the forward pass.
@@ -70,7 +75,7 @@ def _deformable(model: nn.Module) -> list[Rule]:
         Rename(_DECODER + r"\.norm2\.(.+)", r"\1.layers.\2.norm1.\3"),
         Rename(_DECODER + r"\.norm3\.(.+)", r"\1.layers.\2.norm3.\3"),
         Rename(r"transformer\.level_embed", "tokenizer.level_embed"),
-        Split(r"query_embed\.weight", ["query_source.pos.weight", "query_source.content.weight"], dim=1),
+        Split(query_embedding, position_and_content, dim=1) if one_stage else learned_content(model, query_embedding),
         Rename(r"transformer\.tgt_embed\.weight", "query_source.query_embed.weight"),
         Rename(r"transformer\.reference_points\.(.+)", r"query_source.reference_point.\1"),
         Rename(r"transformer\.enc_output\.(.+)", r"query_source.token_proj.\1"),

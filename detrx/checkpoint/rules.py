@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ class Piece:
     Attributes:
         name: our tensor.
         chunk, chunks: which of how many equal parts of the checkpoint's tensor.
+        rows: where in the checkpoint's tensor, instead of an equal part: first and behind-the-last index.
         part, parts: which of how many equal parts of our tensor.
         dim: the dimension along which tensors are divided.
     """
@@ -38,9 +40,12 @@ class Piece:
     part: int = 0
     parts: int = 1
     dim: int = 0
+    rows: tuple[int, int | None] | None = None
 
     def of_source(self, tensor: Tensor) -> Tensor:
         """The piece of a tensor of the checkpoint; all of it if it does not have the dimension."""
+        if self.rows is not None:
+            return tensor[slice(*self.rows)]
         whole = self.chunks == 1 or tensor.ndim <= self.dim
         return tensor if whole else tensor.tensor_split(self.chunks, self.dim)[self.chunk]
 
@@ -66,14 +71,22 @@ class Rename:
 
 @dataclass(frozen=True)
 class Split:
-    """Equal parts of the tensor along `dim` become tensors of ours."""
+    """Parts of the tensor along `dim` become tensors of ours.
+
+    They are equal parts, or have the given numbers of rows, the last one all that are left.
+    """
 
     pattern: str
     names: Sequence[str]
     dim: int = 0
+    rows: Sequence[int] | None = None
 
     def pieces(self, match: re.Match) -> list[Piece]:
         count = len(self.names)
+        if self.rows is not None:
+            ends = list(accumulate(self.rows))
+            bounds = zip([0, *ends[:-1]], [*ends[:-1], None], strict=True)
+            return [Piece(match.expand(n), rows=rows) for n, rows in zip(self.names, bounds, strict=True)]
         return [Piece(match.expand(n), chunk=i, chunks=count, dim=self.dim) for i, n in enumerate(self.names)]
 
 
