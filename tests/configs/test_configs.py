@@ -64,7 +64,7 @@ def build(name: str) -> torch.nn.Module:
 @functools.cache
 def predict(model: torch.nn.Module) -> Predictions:
     with torch.device("meta"), torch.no_grad():
-        return model.predict(torch.randn(1, 3, 256, 320), None)["main"]
+        return model.predict(torch.randn(1, 3, 320, 352), None)["main"]
 
 
 def parse(name: str) -> dict:

@@ -9,6 +9,9 @@ from tests.golden.golden_fixture import Golden, assert_gradients, assert_near
 def assert_predictions(predictions: dict[str, Predictions], expected: dict[str, torch.Tensor]) -> None:
     assert_near(predictions["main"].logits, expected["pred_logits"], 1e-4, "logits")
     assert_near(predictions["main"].boxes, expected["pred_boxes"], 1e-4, "boxes")
+    if "hybrid" in predictions:
+        assert_near(predictions["hybrid"].logits, expected["one2many/pred_logits"], 1e-4, "one-to-many logits")
+        assert_near(predictions["hybrid"].boxes, expected["one2many/pred_boxes"], 1e-4, "one-to-many boxes")
     if "denoising" in predictions:
         assert_near(predictions["denoising"].logits, expected["dn/pred_logits"], 1e-4, "denoising logits")
         assert_near(predictions["denoising"].boxes, expected["dn/pred_boxes"], 1e-4, "denoising boxes")
@@ -70,17 +73,21 @@ def assert_matches(
     run: str,
     ground_truth: str,
 ) -> None:
-    """Matched pairs of the main group and the encoder, in every layer and image."""
+    """Matched pairs of the main group, the encoder and the one-to-many queries, in every layer and image."""
     targets = golden.targets(ground_truth)
     assignments = model.criterion.assign(predictions, targets, supervisions)
-    for supervision, pairs in zip(model.criterion.supervisions, assignments, strict=False):
+    for supervision, pairs in zip(supervisions, assignments, strict=True):
+        if supervision.group not in ("main", "encoder", "hybrid"):
+            continue
         num_layers = len(predictions[supervision.group].logits)
         for index, layer in enumerate(supervision.numbers(num_layers)):
             aux = "final" if layer == num_layers - 1 else f"aux_{layer}"
-            tag = "enc" if supervision.group == "encoder" else aux
+            tag = {"main": aux, "encoder": "enc", "hybrid": f"one2many_{aux}"}[supervision.group]
             for image in range(len(targets.counts)):
                 here = (pairs.layer == index) & (pairs.image == image)
                 found = set(zip(pairs.query[here].tolist(), pairs.truth[here].tolist(), strict=True))
                 match = golden.below(f"{run}/match/{tag}/{image}/")
-                stored = set(zip(match["src"].tolist(), match["tgt"].tolist(), strict=True))
+                # One-to-many matching numbers the boxes through all repetitions.
+                truth = match["tgt"] % targets.counts[image] if targets.counts[image] else match["tgt"]
+                stored = set(zip(match["src"].tolist(), truth.tolist(), strict=True))
                 assert found == stored, f"matches of {tag}, image {image}"

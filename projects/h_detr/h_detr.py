@@ -1,0 +1,149 @@
+"""Hybrid matching (H-DETR, arXiv 2207.13080): training with one-to-many beside one-to-one matching.
+
+One-to-many matching repeats the ground truth K times before Hungarian matching. The three schemes differ in what is
+matched so: further queries, the first part of the training, or the first decoder layers.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+
+from detrx.d2.utils import get_event_storage
+from detrx.modeling import Branch, DetectionTransformer, HungarianMatcher, Method, QuerySource, Step, Supervision
+
+
+class Hybrid(Method):
+    """What the schemes share.
+
+    Args:
+        copies: how many queries each ground-truth box takes in one-to-many matching (K).
+    """
+
+    def __init__(self, copies: int):
+        super().__init__()
+        if copies < 1:
+            raise ValueError(f"copies must be at least 1, got {copies}")
+        self.copies = copies
+
+    def attach(self, model: DetectionTransformer) -> None:
+        if model.criterion is not None:
+            self.one_to_many(model.criterion.supervisions)
+
+    def one_to_many(self, supervisions: Sequence[Supervision]) -> list[Supervision]:
+        """Those of the main group, with K queries for each box.
+
+        Raises:
+            ValueError: there are none, or they do not use Hungarian matching.
+        """
+        main = [supervision for supervision in supervisions if supervision.group == "main"]
+        kinds = {type(supervision.assigner).__name__ for supervision in main}
+        if kinds != {HungarianMatcher.__name__}:
+            raise ValueError(
+                f"{type(self).__name__} repeats the ground truth of a HungarianMatcher; in this detector the main "
+                f"group is supervised by {', '.join(sorted(kinds)) or 'nothing'}"
+            )
+        result = []
+        for supervision in main:
+            assigner = copy.copy(supervision.assigner)
+            assigner.copies = self.copies
+            result.append(supervision.replace(assigner=assigner, repeats=self.copies))
+        return result
+
+
+class HybridBranch(Hybrid):
+    """Further queries, matched one-to-many, which do not meet the main ones in self-attention.
+
+    They are of the same kind as the main ones. In two-stage detectors they start from the proposals that rank behind
+    those of the main queries.
+
+    Args:
+        num_queries: how many (T).
+        copies: see `Hybrid`.
+        weight: of their losses (lambda).
+    """
+
+    def __init__(self, num_queries: int = 1500, copies: int = 6, weight: float = 1.0):
+        super().__init__(copies)
+        if num_queries < 1:
+            raise ValueError(f"num_queries must be at least 1, got {num_queries}; without the branch, leave it out")
+        self.num_queries, self.weight = num_queries, weight
+
+    def attach(self, model: DetectionTransformer) -> None:
+        super().attach(model)
+        if not isinstance(model.query_source, QuerySource):
+            raise ValueError(
+                f"HybridBranch needs more queries of the same kind, which {type(model.query_source).__name__} cannot "
+                "make: it is no QuerySource"
+            )
+        self.further = model.query_source.further(self.num_queries)
+
+    def branches(self, step: Step) -> list[Branch]:
+        group = replace(step.further[self], name="hybrid")
+        supervisions = [
+            each.replace(group="hybrid", suffix=f"{each.suffix}_one2many", weight=each.weight * self.weight)
+            for each in self.one_to_many(step.model.criterion.supervisions)
+        ]
+        return [Branch(group, supervisions)]
+
+
+class HybridEpoch(Hybrid):
+    """One-to-many matching in the first part of the training, then one-to-one, of the same queries.
+
+    Args:
+        max_iter: iterations of the whole training, `train.max_iter`.
+        rho: the part of it with one-to-many matching.
+        copies: see `Hybrid`.
+    """
+
+    def __init__(self, max_iter: int, rho: float = 2 / 3, copies: int = 6):
+        super().__init__(copies)
+        if not 0 <= rho <= 1:
+            raise ValueError(f"rho must be in [0, 1], got {rho}")
+        self.end = rho * max_iter
+
+    def supervise(self, supervisions: Sequence[Supervision]) -> Sequence[Supervision]:
+        try:
+            iteration = get_event_storage().iter
+        except AssertionError as error:
+            raise RuntimeError(
+                "HybridEpoch has to know how far the training is: call the model in the training loop of a trainer, or "
+                "inside of `with EventStorage(iteration):`"
+            ) from error
+        if iteration >= self.end:
+            return supervisions
+        others = [supervision for supervision in supervisions if supervision.group != "main"]
+        return [*self.one_to_many(supervisions), *others]
+
+
+class HybridLayer(Hybrid):
+    """One-to-many matching in the first decoder layers, one-to-one in the others, of the same queries.
+
+    Args:
+        num_layers: how many have one-to-many matching (L1); at least one has to be left.
+        copies: see `Hybrid`.
+    """
+
+    def __init__(self, num_layers: int, copies: int = 6):
+        super().__init__(copies)
+        self.num_layers = num_layers
+
+    def attach(self, model: DetectionTransformer) -> None:
+        super().attach(model)
+        self.num_decoder_layers = len(model.decoder.layers)
+        if not 0 < self.num_layers < self.num_decoder_layers:
+            raise ValueError(
+                f"HybridLayer: num_layers is {self.num_layers}, but of the {self.num_decoder_layers} layers of the "
+                "decoder at least one has to be one-to-many and the last one-to-one"
+            )
+
+    def supervise(self, supervisions: Sequence[Supervision]) -> Sequence[Supervision]:
+        result = []
+        for supervision in supervisions:
+            if supervision.group != "main":
+                result.append(supervision)
+                continue
+            first, stop, _ = supervision.layers.indices(self.num_decoder_layers)
+            (many,) = self.one_to_many([supervision])
+            parts = [(many, first, min(stop, self.num_layers)), (supervision, max(first, self.num_layers), stop)]
+            result += [part.replace(layers=slice(a, b)) for part, a, b in parts if a < b]
+        return result
