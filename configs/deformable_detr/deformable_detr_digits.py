@@ -13,11 +13,8 @@ from detrx.modeling import (
     VarifocalLoss,
 )
 
-from ..common.data.digits import dataloader
+from ..common.digits_training import dataloader, lr_multiplier, optimizer, train
 from ..common.models.deformable_detr import model
-from ..common.optim import AdamW as optimizer
-from ..common.schedule import cosine
-from ..common.train import train
 
 model.backbone = L(TimmBackbone)(
     name="resnet18",
@@ -56,15 +53,4 @@ model.criterion.supervisions = [
     ),
 ]
 
-train.max_iter = 3500
-train.clip_grad.max_norm = 1.0
-train.ema.enabled = True
-train.ema.decay = 0.998
-train.eval_period = 1000
-train.checkpointer.period = 500
-train.checkpointer.max_to_keep = 2
-train.log_period = 20
 optimizer.lr = 1e-3
-optimizer.fused = True
-optimizer.params.lr_factor_func.factors = {}
-lr_multiplier = cosine(max_iter=train.max_iter, warmup_iters=100)

@@ -1,4 +1,4 @@
-"""What the single-scale detectors share in their digits configs."""
+"""The small single-scale detectors for digits: what they have in common."""
 
 from detrx.d2.config import LazyCall as L
 from detrx.modeling import (
@@ -13,13 +13,13 @@ from detrx.modeling import (
     VarifocalLoss,
 )
 
-backbone = L(TimmBackbone)(
+_backbone = L(TimmBackbone)(
     name="resnet18",
     out_features=["res4"],
     model_args=dict(layers=[1, 2, 2, 1], channels=[48, 96, 160, 192], stem_width=16, stem_type="deep", output_stride=8),
 )
 
-encoder_supervision = L(EncoderSupervision)(
+_encoder_supervision = L(EncoderSupervision)(
     proposals=L(EncoderProposals)(
         num_queries=1,
         embed_dim="${....tokenizer.embed_dim}",
@@ -36,3 +36,21 @@ encoder_supervision = L(EncoderSupervision)(
         weight=0.25,
     ),
 )
+
+
+def shrink(model):
+    """Give a single-scale detector the sizes for digits, on a map of stride 8, and supervise its encoder, too."""
+    model.backbone = _backbone
+    model.neck.in_features = ["res4"]
+    model.neck.in_channels = [160]
+    model.tokenizer.embed_dim = 128
+    model.tokenizer.position_embedding.num_feats = 64
+    model.encoder.layer.self_attn.num_heads = 4
+    model.encoder.layer.ffn.hidden_dim = 256
+    model.encoder.layer.dropout = 0.0
+    model.encoder.num_layers = 1
+    model.decoder.num_layers = 3
+    model.decoder.heads.num_classes = 10
+    model.query_source.num_queries = 50
+    model.postprocess.num_detections = 50
+    model.methods.append(_encoder_supervision)
