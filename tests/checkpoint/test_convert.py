@@ -63,6 +63,20 @@ def test_original_checkpoints(config, names, settings):
         assert any(f"{name} = {value}, the model has" in note for note in report.notes)
 
 
+def test_learned_content_of_two_groups_in_one_tensor():
+    """H-DETR: the one-to-many queries are behind the main ones."""
+    weights = random_weights(build("h_detr/h_deformable_detr_r50"))
+    rest = dict(weights)
+    content = [rest.pop(f"{owner}.query_embed.weight") for owner in ("query_source", "methods.0.further")]
+    assert [len(each) for each in content] == [300, 1500]
+    source = {**as_original(rest), "query_embed.weight": torch.cat(content)}
+    converted, _ = convert_checkpoint(source, build("h_detr/h_deformable_detr_r50"))
+    assert converted.keys() == weights.keys()
+    assert all(torch.equal(converted[name], tensor) for name, tensor in weights.items())
+    with pytest.raises(ConversionError, match=r"query_embed\.weight is \(1800, 32\), the model has \(300, 32\)"):
+        convert_checkpoint(source, build("deformable_detr/deformable_detr_plus_plus_r50"))
+
+
 def test_shared_heads_are_listed_once_per_layer():
     model = build("deformable_detr/deformable_detr_r50")
     weights = random_weights(model)

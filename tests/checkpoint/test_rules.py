@@ -44,6 +44,13 @@ def test_split_along_columns():
     assert [piece.of_source(torch.arange(8.0).view(2, 4)).shape for piece in report.pieces["e"]] == [(2, 2), (2, 2)]
 
 
+def test_split_into_rows_of_given_numbers():
+    rule = Split("e", ["first", "second", "rest"], rows=[1, 2, 4])
+    for count in (7, 9):  # a tensor of another length shows in the last part
+        converted, _ = apply({"e": torch.arange(count)}, [rule], ["first", "second", "rest"])
+        assert [each.tolist() for each in converted.values()] == [[0], [1, 2], [*range(3, count)]]
+
+
 def test_every_problem_is_reported():
     rules = [
         Ignore(r".*\.num_batches_tracked", "counts steps"),
