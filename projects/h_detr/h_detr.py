@@ -95,7 +95,7 @@ class HybridEpoch(Hybrid):
         copies: see `Hybrid`.
     """
 
-    def __init__(self, max_iter: int, rho: float = 2 / 3, copies: int = 6):
+    def __init__(self, max_iter: int, rho: float = 2 / 3, copies: int = 10):
         super().__init__(copies)
         if not 0 <= rho <= 1:
             raise ValueError(f"rho must be in [0, 1], got {rho}")
@@ -123,7 +123,7 @@ class HybridLayer(Hybrid):
         copies: see `Hybrid`.
     """
 
-    def __init__(self, num_layers: int, copies: int = 6):
+    def __init__(self, num_layers: int, copies: int = 10):
         super().__init__(copies)
         self.num_layers = num_layers
 

@@ -6,4 +6,4 @@ from detrx.projects.h_detr import HybridEpoch
 from .h_deformable_detr_r50 import dataloader, lr_multiplier, model, optimizer, train
 
 model.query_source.num_queries = 1800
-model.methods = [L(HybridEpoch)(max_iter="${train.max_iter}", rho=2 / 3, copies=6)]
+model.methods = [L(HybridEpoch)(max_iter="${train.max_iter}", rho=2 / 3, copies=10)]

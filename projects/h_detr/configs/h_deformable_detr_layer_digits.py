@@ -6,4 +6,4 @@ from detrx.projects.h_detr import HybridLayer
 from ....configs.deformable_detr.deformable_detr_digits import dataloader, lr_multiplier, model, optimizer, train
 
 model.query_source.num_queries = 200
-model.methods = [L(HybridLayer)(num_layers=2, copies=6)]
+model.methods = [L(HybridLayer)(num_layers=2, copies=10)]

@@ -7,5 +7,4 @@ from ....configs.deformable_detr.deformable_detr_plus_plus_r50 import dataloader
 
 for _supervision in model.criterion.supervisions:
     _supervision.losses[0].weight = 2.0
-model.postprocess.num_detections = 300
 model.methods = [L(HybridBranch)(num_queries=1500, copies=6, weight=1.0)]
