@@ -16,7 +16,8 @@ from .methods import Branch, Method, Step
 from .neck import ChannelMapper
 from .postprocess import TopDetections
 from .quality_losses import AlignedQuality, IABCELoss, RankWeight
-from .queries import Predictions, Queries, QueryGroup, Route
+from .quality_matching import AnchorMatcher, MatchingQuality, VotingAssigner
+from .queries import Predictions, Queries, QueryGroup, QueryTokens, Route
 from .query_source import EncoderProposals, LearnedQueries, Proposals, QueryRows, QuerySource
 from .reference_position import AnchorPosition, ConditionalPosition, ReferencePosition
 from .softmax import CrossEntropyLoss, SoftmaxMatchingCost, TopQueries
@@ -25,6 +26,7 @@ from .tokens import MultiScaleTokens, Tokenizer
 
 __all__ = [
     "AlignedQuality",
+    "AnchorMatcher",
     "AnchorPosition",
     "AnchorQueries",
     "Branch",
@@ -54,6 +56,7 @@ __all__ = [
     "LabelEmbedding",
     "LearnedQueries",
     "MatchingCost",
+    "MatchingQuality",
     "Method",
     "MultiScaleTokens",
     "PairWeight",
@@ -65,6 +68,7 @@ __all__ = [
     "QueryGroup",
     "QueryRows",
     "QuerySource",
+    "QueryTokens",
     "RankWeight",
     "ReferencePosition",
     "Route",
@@ -80,4 +84,5 @@ __all__ = [
     "TransformerEncoder",
     "TransformerEncoderLayer",
     "VarifocalLoss",
+    "VotingAssigner",
 ]

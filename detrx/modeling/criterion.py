@@ -73,7 +73,7 @@ class Supervision:
 
     def select(self, predictions: Predictions) -> Predictions:
         """Those of the supervised layers."""
-        return Predictions(predictions.logits[self.layers], predictions.boxes[self.layers])
+        return predictions.of_layers(self.layers)
 
     def name(self, loss: Loss, layer: int, num_layers: int) -> str:
         number = f"_{layer}" if self.numbering == "all" or layer < num_layers - 1 else ""

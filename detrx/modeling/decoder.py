@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from detrx.layers import FFN, MultiheadAttention, inverse_sigmoid, run_layer
 
 from .heads import PredictionHeads
-from .queries import Predictions, Queries, QueryGroup, QueryLayout, put, take
+from .queries import Predictions, Queries, QueryGroup, QueryLayout, put, side_by_side, take
 from .tokens import MultiScaleTokens
 
 
@@ -54,7 +54,8 @@ class DecoderLayer(nn.Module):
             (B, N, C) new content.
         """
         x = queries.content
-        x = self.norm1(x + self.dropout(self.attend_queries(x, queries.pos, layout, index)))
+        x = x + self.dropout(self.attend_queries(x, queries.pos, layout, index))
+        x = put([(slices, norm(take(x, slices))) for norm, slices in layout.by_component("norm1", index, self.norm1)])
         queries = replace(queries, content=x)
         cross_attns = layout.by_component("cross_attn", index, self.cross_attn)
         attended = put([(slices, attn(queries.take(slices), memory)) for attn, slices in cross_attns])
@@ -69,13 +70,20 @@ class DecoderLayer(nn.Module):
         """
         out = []
         for attn, slices in layout.by_component("self_attn", index, self.self_attn):
-            q, k, v = attn.project(x, pos)
+            served = [group for group in layout.groups if layout.slices[group.name] in slices]
+            seen = layout.seen_by(served)
+            q, k, v = attn.project(take(x, list(seen.values())), take(pos, list(seen.values())))
+            places = side_by_side({name: s.stop - s.start for name, s in seen.items()})
             attended = []
-            for group in layout.groups:
-                own = layout.slices[group.name]
-                if own in slices:
-                    keys, blocked = layout.visible(group)
-                    attended.append(attn.attend(take(q, [own], 2), take(k, keys, 2), take(v, keys, 2), blocked))
+            for group in served:
+                tokens = None if group.route is None or group.route.tokens is None else group.route.tokens[index]
+                names, blocked = layout.visible(group, 0 if tokens is None else tokens.count)
+                keys = [places[name] for name in names]
+                group_k, group_v = take(k, keys, 2), take(v, keys, 2)
+                if tokens is not None:
+                    _, token_k, token_v = attn.project(*(t.expand(len(x), -1, -1) for t in tokens()))
+                    group_k, group_v = torch.cat([token_k, group_k], dim=2), torch.cat([token_v, group_v], dim=2)
+                attended.append(attn.attend(take(q, [places[group.name]], 2), group_k, group_v, blocked))
             joined = attended[0] if len(attended) == 1 else torch.cat(attended, dim=1)
             out.append((slices, attn.out_proj(joined)))
         return put(out)

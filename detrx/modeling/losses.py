@@ -26,6 +26,14 @@ def sum_by_layer(values: Tensor, pairs: Assignment, predictions: Predictions) ->
     return values.new_zeros(len(predictions.boxes)).index_add(0, pairs.layer, values)
 
 
+def last_truth(pairs: Assignment, predictions: Predictions) -> Tensor:
+    """Of each pair, the last ground truth (M,) with which its query is matched."""
+    _, num_images, num_queries = predictions.logits.shape[:3]
+    query = (pairs.layer * num_images + pairs.image) * num_queries + pairs.query
+    last = pairs.truth.new_zeros(predictions.logits.shape[:3].numel())
+    return last.scatter_reduce(0, query, pairs.truth, "amax")[query]
+
+
 class PairWeight(ABC):
     """How much each matched pair counts in a loss."""
 
@@ -54,18 +62,24 @@ class Loss(ABC):
 
 
 class FocalLoss(Loss):
-    """Sigmoid focal loss over all queries and classes (arXiv 1708.02002)."""
+    """Sigmoid focal loss over all queries and classes (arXiv 1708.02002).
+
+    Args:
+        last_class_only: a query that is matched with several boxes is a positive for the class of the last of these
+            boxes alone, as in the published Mr. DETR, instead of for each of their classes.
+    """
 
     name = "loss_class"
 
-    def __init__(self, weight: float = 1.0, alpha: float = 0.25, gamma: float = 2.0):
+    def __init__(self, weight: float = 1.0, alpha: float = 0.25, gamma: float = 2.0, last_class_only: bool = False):
         super().__init__(weight)
-        self.alpha, self.gamma = alpha, gamma
+        self.alpha, self.gamma, self.last_class_only = alpha, gamma, last_class_only
 
     def __call__(self, predictions: Predictions, targets: Targets, pairs: Assignment) -> Tensor:
         logits = predictions.logits.float()
         target = torch.zeros_like(logits)
-        target[pairs.layer, pairs.image, pairs.query, targets.labels[pairs.image, pairs.truth]] = 1.0
+        truth = last_truth(pairs, predictions) if self.last_class_only else pairs.truth
+        target[pairs.layer, pairs.image, pairs.query, targets.labels[pairs.image, truth]] = 1.0
         p = logits.sigmoid()
         wrong = p * (1 - target) + (1 - p) * target
         alpha = self.alpha * target + (1 - self.alpha) * (1 - target)

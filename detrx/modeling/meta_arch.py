@@ -1,6 +1,7 @@
 """The meta-architecture of all detection transformers."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from detrx.d2.modeling import META_ARCH_REGISTRY, detector_postprocess
 from detrx.d2.structures import ImageList, Instances
 
 from .criterion import Criterion, Supervision
-from .methods import Method, Step
+from .methods import Branch, Method, Step
 from .postprocess import TopDetections
 from .queries import Predictions
 from .targets import Targets
@@ -148,7 +149,9 @@ class DetectionTransformer(nn.Module):
         asking = [method for method in self.methods if method.further is not None]
         (main, *further), predictions = self.query_source.groups(memory, [method.further for method in asking])
         step = Step(self, memory, main, predictions, targets, dict(zip(asking, further, strict=True)))
-        branches = [branch for method in self.methods for branch in method.branches(step)]
+        branches: list[Branch] = []
+        for method in self.methods:
+            branches += method.branches(replace(step, branches=tuple(branches)))
         for branch in branches:
             predictions = predictions | branch.predictions
         groups = [branch.group for branch in branches if branch.group is not None]

@@ -29,6 +29,7 @@ class Step:
         predictions: those of the encoder, by name; empty in one-stage detectors.
         targets: the ground truth.
         further: the queries that the source made for each method with `further`.
+        branches: those of the methods that stand before this one.
     """
 
     model: DetectionTransformer
@@ -37,6 +38,7 @@ class Step:
     predictions: dict[str, Predictions]
     targets: Targets
     further: Mapping[Method, QueryGroup] = field(default_factory=dict)
+    branches: tuple[Branch, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
@@ -11,16 +11,42 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+class QueryTokens(nn.Module):
+    """Learned tokens that a group's queries attend to in self-attention, as if there were more queries.
+
+    They come from nowhere and lead nowhere: every layer has its own, and their own attention is not computed.
+    """
+
+    def __init__(self, count: int, embed_dim: int):
+        super().__init__()
+        self.count = count
+        self.content = nn.Parameter(torch.empty(count, embed_dim))
+        self.pos = nn.Parameter(torch.empty(count, embed_dim))
+        nn.init.normal_(self.content)
+        nn.init.normal_(self.pos)
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """Content and position, (m, C) each."""
+        return self.content, self.pos
+
+
 @dataclass(frozen=True)
 class Route:
     """Which components of the decoder layers a group passes through.
 
     A value is one module per decoder layer, owned by the method that brings the group; None is the decoder's own.
+
+    Attributes:
+        self_attn, cross_attn, ffn: the blocks.
+        norm1: LayerNorm after self-attention.
+        tokens: `QueryTokens` that the group's queries attend to beside the queries they see; None: no tokens.
     """
 
     self_attn: Sequence[nn.Module] | None = None
     cross_attn: Sequence[nn.Module] | None = None
     ffn: Sequence[nn.Module] | None = None
+    norm1: Sequence[nn.Module] | None = None
+    tokens: Sequence[nn.Module] | None = None
 
 
 @dataclass(frozen=True)
@@ -77,10 +103,17 @@ class Predictions:
     Attributes:
         logits: (T, B, N, K).
         boxes: (T, B, N, 4) cxcywh in [0, 1] of the unpadded image.
+        anchors: the boxes before regression, as `boxes`; None for queries.
     """
 
     logits: Tensor
     boxes: Tensor
+    anchors: Tensor | None = None
+
+    def of_layers(self, layers: slice) -> Predictions:
+        """Those of some layers."""
+        parts = (self.logits, self.boxes, self.anchors)
+        return Predictions(*(None if part is None else part[layers] for part in parts))
 
 
 class QueryLayout:
@@ -100,9 +133,7 @@ class QueryLayout:
             if unknown := set(group.sees) - set(names):
                 raise ValueError(f"query group {group.name!r} sees {sorted(unknown)}, but the groups are {names}")
         self.groups = tuple(groups)
-        sizes = [group.content.shape[1] for group in groups]
-        ends = accumulate(sizes)
-        self.slices = {name: slice(end - size, end) for name, size, end in zip(names, sizes, ends, strict=True)}
+        self.slices = side_by_side({group.name: group.content.shape[1] for group in groups})
 
     def queries(self) -> Queries:
         """The groups side by side."""
@@ -124,13 +155,25 @@ class QueryLayout:
             served.setdefault(id(module), (module, []))[1].append(self.slices[group.name])
         return list(served.values())
 
-    def visible(self, group: QueryGroup) -> tuple[list[slice], Tensor | None]:
-        """Slices of the keys `group` may see, its own first, and the (N, M) bool mask of the blocked ones."""
-        keys = [self.slices[name] for name in (group.name, *group.sees)]
+    def seen_by(self, groups: Sequence[QueryGroup]) -> dict[str, slice]:
+        """Slices of `groups` and of all that these see."""
+        names = {name for group in groups for name in (group.name, *group.sees)}
+        return {name: place for name, place in self.slices.items() if name in names}
+
+    def visible(self, group: QueryGroup, num_tokens: int = 0) -> tuple[tuple[str, ...], Tensor | None]:
+        """Names of the groups that `group` may see, itself first, and the (N, M) bool mask of the blocked keys; these
+        are `num_tokens` tokens, blocked nowhere, and then the groups."""
+        names = (group.name, *group.sees)
         if group.blocked is None:
-            return keys, None
-        others = sum(s.stop - s.start for s in keys[1:])
-        return keys, F.pad(group.blocked, (0, others), value=False)
+            return names, None
+        others = sum(self.slices[name].stop - self.slices[name].start for name in group.sees)
+        return names, F.pad(group.blocked, (num_tokens, others), value=False)
+
+
+def side_by_side(sizes: Mapping[str, int]) -> dict[str, slice]:
+    """Where stretches of the given sizes lie, one after the other."""
+    ends = accumulate(sizes.values())
+    return {name: slice(end - size, end) for (name, size), end in zip(sizes.items(), ends, strict=True)}
 
 
 def take(x: Tensor, slices: Sequence[slice], dim: int = 1) -> Tensor:

@@ -87,15 +87,21 @@ class Proposals:
         tokens: (B, S, C) projected tokens.
         logits: (B, S, K).
         boxes: (B, S, 4) cxcywh in [0, 1] of the unpadded image.
+        anchors: (B, S, 4), the boxes before regression; (1, 1, 1, 1) where there is none.
     """
 
     tokens: Tensor
     logits: Tensor
     boxes: Tensor
+    anchors: Tensor
+
+    @property
+    def predictions(self) -> Predictions:
+        return Predictions(self.logits[None], self.boxes[None], self.anchors[None])
 
     def take(self, chosen: Tensor) -> "Proposals":
         """Those of the tokens `chosen` (B, N)."""
-        parts = (self.tokens, self.logits, self.boxes)
+        parts = (self.tokens, self.logits, self.boxes, self.anchors)
         return Proposals(*(part.gather(1, chosen[..., None].expand(-1, -1, part.shape[-1])) for part in parts))
 
 
@@ -172,8 +178,8 @@ class EncoderProposals(QuerySource):
         counts = [rows.num_queries for rows in all_rows]
         chosen = [proposals.take(indices) for indices in self.rank(proposals, sum(counts)).split(counts, dim=1)]
         supervised = chosen[0] if self.supervise == "chosen" else proposals
-        predictions = Predictions(supervised.logits[None], supervised.boxes[None])
-        return [self.group(each, rows) for each, rows in zip(chosen, all_rows, strict=True)], {"encoder": predictions}
+        groups = [self.group(each, rows) for each, rows in zip(chosen, all_rows, strict=True)]
+        return groups, {"encoder": supervised.predictions}
 
     def group(self, chosen: Proposals, rows: nn.Module) -> QueryGroup:
         """The queries of chosen proposals; `rows` has their learned content, if there is any."""
@@ -185,13 +191,18 @@ class EncoderProposals(QuerySource):
             content = chosen.tokens
         return QueryGroup("main", content, pos, reference)
 
-    def propose(self, memory: MultiScaleTokens) -> Proposals:
-        """The proposals of all tokens."""
+    def propose(
+        self, memory: MultiScaleTokens, class_head: nn.Module | None = None, box_head: nn.Module | None = None
+    ) -> Proposals:
+        """The proposals of all tokens, by the given heads instead of the own ones."""
+        class_head = self.class_head if class_head is None else class_head
+        box_head = self.box_head if box_head is None else box_head
         anchors, usable = self.anchors(memory)
         # Unusable anchors have the logit +inf, so that their box is (1, 1, 1, 1) whatever the head says.
         anchor_logits = anchors.logit().masked_fill(~usable[..., None], float("inf"))
         tokens = self.token_norm(self.token_proj(memory.tokens.masked_fill(~usable[..., None], 0.0)))
-        return Proposals(tokens, self.class_head(tokens), (self.box_head(tokens).float() + anchor_logits).sigmoid())
+        boxes = (box_head(tokens).float() + anchor_logits).sigmoid()
+        return Proposals(tokens, class_head(tokens), boxes, anchors.masked_fill(~usable[..., None], 1.0))
 
     def anchors(self, memory: MultiScaleTokens) -> tuple[Tensor, Tensor]:
         """Proposals before regression.

@@ -12,6 +12,7 @@ from detrx.modeling import (
     DeformableCrossAttention,
     PredictionHeads,
     QueryGroup,
+    QueryTokens,
     Route,
     Tokenizer,
 )
@@ -78,7 +79,7 @@ def test_visibility_equals_one_masked_attention():
     torch.testing.assert_close(split["extra"].boxes, whole.boxes[:, :, 4:])
 
 
-@pytest.mark.parametrize("component", ["self_attn", "cross_attn", "ffn"])
+@pytest.mark.parametrize("component", ["self_attn", "norm1", "cross_attn", "ffn"])
 def test_route_with_own_component(component: str):
     """A group with a component of its own equals a decoder that has this component; the other groups do not notice."""
     decoder, memory = make_decoder(), make_memory()
@@ -95,6 +96,36 @@ def test_route_with_own_component(component: str):
         setattr(layer, component, module)
     plain = QueryGroup("routed", routed.content, routed.pos, routed.reference)
     torch.testing.assert_close(out["routed"].logits, swapped([plain], memory)["routed"].logits)
+
+
+def test_tokens_are_seen_like_queries():
+    """In one layer, a group with tokens equals a longer group that begins with them; nobody else sees them."""
+    decoder, memory = make_decoder(), make_memory()
+    decoder.layers = decoder.layers[:1]
+    tokens = torch.nn.ModuleList([QueryTokens(3, DIM)])
+    blocked = torch.rand(4, 4) < 0.5
+    blocked.fill_diagonal_(False)
+    main, instructed = make_group("main", 5), make_group("instructed", 4, route=Route(tokens=tokens), blocked=blocked)
+    out = decoder([main, instructed], memory)
+    torch.testing.assert_close(out["main"].logits, decoder([main], memory)["main"].logits)
+    parts = [
+        torch.cat([token.expand(2, -1, -1), getattr(instructed, name)], dim=1)
+        for token, name in zip((*tokens[0](), torch.rand(3, 4)), ("content", "pos", "reference"), strict=True)
+    ]
+    mask = torch.zeros(7, 7, dtype=torch.bool)
+    mask[3:, 3:] = blocked
+    longer = decoder([QueryGroup("longer", *parts, blocked=mask)], memory)["longer"]
+    torch.testing.assert_close(out["instructed"].logits, longer.logits[:, :, 3:])
+    torch.testing.assert_close(out["instructed"].boxes, longer.boxes[:, :, 3:])
+
+
+def test_own_self_attention_projects_only_what_its_groups_see():
+    decoder, memory = make_decoder(), make_memory()
+    own = torch.nn.ModuleList(copy.deepcopy(layer.self_attn) for layer in decoder.layers)
+    seen = []
+    own[0].project = lambda x, pos: seen.append(x.shape[1]) or MultiheadAttention.project(own[0], x, pos)
+    decoder([make_group("main", 5), make_group("routed", 4, route=Route(self_attn=own))], memory)
+    assert seen == [4]
 
 
 def test_shared_components_run_once_for_all_groups():
