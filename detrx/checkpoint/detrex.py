@@ -25,6 +25,7 @@ def rules(source: Mapping[str, Tensor], model: nn.Module) -> list[Rule]:
         *backbone(source, model, r"backbone\."),
         Ignore(r"(criterion\..*)", "weights of the loss, which are in the config"),
         *_neck(),
+        *_multi_route(source, model),
         *_layers(),
         *_queries(source, model),
         *_single_scale(source),
@@ -55,6 +56,49 @@ def _layers() -> list[Rule]:
         Rename(_LAYER + r"\.attentions\.1\.query_pos_sine_proj\.(.+)", r"\1.layers.\2.cross_attn.query_sine_proj.\3"),
         Rename(_LAYER + r"\.attentions\.1\.(?:attn\.)?(.+)", r"\1.layers.\2.cross_attn.\3"),
         Rename(r"transformer\.decoder\.(?:post_norm_layer|norm)\.(.+)", r"decoder.norm.\1"),
+    ]
+
+
+def _multi_route(source: Mapping[str, Tensor], model: nn.Module) -> list[Rule]:
+    """Mr. DETR: components of the auxiliary routes, and other places of those of the main route."""
+    if not any(key.endswith(".norm_o2o.weight") for key in source):
+        return []
+    decoder = r"transformer\.decoder\.layers\.(\d+)"
+    tokens = decoder + r"\.attentions\.0\.instruction_o2m"
+    norm, ffn = decoder + r"\.attentions\.0\.norm_o2m", decoder + r"\.ffns\.0\.layers"
+    heads = r"transformer\.decoder\.(?:class_embed_o2m_encoder|bbox_embed_enc_o2m)"
+    places = {
+        name: f"methods.{index}.routes.{route}"
+        for index, method in model.methods.named_children()
+        for route, name in enumerate(getattr(method, "route_names", ()))
+    }
+    instruction, own_ffn = places.get("instruction"), places.get("ffn")
+    unused = "for an auxiliary route, which the model does without"
+    return [
+        Rename(decoder + r"\.attentions\.0\.norm_o2o\.(.+)", r"decoder.layers.\1.norm1.\2"),
+        Rename(decoder + r"\.norms\.0\.(.+)", r"decoder.layers.\1.norm2.\2"),
+        Rename(decoder + r"\.norms\.1\.(.+)", r"decoder.layers.\1.norm3.\2"),
+        Rename(ffn + r"\.0\.linear\.linear\.(.+)", r"decoder.layers.\1.ffn.linear1.\2"),
+        Rename(ffn + r"\.1\.linear\.(.+)", r"decoder.layers.\1.ffn.linear2.\2"),
+        *(
+            [
+                Rename(tokens + r"\.weight", rf"{instruction}.own.tokens.\1.content"),
+                Rename(tokens + r"_pos\.weight", rf"{instruction}.own.tokens.\1.pos"),
+                Rename(norm + r"\.(.+)", rf"{instruction}.own.norm1.\1.\2"),
+                Rename(r"transformer\.decoder\.class_embed_o2m_encoder\.(.+)", rf"{instruction}.class_head.\1"),
+                Rename(r"transformer\.decoder\.bbox_embed_enc_o2m\.(.+)", rf"{instruction}.box_head.\1"),
+            ]
+            if instruction
+            else [Ignore(rf"(?:{tokens}(?:_pos)?|{norm}|{heads})\..+", unused)]
+        ),
+        *(
+            [
+                Rename(ffn + r"\.0\.linear\.linear_sep\.(.+)", rf"{own_ffn}.own.ffn.\1.linear1.\2"),
+                Rename(ffn + r"\.1\.linear_sep\.(.+)", rf"{own_ffn}.own.ffn.\1.linear2.\2"),
+            ]
+            if own_ffn
+            else [Ignore(ffn + r"\.\d\..*linear_sep\..+", unused)]
+        ),
     ]
 
 

@@ -9,6 +9,20 @@ from tests.golden.golden_fixture import Golden, assert_gradients, assert_near
 def assert_predictions(predictions: dict[str, Predictions], expected: dict[str, torch.Tensor]) -> None:
     assert_near(predictions["main"].logits, expected["pred_logits"], 1e-4, "logits")
     assert_near(predictions["main"].boxes, expected["pred_boxes"], 1e-4, "boxes")
+    for name, prefix in (
+        ("instruction", "o2m"),
+        ("ffn", "sep"),
+        ("denoising_instruction", "dn/o2m"),
+        ("denoising_ffn", "dn/sep"),
+    ):
+        if name in predictions:
+            assert_near(predictions[name].logits, expected[f"{prefix}/pred_logits"], 1e-4, f"{name} logits")
+            assert_near(predictions[name].boxes, expected[f"{prefix}/pred_boxes"], 1e-4, f"{name} boxes")
+    if "encoder_instruction" in predictions and "enc_o2m/logits" in expected:
+        assert_near(
+            predictions["encoder_instruction"].logits[0], expected["enc_o2m/logits"], 1e-4, "o2m encoder logits"
+        )
+        assert_near(predictions["encoder_instruction"].boxes[0], expected["enc_o2m/boxes"], 1e-4, "o2m encoder boxes")
     if "hybrid" in predictions:
         assert_near(predictions["hybrid"].logits, expected["one2many/pred_logits"], 1e-4, "one-to-many logits")
         assert_near(predictions["hybrid"].boxes, expected["one2many/pred_boxes"], 1e-4, "one-to-many boxes")
@@ -77,12 +91,19 @@ def assert_matches(
     targets = golden.targets(ground_truth)
     assignments = model.criterion.assign(predictions, targets, supervisions)
     for supervision, pairs in zip(supervisions, assignments, strict=True):
-        if supervision.group not in ("main", "encoder", "hybrid"):
-            continue
         num_layers = len(predictions[supervision.group].logits)
         for index, layer in enumerate(supervision.numbers(num_layers)):
             aux = "final" if layer == num_layers - 1 else f"aux_{layer}"
-            tag = {"main": aux, "encoder": "enc", "hybrid": f"one2many_{aux}"}[supervision.group]
+            tag = {
+                "main": aux,
+                "encoder": "enc",
+                "hybrid": f"one2many_{aux}",
+                "instruction": f"group_{layer}",
+                "ffn": f"sep_{layer}",
+                "encoder_instruction": "enc_o2m",
+            }.get(supervision.group)
+            if tag is None:
+                continue
             for image in range(len(targets.counts)):
                 here = (pairs.layer == index) & (pairs.image == image)
                 found = set(zip(pairs.query[here].tolist(), pairs.truth[here].tolist(), strict=True))

@@ -1,0 +1,8 @@
+"""Mr. DETR on the small Deformable-DETR++ for digits."""
+
+from detrx.d2.config import LazyCall as L
+from detrx.projects.mr_detr import MrDETR
+
+from ....configs.deformable_detr.deformable_detr_digits import dataloader, lr_multiplier, model, optimizer, train
+
+model.methods = [L(MrDETR)(num_instruction_tokens=10, top_k=6, alpha=0.3, threshold=0.4, routes=["instruction", "ffn"])]
