@@ -120,8 +120,9 @@ def summarise(results: Sequence[dict[str, float]]) -> dict[str, Any]:
 
 
 def text(figure: dict[str, Any]) -> str:
-    """ "53.1", or "53.1 ± 0.4" where there are several seeds."""
-    return f"{figure['mean']:.1f}" + ("" if figure["std"] is None else f" ± {figure['std']:.1f}")
+    """53.1, or 53.1 ± 0.4 where there are several seeds; with one more digit below 1."""
+    digits = 1 if figure["mean"] >= 1 else 2
+    return f"{figure['mean']:.{digits}f}" + ("" if figure["std"] is None else f" ± {figure['std']:.{digits}f}")
 
 
 def markdown_table(record: dict[str, Any]) -> str:
