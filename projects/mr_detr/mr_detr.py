@@ -10,6 +10,7 @@ from torch import nn
 
 from detrx.modeling import (
     Branch,
+    CrossEntropyLoss,
     Denoising,
     DetectionTransformer,
     EncoderProposals,
@@ -149,6 +150,8 @@ class MrDETR(Method):
             raise ValueError(f"in model.methods, {', '.join(after)} must stand before MrDETR, to go on its routes, too")
         if model.criterion is not None and self.losses is None:
             self.losses = model.criterion.of_last_layer("main").losses
+        if any(isinstance(loss, CrossEntropyLoss) for loss in self.losses or ()):
+            raise ValueError("MrDETR needs a detector with a sigmoid for each class, and this one has a softmax")
         two_stage = isinstance(model.query_source, EncoderProposals)
         for name in self.route_names:
             route = AuxiliaryRoute(name, self.num_instruction_tokens, model.decoder.layers)

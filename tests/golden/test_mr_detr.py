@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from detrx.modeling import DetectionTransformer
+from detrx.modeling import DetectionTransformer, FocalLoss
 from detrx.projects.mr_detr import MixedDetections, MrDETR
 from tests.golden.compare import assert_inference, assert_training
 from tests.golden.golden_fixture import Golden, assert_near, variants
@@ -21,6 +21,9 @@ def build(golden: Golden) -> DetectionTransformer:
         cfg.methods[0].num_queries = golden.sizes["dn_number"]
         cfg.methods[0].label_noise = settings["dn_label_noise_ratio"]
         cfg.methods[0].box_noise = settings["dn_box_noise_scale"]
+    for supervision in cfg.criterion.supervisions:
+        if supervision.losses[0]._target_ is FocalLoss:
+            supervision.losses[0].last_class_only = True
     cfg.methods[-1].top_k = settings["one_to_many_assigner"]["max_k"]
     cfg.methods[-1].threshold = settings["one_to_many_assigner"]["threshold"]
     return load(golden, cfg)
@@ -53,6 +56,14 @@ def test_inference_with_mixed_scores(golden_dir, name: str):
             assert_near(found.pred_boxes.tensor, expected["boxes"], 1e-4, "detected boxes")
             assert_near(found.scores, expected["scores"], 1e-4, "scores")
             assert torch.equal(found.pred_classes, expected["classes"])
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_plain_detector_takes_the_weights_of_the_main_route(golden_dir, name: str):
+    for golden in goldens(golden_dir, name):
+        cfg = config(golden, CONFIGS[name])
+        cfg.methods = []
+        assert_inference(load(golden, cfg), golden)
 
 
 @pytest.mark.parametrize("run", PLAIN)

@@ -9,8 +9,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from detrx import model_zoo
 from detrx.analysis.flops import count_flops
+from detrx.d2.config import LazyCall as L
 from detrx.d2.config import instantiate
 from detrx.modeling import DetectionTransformer, MultiScaleTokens, QueryGroup, Step, Targets
+from detrx.projects.h_detr import HybridBranch
 from detrx.projects.mr_detr import COMBINATIONS, MrDETR
 from tests.modeling.small import make_input, make_model, with_boxes
 
@@ -104,6 +106,47 @@ def test_denoising_must_come_first():
     cfg.methods = cfg.methods[::-1]
     with pytest.raises(ValueError, match="ContrastiveDenoising must stand before MrDETR"):
         instantiate(cfg)
+
+
+def test_beside_h_detr():
+    """Hybrid queries are a group of their own and stay on the main route; every method has its losses."""
+    cfg = model_zoo.get_config(DINO).model
+    cfg.methods.insert(1, L(HybridBranch)(num_queries=20, copies=2))
+    model, batch = instantiate(cfg), make_batch()
+    assert set(predict(model, batch)) == {
+        *("encoder", "encoder_instruction", "main", "hybrid", "instruction", "ffn"),
+        *("denoising", "denoising_instruction", "denoising_ffn"),
+    }
+    losses = model(batch)
+    sum(losses.values()).backward()
+    layers = len(model.decoder.layers)
+    assert len(losses) == 3 * (2 + 7 * layers)
+    assert all(parameter.grad is not None for parameter in model.methods.parameters())
+
+
+@pytest.mark.parametrize(
+    "name", ["conditional_detr/conditional_detr_digits.py", "dn_detr/dn_detr_digits.py", "dab_detr/dab_detr_digits.py"]
+)
+def test_one_stage_detectors(name: str):
+    """Routes start from the main queries: there are no proposals to choose from."""
+    model = with_method(MrDETR(), name)
+    predictions = predict(model, make_batch())
+    assert {"instruction", "ffn"} < set(predictions) and "encoder_instruction" not in predictions
+    sum(model(make_batch()).values()).backward()
+    assert all(parameter.grad is not None for parameter in model.methods[-1].parameters())
+
+
+def test_softmax_is_refused():
+    with pytest.raises(ValueError, match="has a softmax"):
+        with_method(MrDETR(), "detr/detr_digits.py")
+
+
+def test_activation_checkpointing_changes_nothing():
+    model, batch = make_model(DINO), make_batch()
+    expected = predict(model, batch)
+    model.decoder.activation_checkpointing = True
+    for group, found in predict(model, batch).items():
+        torch.testing.assert_close(found.logits, expected[group].logits)
 
 
 @pytest.mark.parametrize("combination", COMBINATIONS)
