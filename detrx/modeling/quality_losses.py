@@ -78,6 +78,8 @@ class IABCELoss(Loss):
     Args:
         quality: t.
         pair_weight: factor of t.
+        last_box_only: a query that is matched with several boxes of a class has the target of the last of them, as in
+            the published Mr. DETR, instead of the best.
     """
 
     name = "loss_class"
@@ -88,8 +90,10 @@ class IABCELoss(Loss):
         gamma: float = 2.0,
         quality: AlignedQuality | None = None,
         pair_weight: PairWeight | None = None,
+        last_box_only: bool = False,
     ):
         super().__init__(weight)
+        self.last_box_only = last_box_only
         self.gamma = gamma
         self.quality = AlignedQuality() if quality is None else quality
         self.pair_weight = pair_weight
@@ -104,6 +108,9 @@ class IABCELoss(Loss):
         flat = index[0]
         for size, i in zip(logits.shape[1:], index[1:], strict=True):
             flat = flat * size + i
+        if self.last_box_only:
+            last = flat.new_zeros(logits.numel()).scatter_reduce(0, flat, pairs.truth, "amax")[flat]
+            t = t * (pairs.truth == last)
         positive = torch.zeros_like(logits).flatten().scatter_reduce(0, flat, t, "amax").view_as(logits)
         negative = torch.where(positive > 0, 1 - positive, logits.sigmoid() ** self.gamma)
         return -(positive * F.logsigmoid(logits) + negative * F.logsigmoid(-logits)).sum((1, 2, 3))

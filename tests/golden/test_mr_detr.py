@@ -21,9 +21,10 @@ def build(golden: Golden) -> DetectionTransformer:
         cfg.methods[0].num_queries = golden.sizes["dn_number"]
         cfg.methods[0].label_noise = settings["dn_label_noise_ratio"]
         cfg.methods[0].box_noise = settings["dn_box_noise_scale"]
-    for supervision in cfg.criterion.supervisions:
-        if supervision.losses[0]._target_ is FocalLoss:
-            supervision.losses[0].last_class_only = True
+    for trained in (*cfg.criterion.supervisions, cfg.methods[-1]):
+        if trained.get("losses"):
+            option = "last_class_only" if trained.losses[0]._target_ is FocalLoss else "last_box_only"
+            trained.losses[0][option] = True
     cfg.methods[-1].top_k = settings["one_to_many_assigner"]["max_k"]
     cfg.methods[-1].threshold = settings["one_to_many_assigner"]["threshold"]
     return load(golden, cfg)

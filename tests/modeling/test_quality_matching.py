@@ -9,6 +9,7 @@ from detrx.modeling import (
     AnchorMatcher,
     FocalLoss,
     HungarianMatcher,
+    IABCELoss,
     MatchingCost,
     MatchingQuality,
     Predictions,
@@ -101,6 +102,16 @@ def test_class_target_of_a_query_with_several_boxes():
     losses = {only: FocalLoss(last_class_only=only)(predictions, targets, both) for only in (False, True)}
     torch.testing.assert_close(losses[True], FocalLoss()(predictions, targets, last))
     assert losses[False] < losses[True]  # at score 0.5 a positive costs alpha = 0.25, a negative 0.75
+
+
+def test_aligned_target_of_a_query_with_several_boxes_of_a_class():
+    """Query 0 fits box 0 and not box 1."""
+    predictions, targets = make_batch()
+    targets = targets.class_agnostic()
+    both = Assignment(*torch.tensor([[0, 0], [0, 0], [0, 0], [0, 1]]))
+    for only, kept in ((False, 0), (True, 1)):
+        expected = IABCELoss()(predictions, targets, Assignment(*torch.tensor([[0], [0], [0], [kept]])))
+        torch.testing.assert_close(IABCELoss(last_box_only=only)(predictions, targets, both), expected)
 
 
 @pytest.mark.parametrize("options", [{"top_k": 0}, {"max_votes": 0}])
