@@ -100,6 +100,9 @@ class Criterion:
 
         Returns:
             weighted scalar losses; their plain sum is what is minimised.
+
+        Raises:
+            ValueError: two supervisions give a loss of the same name.
         """
         supervisions = self.supervisions if supervisions is None else supervisions
         assignments = self.assign(predictions, targets, supervisions)
@@ -114,7 +117,10 @@ class Criterion:
                 values = loss(group, truth, pairs) * (loss.weight * supervision.weight)
                 values = values if loss.is_mean else values / divisor
                 for layer, value in zip(supervision.numbers(num_layers), values.unbind(), strict=True):
-                    losses[supervision.name(loss, layer, num_layers)] = value
+                    name = supervision.name(loss, layer, num_layers)
+                    if name in losses:
+                        raise ValueError(f"two supervisions give a loss {name!r}; one needs another suffix")
+                    losses[name] = value
         return losses
 
     def assign(

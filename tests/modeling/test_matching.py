@@ -260,6 +260,13 @@ def test_supervision_of_some_layers():
         torch.testing.assert_close(found[name], value)
 
 
+def test_no_loss_replaces_another_of_the_same_name():
+    supervision = Supervision("main", HungarianMatcher(MatchingCost()), [L1Loss(5.0)])
+    predictions, targets = {"main": make_predictions(1, 1, 4)}, make_targets(1)
+    with pytest.raises(ValueError, match="two supervisions give a loss 'loss_bbox'"):
+        Criterion([supervision, supervision])(predictions, targets)
+
+
 def test_known_pairs_hold_in_all_layers():
     image, query, truth = torch.tensor([[0, 1, 1], [4, 0, 2], [0, 0, 1]])
     pairs = KnownPairs(image, query, truth).assign(make_predictions(2, 2, 5), make_targets(1, 2))
