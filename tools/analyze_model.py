@@ -3,13 +3,12 @@
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 import torch
 
 from detrx.analysis import model_cost
-from detrx.engine import ConfigError
+from detrx.engine import run_tool
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -29,13 +28,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
+def run(args: argparse.Namespace) -> None:
     height, width = args.size
-    try:
-        cost = model_cost(args.config_file, args.opts, (height, width), args.rounds, args.device)
-    except ConfigError as error:
-        sys.exit(f"error: {error}")
+    cost = model_cost(args.config_file, args.opts, (height, width), args.rounds, args.device)
     print(f"{'part':<14}{'parameters':>14}{'GFLOPs':>10}")
     for name, part in {**cost["parts"], "inference": cost}.items():
         print(f"{name:<14}{part['parameters']:>14,}{part['flops'] / 1e9:>10.3f}")
@@ -46,6 +41,10 @@ def main(argv: list[str] | None = None) -> None:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps({**report, "threads": torch.get_num_threads(), **cost}, indent=2) + "\n")
         print(f"figures: {args.json}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    run_tool(run, parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 """Convert published weights to ours: a checkpoint of another code base in, a file for train.init_checkpoint out."""
 
 import argparse
-import sys
 from pathlib import Path
 
 from omegaconf import DictConfig, open_dict
@@ -12,7 +11,7 @@ from detrx.checkpoint.convert import FORMATS
 from detrx.checkpoint.files import WEIGHT_SUFFIXES
 from detrx.d2.config import instantiate
 from detrx.engine.config import load_config
-from detrx.engine.errors import user_error
+from detrx.engine.errors import run_tool
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -79,14 +78,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
-    try:
-        run(args)
-    except Exception as error:
-        message = user_error(error)
-        if message is None:
-            raise
-        sys.exit(f"error: {message}")
+    run_tool(run, parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 
 import argparse
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from detrx.d2.data import MetadataCatalog
 from detrx.d2.structures import BoxMode, Instances
 from detrx.data import get_detection_dataset_dicts, read_image
 from detrx.engine.config import load_config
-from detrx.engine.errors import user_error
+from detrx.engine.errors import run_tool
 
 IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
@@ -170,14 +169,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
-    try:
-        run(args)
-    except Exception as error:
-        message = user_error(error)
-        if message is None:
-            raise
-        sys.exit(f"error: {message}")
+    run_tool(run, parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from detrx.engine.config import ConfigError, check_overrides, load_config, resolve_seed
 from detrx.engine.ema import ModelEMA
-from detrx.engine.errors import user_error
+from detrx.engine.errors import run_tool, user_error
 from detrx.engine.hooks import BestCheckpoint, CheckpointHook, EvaluationHook, StopHook
 from detrx.engine.job import run_job
 from detrx.engine.lr_factors import LRFactors
@@ -26,5 +26,6 @@ __all__ = [
     "preserved_rng",
     "resolve_seed",
     "run_job",
+    "run_tool",
     "user_error",
 ]

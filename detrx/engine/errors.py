@@ -1,21 +1,35 @@
 """Telling a mistake of the user, which one line explains, from a bug, which needs a traceback."""
 
+import argparse
 import linecache
 import os
 import re
+import sys
 import traceback
+from collections.abc import Callable
 
 from detrx.checkpoint.checkpointer import CheckpointError
 from detrx.engine.config import ConfigError
 from detrx.engine.trainer import NonFiniteError
 
-__all__ = ["user_error"]
+__all__ = ["run_tool", "user_error"]
 
 _ALWAYS = (CheckpointError, ConfigError, NonFiniteError, FileNotFoundError, PermissionError, NotADirectoryError)
 _IF_CHECKED = (ValueError, KeyError, OSError, ImportError)
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _CATALOG = os.path.join("detectron2", "data", "catalog.py")
 _FRAME = re.compile(r'^ *File "(?P<file>.+)", line \d+, in .+\n *(?P<line>.*)$', re.MULTILINE)
+
+
+def run_tool(run: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> None:
+    """Run a command-line tool; a mistake of the user ends it with one line and exit status 1."""
+    try:
+        run(args)
+    except Exception as error:
+        message = user_error(error)
+        if message is None:
+            raise
+        sys.exit(f"error: {message}")
 
 
 def user_error(error: BaseException) -> str | None:
