@@ -4,13 +4,11 @@
 import argparse
 from pathlib import Path
 
-from omegaconf import DictConfig, open_dict
-
 from detrx.checkpoint import CheckpointError, ConversionError, convert_checkpoint, write_weights
 from detrx.checkpoint.convert import FORMATS
 from detrx.checkpoint.files import WEIGHT_SUFFIXES
 from detrx.d2.config import instantiate
-from detrx.engine.config import load_config
+from detrx.engine.config import load_config, without_pretrained
 from detrx.engine.errors import run_tool
 
 
@@ -50,15 +48,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     if args.output.suffix not in WEIGHT_SUFFIXES:
         parser.error(f"--output must end in {' or '.join(WEIGHT_SUFFIXES)}, got {args.output}")
     return args
-
-
-def without_pretrained(model: DictConfig) -> DictConfig:
-    """The backbone's own weights are not wanted: the checkpoint has them."""
-    backbone = model.get("backbone")
-    if backbone is not None:
-        with open_dict(backbone):
-            backbone.pretrained, backbone.checkpoint_path = False, None
-    return model
 
 
 def run(args: argparse.Namespace) -> None:

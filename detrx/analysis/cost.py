@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from detrx.d2.config import instantiate
-from detrx.engine import load_config
+from detrx.engine.config import load_config, without_pretrained
 
 from .flops import count_flops
 
@@ -27,10 +27,7 @@ def model_cost(
     Raises:
         ConfigError: the config or an override is wrong.
     """
-    cfg = load_config(config, list(overrides))
-    if "pretrained" in (cfg.model.backbone or {}):
-        cfg.model.backbone.pretrained = False
-    model = instantiate(cfg.model).to(device).eval()
+    model = instantiate(without_pretrained(load_config(config, list(overrides)).model)).to(device).eval()
     flops = count_flops(model, torch.randn(1, 3, *size, device=device))
     parts = {
         name: {

@@ -100,6 +100,8 @@ def run(variant: Variant, seed: int, folder: Path, script: Path) -> dict[str, fl
     if code:
         raise RuntimeError(f"training of {variant.name!r} with seed {seed} ended with exit status {code}: see {log}")
     series = read_metrics(folder).series
+    if missing := [key for key in METRICS if key not in series]:
+        raise RuntimeError(f"training of {variant.name!r} was not evaluated: {folder} has no {', '.join(missing)}")
     iterations, losses = series["total_loss"]
     result = {key: float(series[key][1][-1]) for key in METRICS}
     result |= {"first_loss": float(losses[0]), "last_loss": float(losses[-1]), "iterations": int(iterations[-1]) + 1}

@@ -7,12 +7,12 @@ from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from detrx.d2.config import LazyConfig
 from detrx.d2.utils import comm
 
-__all__ = ["ConfigError", "check_overrides", "load_config", "resolve_seed"]
+__all__ = ["ConfigError", "check_overrides", "load_config", "resolve_seed", "without_pretrained"]
 
 # For configs that were written for Detectron2's script. configs/common/train.py explains the keys.
 _TRAIN_DEFAULTS = {
@@ -151,3 +151,12 @@ def resolve_seed(cfg: DictConfig, resume: bool) -> None:
         cfg.train.seed = LazyConfig.load(saved).train.seed
     if cfg.train.seed < 0:
         cfg.train.seed = int(comm.all_gather(int.from_bytes(os.urandom(4), "little") >> 1)[0])
+
+
+def without_pretrained(model: DictConfig) -> DictConfig:
+    """The config of a model, changed so that its backbone loads no weights of its own."""
+    backbone = model.get("backbone")
+    if backbone is not None:
+        with open_dict(backbone):
+            backbone.pretrained, backbone.checkpoint_path = False, None
+    return model
