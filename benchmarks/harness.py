@@ -1,9 +1,6 @@
 """What the benchmarks share: timing, peak memory, the machine, tables and JSON."""
 
-import datetime
 import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -11,7 +8,9 @@ from pathlib import Path
 
 import torch
 
-from detrx.collect_env import cpu_name
+from detrx.collect_env import machine
+
+__all__ = ["machine", "medians", "peak_mib", "print_table", "write_json"]
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -52,20 +51,6 @@ def peak_mib(function: Callable[[], object], device: str) -> float:
 def _status_mib(key: str) -> float:
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line.split()[1] for line in lines if line.startswith(key))) / 2**10
-
-
-def machine(device: str) -> dict[str, object]:
-    """Where and with what a benchmark ran."""
-    return {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "cpu": cpu_name(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "load_before": os.getloadavg()[0],
-        "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
 
 
 def print_table(rows: list[dict[str, object]]) -> None:

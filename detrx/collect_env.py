@@ -1,6 +1,7 @@
 """What an issue report needs to know about an installation: `python -m detrx.collect_env`."""
 
 import argparse
+import datetime
 import importlib.metadata
 import os
 import platform
@@ -91,6 +92,22 @@ def cpu_name() -> str:
         if lines:
             return lines[0].split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
+
+
+def machine(device: str) -> dict[str, object]:
+    """Where, when and with what figures were measured on `device`, "cpu" or "cuda"."""
+    import torch
+
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load_before": os.getloadavg()[0],
+        "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
 
 
 def _cpu() -> str:

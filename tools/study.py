@@ -3,8 +3,6 @@
 
 import argparse
 import json
-import os
-import platform
 import sys
 from pathlib import Path
 
@@ -13,7 +11,7 @@ from tqdm import tqdm
 
 from detrx.analysis import model_cost
 from detrx.analysis.study import Study, Variant, load_study, markdown_table, run, summarise
-from detrx.collect_env import cpu_name
+from detrx.collect_env import machine
 from detrx.engine import ConfigError
 
 SCRIPT = Path(__file__).with_name("lazyconfig_train_net.py")
@@ -42,17 +40,6 @@ def select(study: Study, names: list[str] | None) -> list[Variant]:
     return [known[name] for name in names or known]
 
 
-def environment() -> dict[str, object]:
-    return {
-        "cpu": cpu_name(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
-
-
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     try:
@@ -79,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(f"error: {error}")
     command = f"python tools/study.py {args.study} --output {args.output}"
     head = {"title": study.title, "description": study.description, "command": command}
-    record = {**head, "size": study.size, **environment(), "variants": rows}
+    record = {**head, "size": study.size, **machine("cuda" if torch.cuda.is_available() else "cpu"), "variants": rows}
     print(markdown_table(record))
     for path in filter(None, (args.output / "study.json", args.record)):
         path.parent.mkdir(parents=True, exist_ok=True)
