@@ -29,6 +29,31 @@ class Variant:
 
 
 @dataclass(frozen=True)
+class Run:
+    """One training of a variant: where it works, and where its result is kept, if it is, beside the output."""
+
+    variant: Variant
+    seed: int
+    output: Path
+    kept: Path | None = None
+
+    @property
+    def folder(self) -> Path:
+        return self.output / self.variant.name / f"seed{self.seed}"
+
+    @property
+    def result_files(self) -> tuple[Path, ...]:
+        of_output = self.folder / "result.json"
+        return (
+            (of_output,) if self.kept is None else (of_output, self.kept / self.variant.name / f"seed{self.seed}.json")
+        )
+
+    @property
+    def signature(self) -> dict[str, Any]:
+        return {"config": self.variant.config, "overrides": list(self.variant.overrides), "seed": self.seed}
+
+
+@dataclass(frozen=True)
 class Study:
     """
     Attributes:
@@ -75,8 +100,12 @@ def load_study(path: str | os.PathLike) -> Study:
     return Study(content["title"], content["description"], tuple(content["seeds"]), tuple(size), tuple(variants))
 
 
-def run(variant: Variant, seed: int, folder: Path, script: Path) -> dict[str, float]:
-    """Train a variant in `folder`, from its last checkpoint if there is one, unless it is finished already.
+def result_of(run: Run, script: Path, threads: int | None = None) -> dict[str, float]:
+    """Train a variant, from its last checkpoint if there is one, unless it is finished already.
+
+    Args:
+        script: the training script.
+        threads: of the training on the CPU; None: as torch chooses.
 
     Returns:
         `METRICS` of the last evaluation (in percent), `first_loss` and `last_loss` (total, as logged), `iterations`.
@@ -84,31 +113,48 @@ def run(variant: Variant, seed: int, folder: Path, script: Path) -> dict[str, fl
     Raises:
         RuntimeError: the training failed; names its log.
     """
-    finished = folder / "result.json"
-    signature = {"config": variant.config, "overrides": list(variant.overrides), "seed": seed}
-    if finished.is_file():
-        stored = json.loads(finished.read_text())
-        if stored["run"] != signature:
-            raise RuntimeError(f"{finished} is of another run, {stored['run']}: choose another --output")
-        return stored["result"]
+    result = finished_result(run)
+    if result is None:
+        result = train(run, script, threads)
+    for file in run.result_files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(".partial")
+        partial.write_text(json.dumps({"run": run.signature, "result": result}, indent=2) + "\n")
+        partial.replace(file)
+    return result
+
+
+def finished_result(run: Run) -> dict[str, float] | None:
+    for file in run.result_files:
+        if file.is_file():
+            stored = json.loads(file.read_text())
+            if stored["run"] != run.signature:
+                raise RuntimeError(f"{file} is of another run, {stored['run']}: choose another output, or remove it")
+            return stored["result"]
+    return None
+
+
+def train(run: Run, script: Path, threads: int | None) -> dict[str, float]:
+    name, folder = run.variant.name, run.folder
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, str(script), "--config-file", variant.config, "--resume"]
-    command += [f"train.output_dir={folder}", f"train.seed={seed}", *variant.overrides]
+    command = [sys.executable, str(script), "--config-file", run.variant.config, "--resume"]
+    command += [f"train.output_dir={folder}", f"train.seed={run.seed}", *run.variant.overrides]
+    environment = os.environ if threads is None else {**os.environ, "OMP_NUM_THREADS": str(threads)}
     log = folder / "stdout.txt"
     with log.open("a") as file:
-        code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT).returncode
+        code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=environment).returncode
     if code:
-        raise RuntimeError(f"training of {variant.name!r} with seed {seed} ended with exit status {code}: see {log}")
+        raise RuntimeError(f"training of {name!r} with seed {run.seed} ended with exit status {code}: see {log}")
     series = read_metrics(folder).series
     if missing := [key for key in METRICS if key not in series]:
-        raise RuntimeError(f"training of {variant.name!r} was not evaluated: {folder} has no {', '.join(missing)}")
+        raise RuntimeError(f"training of {name!r} was not evaluated: {folder} has no {', '.join(missing)}")
     iterations, losses = series["total_loss"]
     result = {key: float(series[key][1][-1]) for key in METRICS}
-    result |= {"first_loss": float(losses[0]), "last_loss": float(losses[-1]), "iterations": int(iterations[-1]) + 1}
-    partial = finished.with_suffix(".partial")
-    partial.write_text(json.dumps({"run": signature, "result": result}, indent=2) + "\n")
-    partial.replace(finished)
-    return result
+    return result | {
+        "first_loss": float(losses[0]),
+        "last_loss": float(losses[-1]),
+        "iterations": int(iterations[-1]) + 1,
+    }
 
 
 def summarise(results: Sequence[dict[str, float]]) -> dict[str, Any]:
@@ -140,3 +186,22 @@ def markdown_table(record: dict[str, Any]) -> str:
         cost = f"{row['parameters'] / 1e6:.2f} | {row['flops'] / 1e9:.3f} | {time}"
         lines.append(f"| {name} | {metrics} | {losses} | {cost} | {len(row['seeds'])} |")
     return "\n".join(lines) + "\n"
+
+
+def plot_study(record: dict[str, Any], path: str | os.PathLike) -> None:
+    """Write a PNG with the AP of every variant of a record: mean, standard deviation and each seed."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = record["variants"]
+    figure = Figure(figsize=(8, 1.2 + 0.4 * len(rows)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot(title=record["title"], xlabel="AP")
+    for place, row in enumerate(rows.values()):
+        ap = row["result"]["bbox/AP"]
+        axes.barh(place, ap["mean"], xerr=ap["std"], color="tab:blue", alpha=0.5, height=0.6, capsize=3)
+        axes.plot(ap["values"], [place] * len(ap["values"]), "o", color="tab:blue", markersize=4)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.invert_yaxis()
+    axes.grid(axis="x", alpha=0.3)
+    figure.savefig(path, dpi=120)

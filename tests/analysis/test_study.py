@@ -1,7 +1,7 @@
 import pytest
 import yaml
 
-from detrx.analysis.study import Variant, load_study, markdown_table, run, summarise
+from detrx.analysis.study import METRICS, Run, Variant, load_study, markdown_table, plot_study, result_of, summarise
 
 SCRIPT = """
 import json, pathlib, sys
@@ -25,19 +25,22 @@ def script(tmp_path):
 
 
 def test_a_finished_run_is_not_repeated(tmp_path, script):
-    variant, folder = Variant("a", "config.py", ("ap=10",)), tmp_path / "out"
-    first = run(variant, 1, folder, script)
+    first_run = Run(Variant("a", "config.py", ("ap=10",)), 1, tmp_path / "out", tmp_path / "kept")
+    first = result_of(first_run, script)
     assert first["bbox/AP"] == 11 and first["first_loss"] == 9 and first["last_loss"] == 4 and first["iterations"] == 2
-    assert run(variant, 1, folder, script) == first
-    assert (folder / "calls").read_text().count("call") == 1
+    assert result_of(first_run, script) == first
+    assert (first_run.folder / "calls").read_text().count("call") == 1
+    (first_run.folder / "result.json").unlink()
+    assert result_of(first_run, script) == first, "what is kept elsewhere is not repeated either"
+    assert (first_run.folder / "calls").read_text().count("call") == 1
     with pytest.raises(RuntimeError, match="of another run"):
-        run(Variant("a", "config.py", ("ap=20",)), 1, folder, script)
+        result_of(Run(Variant("a", "config.py", ("ap=20",)), 1, tmp_path / "out"), script)
 
 
 def test_a_failed_run_names_its_log(tmp_path, script):
     with pytest.raises(RuntimeError, match=r"'a' with seed 13 ended with exit status 3: see .*stdout\.txt"):
-        run(Variant("a", "config.py", ("ap=10",)), 13, tmp_path / "out", script)
-    assert not (tmp_path / "out" / "result.json").exists()
+        result_of(Run(Variant("a", "config.py", ("ap=10",)), 13, tmp_path / "out"), script)
+    assert not list(tmp_path.rglob("result.json"))
 
 
 def test_means_and_deviations():
@@ -53,6 +56,12 @@ def test_table():
     assert "| x | 1.5 ± 0.7 | 1.5 ± 0.7 | 1.5 ± 0.7 | 1.5 -> 1.5 | 2.50 | 3.000 | 4.0 | 2 |" in markdown_table(
         {"variants": {"x": row}}
     )
+
+
+def test_picture(tmp_path):
+    rows = {name: {"result": summarise([dict.fromkeys(METRICS, 10.0), dict.fromkeys(METRICS, 12.0)])} for name in "ab"}
+    plot_study({"title": "t", "variants": rows}, tmp_path / "study.png")
+    assert (tmp_path / "study.png").stat().st_size > 5000
 
 
 def test_study_files(tmp_path):
