@@ -89,8 +89,14 @@ class DetectionTransformer(nn.Module):
             instances = [each["instances"] for each in batched_inputs]
             image_ids = [each.get("image_id", index) for index, each in enumerate(batched_inputs)]
             targets = Targets.from_instances(instances, image_ids, self.device)
-            predictions, supervisions = self.train_step(memory, targets)
-            return self.criterion(predictions, targets, supervisions)
+            predictions, supervisions, step = self.train_step(memory, targets)
+            losses = self.criterion(predictions, targets, supervisions)
+            for method in self.methods:
+                own = method.losses(step, predictions)
+                if taken := own.keys() & losses.keys():
+                    raise ValueError(f"{type(method).__name__} gives losses {sorted(taken)}, which there are already")
+                losses |= own
+            return losses
         results = []
         detections = self.postprocess(self.decode(memory)["main"], images.image_sizes)
         for each, (image_height, image_width), found in zip(
@@ -141,8 +147,9 @@ class DetectionTransformer(nn.Module):
 
     def train_step(
         self, memory: MultiScaleTokens, targets: Targets
-    ) -> tuple[dict[str, Predictions], list[Supervision]]:
-        """Predictions of all groups and of the encoder by name, and their supervisions, those of methods last."""
+    ) -> tuple[dict[str, Predictions], list[Supervision], Step]:
+        """Predictions of all groups and of the encoder by name, their supervisions, those of methods last, and what the
+        methods were given."""
         supervisions = self.criterion.supervisions
         for method in self.methods:
             supervisions = method.supervise(supervisions)
@@ -151,12 +158,14 @@ class DetectionTransformer(nn.Module):
         step = Step(self, memory, main, predictions, targets, dict(zip(asking, further, strict=True)))
         branches: list[Branch] = []
         for method in self.methods:
-            branches += method.branches(replace(step, branches=tuple(branches)))
+            step = replace(step, branches=tuple(branches))
+            branches += method.branches(step)
         for branch in branches:
             predictions = predictions | branch.predictions
         groups = [branch.group for branch in branches if branch.group is not None]
         predictions = predictions | self.decoder([main, *groups], memory)
-        return predictions, [*supervisions, *(each for branch in branches for each in branch.supervisions)]
+        supervisions = [*supervisions, *(each for branch in branches for each in branch.supervisions)]
+        return predictions, supervisions, replace(step, branches=tuple(branches))
 
     def predict(self, images: Tensor, padding_mask: Tensor | None) -> dict[str, Predictions]:
         """Inference on normalised, padded images (B, 3, H, W) with padding in the backbone's input, as in training."""

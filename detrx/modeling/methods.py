@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from torch import nn
+from torch import Tensor, nn
 
 from .criterion import Supervision
 from .queries import Predictions, QueryGroup
@@ -86,3 +86,12 @@ class Method(nn.Module):
     def branches(self, step: Step) -> list[Branch]:
         """What the method adds to this training step."""
         return []
+
+    def losses(self, step: Step, predictions: Mapping[str, Predictions]) -> dict[str, Tensor]:
+        """Weighted scalar losses of the method's own, by name, beside those of its supervisions.
+
+        Args:
+            step: as `branches` got it, with the branches of all methods.
+            predictions: of all groups, by name.
+        """
+        return {}

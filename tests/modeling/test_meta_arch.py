@@ -1,11 +1,13 @@
 """The meta-architecture through Detectron2's interface, on small random models."""
 
+from collections.abc import Mapping
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from detrx.d2.modeling import META_ARCH_REGISTRY
-from detrx.modeling import DetectionTransformer
+from detrx.modeling import DetectionTransformer, Method, Predictions, Step
 from tests.modeling.small import make_input, make_model, with_boxes
 
 
@@ -72,3 +74,26 @@ def test_divergence_is_reported_with_image_ids():
     nn.init.constant_(model.decoder.heads.box_heads[-1].layers[-1].bias, float("nan"))
     with pytest.raises(FloatingPointError, match=r"image ids \[17\]"):
         model([with_boxes(make_input(64, 64, image_id=17), 1)])
+
+
+class ConstantLoss(Method):
+    """A method with a loss of its own."""
+
+    def __init__(self, name: str):
+        super().__init__()
+        self.name = name
+
+    def losses(self, step: Step, predictions: Mapping[str, Predictions]) -> dict[str, Tensor]:
+        assert "main" in predictions and step.main.name == "main"
+        return {self.name: predictions["main"].boxes.sum() * 0 + 2}
+
+
+def test_losses_of_methods_are_added():
+    model, batch = make_model().train(), [with_boxes(make_input(64, 64), 2)]
+    plain = model(batch)
+    model.methods.append(ConstantLoss("loss_constant"))
+    losses = model(batch)
+    assert losses.pop("loss_constant") == 2 and losses.keys() == plain.keys()
+    model.methods.append(ConstantLoss("loss_class"))
+    with pytest.raises(ValueError, match=r"ConstantLoss gives losses \['loss_class'\]"):
+        model(batch)
