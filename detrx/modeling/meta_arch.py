@@ -92,7 +92,7 @@ class DetectionTransformer(nn.Module):
             predictions, supervisions, step = self.train_step(memory, targets)
             losses = self.criterion(predictions, targets, supervisions)
             for method in self.methods:
-                own = method.losses(step, predictions)
+                own = method.extra_losses(step, predictions)
                 if taken := own.keys() & losses.keys():
                     raise ValueError(f"{type(method).__name__} gives losses {sorted(taken)}, which there are already")
                 losses |= own

@@ -87,7 +87,7 @@ class Method(nn.Module):
         """What the method adds to this training step."""
         return []
 
-    def losses(self, step: Step, predictions: Mapping[str, Predictions]) -> dict[str, Tensor]:
+    def extra_losses(self, step: Step, predictions: Mapping[str, Predictions]) -> dict[str, Tensor]:
         """Weighted scalar losses of the method's own, by name, beside those of its supervisions.
 
         Args:
