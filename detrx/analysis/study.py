@@ -16,7 +16,7 @@ from .curves import read_metrics
 
 METRICS = ("bbox/AP", "bbox/AP50", "bbox/AP75")
 _KEYS = {"title", "description", "seeds", "variants"}
-_OPTIONAL = {"overrides", "size"}
+_OPTIONAL = {"config", "overrides", "size"}
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,8 @@ class Study:
 
 def load_study(path: str | os.PathLike) -> Study:
     """Read a study from YAML: `title`, `description`, `seeds`, optionally `overrides` for all variants and the image
-    `size` (default [128, 128]), and `variants`, each with a `config` and optionally `overrides`.
+    `size` (default [128, 128]), and `variants`, each with a `config`, unless the study has one for all, and optionally
+    `overrides`.
 
     Raises:
         FileNotFoundError: there is no such file, or no such config.
@@ -90,12 +91,15 @@ def load_study(path: str | os.PathLike) -> Study:
         raise ValueError(f"study {path} needs {sorted(_KEYS)} and may have {sorted(_OPTIONAL)}; it has {found}")
     variants = []
     for name, variant in content["variants"].items():
-        if not isinstance(variant, dict) or not {"config"} <= variant.keys() <= {"config", "overrides"}:
-            raise ValueError(f"study {path}: variant {name!r} needs `config` and may have `overrides`, got {variant}")
-        if not Path(variant["config"]).is_file():
-            raise FileNotFoundError(f"study {path}: config {variant['config']} of {name!r} does not exist")
+        if not isinstance(variant, dict) or not variant.keys() <= {"config", "overrides"}:
+            raise ValueError(f"study {path}: variant {name!r} may have `config` and `overrides`, got {variant}")
+        config = variant.get("config", content.get("config"))
+        if config is None:
+            raise ValueError(f"study {path}: neither variant {name!r} nor the study has a `config`")
+        if not Path(config).is_file():
+            raise FileNotFoundError(f"study {path}: config {config} of {name!r} does not exist")
         overrides = (*content.get("overrides", ()), *variant.get("overrides", ()))
-        variants.append(Variant(name, variant["config"], overrides))
+        variants.append(Variant(name, config, overrides))
     size = content.get("size", (128, 128))
     return Study(content["title"], content["description"], tuple(content["seeds"]), tuple(size), tuple(variants))
 

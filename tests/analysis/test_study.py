@@ -78,6 +78,11 @@ def test_study_files(tmp_path):
     path.write_text(yaml.safe_dump(content))
     study = load_study(path)
     assert study.variants == (Variant("x", str(config), ("a=1", "b=2")),) and study.seeds == (1, 2)
+    path.write_text(yaml.safe_dump({**content, "config": str(config), "variants": {"x": {}}}))
+    assert load_study(path).variants == (Variant("x", str(config), ("a=1",)),)
+    path.write_text(yaml.safe_dump({**content, "variants": {"x": {}}}))
+    with pytest.raises(ValueError, match="neither variant 'x' nor the study has a `config`"):
+        load_study(path)
     path.write_text(yaml.safe_dump({**content, "sedes": [1]}))
     with pytest.raises(ValueError, match="sedes"):
         load_study(path)
