@@ -19,7 +19,7 @@ help:
 	@echo "make demo       train a small Deformable DETR on digits, evaluate and draw it: $(DEMO)"
 	@echo "make test       all tests"
 	@echo "make lint       check style; make format mends it"
-	@echo "make bench      benchmarks of the kernels on the CPU"
+	@echo "make bench      benchmarks of the kernels and of a training step on the CPU"
 	@echo "make gpu-check  CUDA tests and benchmarks"
 	@echo "make clean      remove what was built"
 
@@ -58,6 +58,7 @@ bench: setup
 	$(BIN)/python benchmarks/ms_deform_attn.py --device cpu
 	$(BIN)/python benchmarks/moe.py --device cpu
 	$(BIN)/python benchmarks/query_routing.py --device cpu
+	$(BIN)/python benchmarks/training_step.py --device cpu
 
 gpu-check: setup
 	@$(BIN)/python -c "import torch; torch.cuda.is_available() or exit('gpu-check: torch sees no GPU')"
@@ -67,6 +68,8 @@ gpu-check: setup
 	$(BIN)/python benchmarks/moe.py --device cuda
 	$(BIN)/python benchmarks/moe.py --device cuda --dtype bfloat16
 	$(BIN)/python benchmarks/query_routing.py --device cuda
+	$(BIN)/python benchmarks/training_step.py --device cuda
+	$(BIN)/python benchmarks/training_step.py --device cuda --dtype bfloat16
 
 clean:
 	rm -rf build dist *.egg-info detrx/_C.*.so .pytest_cache .ruff_cache $(PACKAGE)

@@ -1,5 +1,6 @@
 """What the benchmarks share: timing, peak memory, the machine, tables and JSON."""
 
+import ctypes
 import json
 import statistics
 import time
@@ -15,10 +16,15 @@ __all__ = ["machine", "medians", "peak_mib", "print_table", "write_json"]
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
-def medians(functions: dict[str, Callable[[], object]], rounds: int, device: str) -> dict[str, float]:
-    """Median milliseconds of each function over `rounds`, which take turns, so that a busy moment hits all of them."""
+def medians(
+    functions: dict[str, Callable[[], object]], rounds: int, device: str, warm_up: bool = True
+) -> dict[str, float]:
+    """Median milliseconds of each function over `rounds`, which take turns, so that a busy moment hits all of them.
+
+    With `warm_up` each is called once before; leave it out where they were called already.
+    """
     times: dict[str, list[float]] = {name: [] for name in functions}
-    for function in functions.values():
+    for function in functions.values() if warm_up else ():
         function()
     for _ in range(rounds):
         for name, function in functions.items():
@@ -42,6 +48,7 @@ def peak_mib(function: Callable[[], object], device: str) -> float:
         before = torch.cuda.memory_allocated()
         function()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed before is not to be had for nothing
     Path("/proc/self/clear_refs").write_text("5")  # the peak restarts from here
     before = _status_mib("VmRSS")
     function()
