@@ -5,9 +5,9 @@ from .boxes import cxcywh_to_xyxy, inverse_sigmoid, iou_xyxy, xyxy_to_cxcywh
 from .deformable_attention import MultiScaleDeformableAttention
 from .linear import Linear
 from .mlp import FFN, MLP
-from .moe import ExpertLoad, MoEFFN
+from .moe import ExpertLoad, Gate, MixtureFFN, MoEFFN
 from .position import SinePositionEmbedding, sine_embedding
-from .recompute import run_layer
+from .recompute import is_recomputing, run_layer
 
 __all__ = [
     "FFN",
@@ -15,7 +15,9 @@ __all__ = [
     "Attention",
     "ConditionalSelfAttention",
     "ExpertLoad",
+    "Gate",
     "Linear",
+    "MixtureFFN",
     "MoEFFN",
     "MultiScaleDeformableAttention",
     "MultiheadAttention",
@@ -23,6 +25,7 @@ __all__ = [
     "cxcywh_to_xyxy",
     "inverse_sigmoid",
     "iou_xyxy",
+    "is_recomputing",
     "reset_linears",
     "run_layer",
     "sine_embedding",

@@ -1,4 +1,4 @@
-"""A feed-forward network of several experts, of which each token passes through k."""
+"""Feed-forward networks of several experts, of which each token passes through k."""
 
 from dataclasses import dataclass
 
@@ -6,6 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from detrx.ops import expert_linear, moe_combine, moe_dispatch, moe_route
+
+from .linear import Linear
+from .recompute import is_recomputing
 
 
 @dataclass
@@ -44,7 +47,7 @@ class MoEFFN(nn.Module):
         hidden_dim: hidden channels of each expert.
         num_experts: at most 256.
         top_k: experts per token, 1 to 8, at most `num_experts`.
-        num_gates: gates over the same experts.
+        num_gates: gates over the same experts; with none, `mix` takes the logits from elsewhere.
         dropout: after the ReLU, as in `FFN`.
     """
 
@@ -92,17 +95,89 @@ class MoEFFN(nn.Module):
         """
         if not 0 <= gate < len(self.gates):
             raise ValueError(f"MoEFFN: gate is {gate}, expected 0 to {len(self.gates) - 1}")
+        logits = self.gates[gate](x)
+        output, counts = self.mix(x, logits)
+        return output, expert_load(logits, counts, self.top_k)
+
+    def mix(self, x: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """`forward` without the gate.
+
+        Args:
+            x: (..., embed_dim).
+            logits: (..., num_experts), of the tokens `x`.
+
+        Returns:
+            (..., embed_dim), and the assignments of each expert, (num_experts,) int64.
+        """
         tokens = x.reshape(-1, x.shape[-1])
-        logits = self.gates[gate](tokens)
-        logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-        weights, _, counts, order = moe_route(logits, self.top_k)
+        weights, _, counts, order = moe_route(flat_logits(logits), self.top_k)
         rows = moe_dispatch(tokens, order, self.top_k)
         hidden = self.dropout(expert_linear(rows, self.weight1, self.bias1, counts, relu=True))
         output = moe_combine(expert_linear(hidden, self.weight2, self.bias2, counts), weights, order)
-        # Divided by the number of tokens, at least 1; taken from the counts, as that of the shape may be symbolic.
-        mean_probability = self.top_k * logits.softmax(1).sum(0) / counts.sum().clamp(min=1)
-        return output.view(x.shape), ExpertLoad(counts, mean_probability)
+        return output.view(x.shape), counts
 
     def extra_repr(self) -> str:
         experts, embed_dim, hidden_dim = self.weight1.shape
         return f"{embed_dim}, {hidden_dim}, num_experts={experts}, top_k={self.top_k}"
+
+
+def flat_logits(logits: Tensor) -> Tensor:
+    """(..., E) -> (T, E), at least float32."""
+    logits = logits.reshape(-1, logits.shape[-1])
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+
+def expert_load(logits: Tensor, counts: Tensor, top_k: int) -> ExpertLoad:
+    """Of tokens with the logits (..., E), whose `top_k` assignments are counted in `counts` (E,)."""
+    # Divided by the number of tokens, at least 1; taken from the counts, as that of the shape may be symbolic.
+    mean_probability = top_k * flat_logits(logits).softmax(1).sum(0) / counts.sum().clamp(min=1)
+    return ExpertLoad(counts, mean_probability)
+
+
+class Gate(Linear):
+    """A logit per expert for each token, (..., embed_dim) -> (..., num_experts), which keeps account of the load.
+
+    Attributes:
+        load: that of the last forward pass in training, with its graph; recomputed passes do not count, and copies
+            start without. Whoever uses it sets it back to None.
+    """
+
+    def __init__(self, embed_dim: int, num_experts: int, top_k: int):
+        super().__init__(embed_dim, num_experts, bias=False)
+        self.top_k = top_k
+        self.load: ExpertLoad | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = super().forward(x)
+        if self.training:
+            with torch.no_grad():
+                counts = moe_route(flat_logits(logits), self.top_k).counts
+            load = expert_load(logits, counts, self.top_k)
+            if not is_recomputing():  # only now: a recomputed pass must save the tensors that the first one did
+                self.load = load
+        return logits
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "load": None}
+
+
+class MixtureFFN(nn.Module):
+    """A mixture of experts where an `FFN` is expected: (..., embed_dim) -> (..., embed_dim), without its residual.
+
+    Args:
+        embed_dim, hidden_dim, num_experts, top_k, dropout: see `MoEFFN`. A token passes through `top_k * hidden_dim`
+            hidden channels.
+    """
+
+    def __init__(self, embed_dim: int, hidden_dim: int, num_experts: int = 8, top_k: int = 2, dropout: float = 0.0):
+        super().__init__()
+        self.experts = MoEFFN(embed_dim, hidden_dim, num_experts, top_k, num_gates=0, dropout=dropout)
+        self.gate = Gate(embed_dim, num_experts, top_k)
+
+    def reset_parameters(self) -> None:
+        self.experts.reset_parameters()
+        self.gate.reset_parameters()
+
+    def forward(self, x: Tensor, logits: Tensor | None = None) -> Tensor:
+        """`logits` (..., num_experts): those of other gates instead of its own."""
+        return self.experts.mix(x, self.gate(x) if logits is None else logits)[0]

@@ -60,8 +60,20 @@ class DecoderLayer(nn.Module):
         cross_attns = layout.by_component("cross_attn", index, self.cross_attn)
         attended = put([(slices, attn(queries.take(slices), memory)) for attn, slices in cross_attns])
         x = self.norm2(x + self.dropout(attended))
-        ffns = layout.by_component("ffn", index, self.ffn)
-        return self.norm3(x + self.dropout(put([(slices, ffn(take(x, slices))) for ffn, slices in ffns])))
+        return self.norm3(x + self.dropout(self.feed_forward(x, layout, index)))
+
+    def feed_forward(self, x: Tensor, layout: QueryLayout, index: int) -> Tensor:
+        """FFN of each group. Groups with different gates of one mixture of experts go through the experts together."""
+        out = []
+        for ffn, slices in layout.by_component("ffn", index, self.ffn):
+            own_gate = getattr(ffn, "gate", None)
+            gates = layout.by_component("gate", index, own_gate, slices)
+            if all(gate is own_gate for gate, _ in gates):
+                out.append((slices, ffn(take(x, slices))))
+            else:
+                logits = put([(of_gate, gate(take(x, of_gate))) for gate, of_gate in gates])
+                out.append((slices, ffn(take(x, slices), logits)))
+        return put(out)
 
     def attend_queries(self, x: Tensor, pos: Tensor, layout: QueryLayout, index: int) -> Tensor:
         """Self-attention of each group over the keys it sees: projections once, blocked pairs never computed.

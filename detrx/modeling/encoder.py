@@ -31,7 +31,11 @@ class EncoderLayer(nn.Module, ABC):
 
     def forward(self, memory: MultiScaleTokens, where: Tensor) -> MultiScaleTokens:
         x = self.norm1(memory.tokens + self.dropout(self.attend(memory, where)))
-        return memory.with_tokens(self.norm2(x + self.dropout(self.ffn(x))))
+        return memory.with_tokens(self.norm2(x + self.dropout(self.feed_forward(x, memory))))
+
+    def feed_forward(self, x: Tensor, memory: MultiScaleTokens) -> Tensor:
+        """(B, S, C) -> (B, S, C); `memory` has the geometry of the tokens `x`."""
+        return self.ffn(x)
 
 
 class DeformableEncoderLayer(EncoderLayer):

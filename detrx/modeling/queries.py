@@ -39,6 +39,7 @@ class Route:
     Attributes:
         self_attn, cross_attn, ffn: the blocks.
         norm1: LayerNorm after self-attention.
+        gate: maps the queries to logits of the experts, where `ffn` is a `MixtureFFN`, instead of the gate of that.
         tokens: `QueryTokens` that the group's queries attend to beside the queries they see; None: no tokens.
     """
 
@@ -46,6 +47,7 @@ class Route:
     cross_attn: Sequence[nn.Module] | None = None
     ffn: Sequence[nn.Module] | None = None
     norm1: Sequence[nn.Module] | None = None
+    gate: Sequence[nn.Module] | None = None
     tokens: Sequence[nn.Module] | None = None
 
 
@@ -146,10 +148,15 @@ class QueryLayout:
     def split(self, x: Tensor, dim: int) -> dict[str, Tensor]:
         return {name: x.narrow(dim, s.start, s.stop - s.start) for name, s in self.slices.items()}
 
-    def by_component(self, component: str, layer: int, default: nn.Module) -> list[tuple[nn.Module, list[slice]]]:
-        """The distinct modules that serve as `component` in `layer`, each with the slices of the groups it serves."""
+    def by_component(
+        self, component: str, layer: int, default: nn.Module, among: Sequence[slice] | None = None
+    ) -> list[tuple[nn.Module, list[slice]]]:
+        """The distinct modules that serve as `component` in `layer`, each with the slices of the groups it serves; of
+        the groups `among` these slices only."""
         served: dict[int, tuple[nn.Module, list[slice]]] = {}
         for group in self.groups:
+            if among is not None and self.slices[group.name] not in among:
+                continue
             own = None if group.route is None else getattr(group.route, component)
             module = default if own is None else own[layer]
             served.setdefault(id(module), (module, []))[1].append(self.slices[group.name])
