@@ -1,6 +1,7 @@
-"""Mr. DETR: instructive multi-route training (arXiv 2412.10028)."""
+"""Mr. DETR and Mr. DETR++: instructive multi-route training (arXiv 2412.10028)."""
 
+from .moe import ExpertLoads, ScaleAwareEncoderLayer
 from .mr_detr import COMBINATIONS, MrDETR
 from .score_mixing import MixedDetections
 
-__all__ = ["COMBINATIONS", "MixedDetections", "MrDETR"]
+__all__ = ["COMBINATIONS", "ExpertLoads", "MixedDetections", "MrDETR", "ScaleAwareEncoderLayer"]

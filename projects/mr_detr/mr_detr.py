@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from torch import nn
 
+from detrx.layers import MixtureFFN
 from detrx.modeling import (
     Branch,
     CrossEntropyLoss,
@@ -45,8 +46,9 @@ COMBINATIONS: dict[str, tuple[str, ...]] = {
 }
 """`routes` of Table I of the paper: every choice of own components in one auxiliary route, or one route for each."""
 
-# Suffixes of the losses of queries, and of denoising queries and proposals, in the published code.
-_PUBLISHED_SUFFIXES = {"instruction": ("_group", "_o2m"), "ffn": ("_sep", "_sep")}
+# Suffixes of the losses of queries, and of denoising queries and proposals, in the published code; "gate" stands for
+# "ffn" where the FFN is a mixture of experts.
+_PUBLISHED_SUFFIXES = {"instruction": ("_group", "_o2m"), "ffn": ("_sep", "_sep"), "gate": ("_sep", "_sep")}
 
 
 class AuxiliaryRoute(nn.Module):
@@ -54,7 +56,7 @@ class AuxiliaryRoute(nn.Module):
 
     Args:
         name: own components of the route, joined by "+"; "shared" for none. "instruction" stands for learned tokens
-            and a LayerNorm after self-attention.
+            and a LayerNorm after self-attention, "gate" for the gate of the FFN's experts.
         num_tokens: instruction tokens of every layer.
         layers: the decoder's layers, whose shapes the components take.
     """
@@ -62,26 +64,42 @@ class AuxiliaryRoute(nn.Module):
     def __init__(self, name: str, num_tokens: int, layers: Sequence[nn.Module]):
         super().__init__()
         own = () if name == "shared" else name.split("+")
-        if unknown := set(own) - {*COMPONENTS, "instruction"}:
+        if unknown := set(own) - {*COMPONENTS, "instruction", "gate"}:
             raise ValueError(
                 f'route {name!r} has unknown components {sorted(unknown)}; give "shared" or a combination of '
-                f'{", ".join(COMPONENTS)} and instruction, joined by "+"'
+                f'{", ".join(COMPONENTS)}, instruction and gate, joined by "+"'
             )
+        if "gate" in own:
+            self.check_gate(name, own, layers)
         self.own = nn.ModuleDict()
         for component in own:
             if component == "instruction":
                 dim = layers[0].norm1.normalized_shape[0]
                 self.own["tokens"] = nn.ModuleList(QueryTokens(num_tokens, dim) for _ in layers)
-                self.own["norm1"] = self.copies(layers, "norm1")
+                self.own["norm1"] = self.copies(layer.norm1 for layer in layers)
+            elif component == "gate":
+                self.own["gate"] = self.copies(layer.ffn.gate for layer in layers)
             else:
-                self.own[component] = self.copies(layers, component)
+                self.own[component] = self.copies(getattr(layer, component) for layer in layers)
 
     @staticmethod
-    def copies(layers: Sequence[nn.Module], component: str) -> nn.ModuleList:
-        modules = nn.ModuleList(copy.deepcopy(getattr(layer, component)) for layer in layers)
-        for module in modules:
+    def check_gate(name: str, own: Sequence[str], layers: Sequence[nn.Module]) -> None:
+        if "ffn" in own:
+            raise ValueError(f'route {name!r}: an own "ffn" has a gate of its own; leave out "gate"')
+        for index, layer in enumerate(layers):
+            if not isinstance(layer.ffn, MixtureFFN):
+                raise ValueError(
+                    f"route {name!r} needs experts to choose from, but the FFN of decoder layer {index} is "
+                    f'{type(layer.ffn).__name__}; set model.decoder.layer.ffn to a MixtureFFN, or take "ffn"'
+                )
+
+    @staticmethod
+    def copies(modules: Iterable[nn.Module]) -> nn.ModuleList:
+        """Initialised anew."""
+        copies = nn.ModuleList(copy.deepcopy(module) for module in modules)
+        for module in copies:
             module.reset_parameters()
-        return modules
+        return copies
 
     def add_encoder_heads(self, source: EncoderProposals, initial_size_logit: float) -> None:
         dim = source.class_head.in_features
@@ -103,8 +121,9 @@ class MrDETR(Method):
 
     Args:
         routes: the auxiliary routes, by what they have to themselves: "instruction" (learned tokens in self-attention
-            and a LayerNorm after it), "self_attn", "cross_attn", "ffn", several of these joined by "+", or "shared"
-            for nothing. `COMBINATIONS` has those of the paper's study.
+            and a LayerNorm after it), "self_attn", "cross_attn", "ffn", "gate" (another choice of the same experts,
+            where the decoder's FFN is a `MixtureFFN`), several of these joined by "+", or "shared" for nothing.
+            `COMBINATIONS` has those of the paper's study.
         num_instruction_tokens: learned tokens of each decoder layer.
         top_k: queries that a ground truth takes, at most.
         alpha: weight of the score in the quality of a match; that of the IoU is 1 - alpha.

@@ -127,7 +127,7 @@ def test_optimizer_has_every_parameter(name: str):
     if name in COCO:
         factors = {key: rates[value] / cfg.optimizer.lr for key, value in trained.items()}
         assert {round(factor, 6) for key, factor in factors.items() if key.startswith("backbone.")} == {0.1}
-        assert factors["decoder.layers.0.ffn.linear1.weight"] == 1.0
+        assert factors["decoder.layers.0.norm3.weight"] == 1.0
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -1,0 +1,127 @@
+"""Mixtures of experts of Mr. DETR++: in the encoder by scale, and an account of how evenly experts are used.
+
+In the decoder it is a `MixtureFFN` for `model.decoder.layer.ffn`, and the route "gate" of `MrDETR`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from detrx.d2.utils import get_event_storage
+from detrx.layers import FFN, ExpertLoad, Gate, MixtureFFN, MultiScaleDeformableAttention
+from detrx.modeling import DeformableEncoderLayer, DetectionTransformer, Method, MultiScaleTokens, Predictions, Step
+
+
+class ScaleAwareEncoderLayer(DeformableEncoderLayer):
+    """Tokens of low-resolution levels go through experts instead of the FFN, those of high-resolution levels through
+    the FFN alone: experts on the many tokens of large maps would cost much.
+
+    That a level passes one of the two, and which levels are low, is [ours]: the paper does not say more than that.
+
+    Args:
+        experts: for the levels from `first_level` on.
+        first_level: index of the first level of low resolution; 2 is a stride of 32, where the first level has 8. At
+            least one level must be left for each of the two.
+    """
+
+    def __init__(
+        self,
+        self_attn: MultiScaleDeformableAttention,
+        ffn: FFN,
+        experts: MixtureFFN,
+        embed_dim: int,
+        first_level: int = 2,
+        dropout: float = 0.0,
+    ):
+        super().__init__(self_attn, ffn, embed_dim, dropout)
+        if not 0 < first_level < self_attn.num_levels:
+            raise ValueError(
+                f"first_level is {first_level}, but of the {self_attn.num_levels} levels of the encoder at least one "
+                "has to go through the FFN (first_level >= 1) and at least one through the experts"
+            )
+        self.experts = experts
+        self.first_level = first_level
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        self.experts.reset_parameters()
+
+    def feed_forward(self, x: Tensor, memory: MultiScaleTokens) -> Tensor:
+        high = sum(height * width for height, width in memory.shapes[: self.first_level])
+        return torch.cat([self.ffn(x[:, :high]), self.experts(x[:, high:])], dim=1)
+
+
+class ExpertLoads(Method):
+    """Logs how the tokens spread over the experts of all mixtures of a detector, and balances them.
+
+    The loss is that of the Switch Transformer (arXiv 2101.03961) for each gate, summed over the layers: 1 for each
+    where all experts get the same. It is [ours]: the paper names none. Tokens count whether they are padding or
+    not, and every process balances its own.
+
+    Logged are, for the mixtures of the encoder, those of the decoder, and the gates (or mixtures) of auxiliary routes,
+    as `moe/<where>_...`, means over the layers:
+        max_over_mean: assignments of the busiest expert, as a multiple of the mean; 1 is even, the number of experts
+            divided by top_k is the most there can be.
+        effective_experts: the number of evenly used experts whose shares of the assignments have the same entropy.
+
+    Args:
+        balancing_weight: of the loss; 0: there is none.
+        period: iterations between two entries in the log, which wait for the device.
+    """
+
+    def __init__(self, balancing_weight: float = 1e-2, period: int = 20):
+        super().__init__()
+        if balancing_weight < 0:
+            raise ValueError(f"balancing_weight must not be negative, got {balancing_weight}")
+        if period < 1:
+            raise ValueError(f"period must be 1 or more iterations, got {period}")
+        self.balancing_weight, self.period = balancing_weight, period
+
+    def attach(self, model: DetectionTransformer) -> None:
+        if not any(isinstance(module, Gate) for module in model.modules()):
+            raise ValueError(
+                "ExpertLoads: the detector has no mixture of experts; set model.decoder.layer.ffn to a MixtureFFN or "
+                "model.encoder.layer to a ScaleAwareEncoderLayer"
+            )
+
+    def extra_losses(self, step: Step, predictions: Mapping[str, Predictions]) -> dict[str, Tensor]:
+        loads = take_loads(step.model)
+        self.log(loads)
+        if not self.balancing_weight:
+            return {}
+        return {
+            f"loss_balance_{where}": self.balancing_weight * sum(load.balancing_loss() for load in of_layers)
+            for where, of_layers in loads.items()
+        }
+
+    def log(self, loads: Mapping[str, list[ExpertLoad]]) -> None:
+        try:
+            storage = get_event_storage()
+        except AssertionError:  # outside of a training there is nobody to read it
+            return
+        if (storage.iter + 1) % self.period:
+            return
+        names = [f"moe/{where}_{statistic}" for where in loads for statistic in ("max_over_mean", "effective_experts")]
+        values = torch.cat([torch.stack([unevenness(load) for load in each]).mean(0) for each in loads.values()])
+        for name, value in zip(names, values.tolist(), strict=True):
+            storage.put_scalar(name, value, smoothing_hint=False)
+
+
+def take_loads(model: DetectionTransformer) -> dict[str, list[ExpertLoad]]:
+    """The loads of all gates in the last training step, by where they are, which the gates then forget."""
+    loads: dict[str, list[ExpertLoad]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, Gate) and module.load is not None:
+            where = name.split(".")[0]
+            loads.setdefault("auxiliary" if where == "methods" else where, []).append(module.load)
+            module.load = None
+    return loads
+
+
+def unevenness(load: ExpertLoad) -> Tensor:
+    """Assignments of the busiest expert over the mean, and the exponential of the entropy of the shares: (2,)."""
+    shares = load.counts / load.counts.sum().clamp(min=1)
+    return torch.stack([len(shares) * shares.max(), torch.special.entr(shares).sum().exp()])
