@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -27,6 +28,11 @@ class Variant:
     config: str
     overrides: tuple[str, ...]
 
+    @property
+    def slug(self) -> str:
+        """The name as one of a folder that needs no quotes in overrides."""
+        return re.sub(r"[^\w+.-]+", "_", self.name)
+
 
 @dataclass(frozen=True)
 class Run:
@@ -39,13 +45,13 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        return self.output / self.variant.name / f"seed{self.seed}"
+        return self.output / self.variant.slug / f"seed{self.seed}"
 
     @property
     def result_files(self) -> tuple[Path, ...]:
         of_output = self.folder / "result.json"
         return (
-            (of_output,) if self.kept is None else (of_output, self.kept / self.variant.name / f"seed{self.seed}.json")
+            (of_output,) if self.kept is None else (of_output, self.kept / self.variant.slug / f"seed{self.seed}.json")
         )
 
     @property

@@ -25,16 +25,17 @@ def script(tmp_path):
 
 
 def test_a_finished_run_is_not_repeated(tmp_path, script):
-    first_run = Run(Variant("a", "config.py", ("ap=10",)), 1, tmp_path / "out", tmp_path / "kept")
+    first_run = Run(Variant("a, b", "config.py", ("ap=10",)), 1, tmp_path / "out", tmp_path / "kept")
     first = result_of(first_run, script)
     assert first["bbox/AP"] == 11 and first["first_loss"] == 9 and first["last_loss"] == 4 and first["iterations"] == 2
     assert result_of(first_run, script) == first
     assert (first_run.folder / "calls").read_text().count("call") == 1
+    assert first_run.folder == tmp_path / "out" / "a_b" / "seed1", "a comma would end the value of an override"
     (first_run.folder / "result.json").unlink()
     assert result_of(first_run, script) == first, "what is kept elsewhere is not repeated either"
     assert (first_run.folder / "calls").read_text().count("call") == 1
     with pytest.raises(RuntimeError, match="of another run"):
-        result_of(Run(Variant("a", "config.py", ("ap=20",)), 1, tmp_path / "out"), script)
+        result_of(Run(Variant("a, b", "config.py", ("ap=20",)), 1, tmp_path / "out"), script)
 
 
 def test_a_failed_run_names_its_log(tmp_path, script):
