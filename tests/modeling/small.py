@@ -1,6 +1,9 @@
 """Small random detectors, and inputs for them."""
 
+from collections.abc import Callable
+
 import torch
+from omegaconf import DictConfig
 from torch import nn
 
 from detrx import model_zoo
@@ -12,9 +15,14 @@ SMALL_BACKBONE = {"layers": [1, 1, 1, 1], "channels": [8, 16, 24, 32], "stem_wid
 SMALL_CHANNELS = {"res2": 8, "res3": 16, "res4": 24, "res5": 32}
 
 
-def make_model(name: str = "deformable_detr/deformable_detr_digits.py") -> DetectionTransformer:
-    """The detector of a digits config, thinner, with larger weights than at the start of a training."""
+def make_model(
+    name: str = "deformable_detr/deformable_detr_digits.py", change: Callable[[DictConfig], None] | None = None
+) -> DetectionTransformer:
+    """The detector of a digits config, thinner, with larger weights than at the start of a training; `change` gets the
+    config of the model."""
     cfg = model_zoo.get_config(name).model
+    if change is not None:
+        change(cfg)
     cfg.backbone.model_args.update(SMALL_BACKBONE)
     cfg.neck.in_channels = [SMALL_CHANNELS[feature] for feature in cfg.neck.in_features]
     cfg.tokenizer.embed_dim = 64

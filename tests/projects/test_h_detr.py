@@ -1,4 +1,4 @@
-"""Hybrid matching: what the schemes supervise, that they leave inference and main queries alone, and their errors."""
+"""Hybrid matching: what the schemes supervise, and their errors."""
 
 import copy
 import itertools
@@ -9,114 +9,40 @@ import torch
 from torch import nn
 
 from detrx import model_zoo
-from detrx.analysis.flops import count_flops
 from detrx.d2.config import instantiate
 from detrx.d2.utils import EventStorage
-from detrx.model_zoo import config_root
 from detrx.modeling import (
     ContrastiveDenoising,
-    DetectionTransformer,
     Method,
     Predictions,
-    Supervision,
     Targets,
     TopKAssigner,
 )
 from detrx.projects.h_detr import HybridBranch, HybridEpoch, HybridLayer
-from tests.modeling.small import make_input, make_model, with_boxes
+from tests.modeling.small import make_model
+from tests.projects.contract import losses_of, make_batch, switch_on, training_step
 
-DETECTORS = sorted(path.relative_to(config_root()).as_posix() for path in config_root().glob("*/*_digits.py"))
 TWO_STAGE = "deformable_detr/deformable_detr_digits.py"
 DINO = "dino/dino_digits.py"
-
-
-def switch_on(model: DetectionTransformer, *methods: Method) -> DetectionTransformer:
-    for method in methods:
-        method.attach(model)
-        model.methods.append(method)
-    return model
+ALIGN = "align_detr/align_detr_digits.py"
 
 
 def all_schemes() -> list[Method]:
     return [HybridBranch(num_queries=12, copies=3), HybridEpoch(max_iter=10, copies=2), HybridLayer(1, copies=3)]
 
 
-def make_batch(*counts: int) -> list[dict]:
-    return [with_boxes(make_input(64, 96 - 32 * (i % 2)), count) for i, count in enumerate(counts or (3, 1))]
-
-
-def training_step(model: DetectionTransformer, batch: list[dict]) -> tuple[dict[str, Predictions], list[Supervision]]:
-    torch.manual_seed(0)  # of denoising
-    targets = Targets.from_instances([each["instances"] for each in batch], range(len(batch)), torch.device("cpu"))
-    return model.train().train_step(model.encode(model.preprocess(batch)), targets)[:2]
-
-
-class Inference(nn.Module):
-    def __init__(self, model: DetectionTransformer):
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        main = self.model.predict(images, None)["main"]
-        return main.logits[-1], main.boxes[-1]
-
-
-def exported(model: DetectionTransformer, images: torch.Tensor) -> list[str]:
-    """The operations of the exported graph, and the parameters that they use."""
-    program = torch.export.export(Inference(model), (images,))
-    names = program.graph_signature.inputs_to_parameters
-    used = [names[node.name] for node in program.graph.nodes if node.name in names and node.users]
-    return [str(node.target) for node in program.graph.nodes if node.op == "call_function"] + used
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("name", DETECTORS)
-def test_nothing_of_it_is_left_at_inference(name: str):
-    plain, images = make_model(name).eval(), torch.randn(1, 3, 64, 96)
-    plain.methods = nn.ModuleList()
-    model = switch_on(copy.deepcopy(plain), *all_schemes())
-    for parameter in model.methods.parameters():
-        parameter.fill_(float("nan"))
-    expected, found = plain.predict(images, None), model.predict(images, None)
-    assert found.keys() == expected.keys()
-    assert torch.equal(found["main"].logits, expected["main"].logits)
-    assert torch.equal(found["main"].boxes, expected["main"].boxes)
-    assert count_flops(model, images).total() == count_flops(plain, images).total()
-    assert exported(model, images) == exported(plain, images)
-
-
-@pytest.mark.parametrize("name", DETECTORS)
-def test_main_queries_do_not_notice_the_branch(name: str):
-    plain, batch = make_model(name), make_batch()
-    model = switch_on(copy.deepcopy(plain), HybridBranch(num_queries=12, copies=3))
-    with torch.no_grad():
-        expected, found = training_step(plain, batch)[0], training_step(model, batch)[0]
-        for parameter in model.methods[-1].parameters():
-            parameter.add_(1)
-        changed = training_step(model, batch)[0]
-    assert found.keys() - expected.keys() == {"hybrid"}
-    for group in expected:
-        for other in (found, changed):
-            torch.testing.assert_close(other[group].logits, expected[group].logits)
-            torch.testing.assert_close(other[group].boxes, expected[group].boxes)
-    if [*model.methods[-1].parameters()]:
-        assert not torch.allclose(changed["hybrid"].logits, found["hybrid"].logits)
-
-
-@pytest.mark.parametrize("name", DETECTORS)
-def test_training_reaches_every_parameter(name: str):
+@pytest.mark.parametrize("name", [TWO_STAGE, ALIGN, "detr/detr_digits.py"])
+def test_all_schemes_at_once(name: str):
+    """What is supervised of the main queries is supervised of the branch, and every parameter learns."""
     model = switch_on(make_model(name), *all_schemes())
-    for iteration, counts in itertools.product((0, 9), ((3, 1), (0, 2), (0, 0))):
+    for iteration in (0, 9):
         model.zero_grad()
-        with EventStorage(iteration):
-            losses = model.train()(make_batch(*counts))
-        assert all(torch.isfinite(loss) for loss in losses.values())
+        losses = losses_of(model, make_batch(), iteration)
         sum(losses.values()).backward()
-        without = [key for key, p in model.named_parameters() if p.requires_grad and p.grad is None]
-        assert not without, f"iteration {iteration}, {counts} boxes"
-    assert {key.removesuffix("_one2many") for key in losses if key.endswith("_one2many")} == {
-        key for key in losses if not any(part in key for part in ("_enc", "_dn", "_one2many"))
-    }
+        assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
+        assert {key.removesuffix("_one2many") for key in losses if key.endswith("_one2many")} == {
+            key for key in losses if not any(part in key for part in ("_enc", "_dn", "_one2many"))
+        }
 
 
 def test_branch_starts_from_the_next_proposals():
@@ -198,7 +124,7 @@ def test_layer_scheme():
 
 def test_layer_scheme_of_a_detector_with_layers_of_its_own():
     """Align-DETR matches the last layer otherwise than those before."""
-    model = switch_on(make_model("align_detr/align_detr_digits.py"), HybridLayer(num_layers=1, copies=4))
+    model = switch_on(make_model(ALIGN), HybridLayer(num_layers=1, copies=4))
     supervisions = [each for each in training_step(model, make_batch())[1] if each.group == "main"]
     assert [([*each.numbers(3)], each.assigner.copies) for each in supervisions] == [([0], 4), ([1], 2), ([2], 1)]
 

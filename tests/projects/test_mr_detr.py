@@ -1,98 +1,28 @@
-"""Mr. DETR as a plug-in: nothing of it at inference, routes that leave the main one alone, few calls, combinations."""
-
-import copy
+"""Mr. DETR as a plug-in: what its routes are, few calls, combinations."""
 
 import pytest
 import torch
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from detrx import model_zoo
-from detrx.analysis.flops import count_flops
 from detrx.d2.config import LazyCall as L
 from detrx.d2.config import instantiate
-from detrx.modeling import DetectionTransformer, MultiScaleTokens, QueryGroup, Step, Targets
+from detrx.modeling import DetectionTransformer, MultiScaleTokens, Predictions, QueryGroup, Step
 from detrx.projects.h_detr import HybridBranch
 from detrx.projects.mr_detr import COMBINATIONS, MrDETR
-from tests.modeling.small import make_input, make_model, with_boxes
+from tests.modeling.small import make_model
+from tests.projects.contract import make_batch, switch_on, training_step
 
 DEFORMABLE, DINO, ALIGN = (f"mr_detr/mr_detr_{name}_digits.py" for name in ("deformable", "dino", "align"))
 
 
-def make_batch() -> list[dict]:
-    return [with_boxes(make_input(64, 96), 3), with_boxes(make_input(64, 64), 1)]
-
-
-def predict(model: DetectionTransformer, batch: list[dict]) -> dict:
+def predict(model: DetectionTransformer, batch: list[dict]) -> dict[str, Predictions]:
     """Predictions of a training step, by group."""
-    torch.manual_seed(0)  # of denoising
-    targets = Targets.from_instances([each["instances"] for each in batch], (0, 1), model.device)
-    return model.train().train_step(model.encode(model.preprocess(batch)), targets)[0]
+    return training_step(model, batch)[0]
 
 
 def with_method(method: MrDETR, name: str = "deformable_detr/deformable_detr_digits.py") -> DetectionTransformer:
-    model = make_model(name)
-    model.methods.append(method)
-    method.attach(model)
-    return model
-
-
-@pytest.mark.parametrize("name", [DEFORMABLE, DINO, ALIGN])
-def test_inference_contract(name: str):
-    """Outputs, graph and FLOPs of the plain detector, and no parameter of the method touched."""
-    model = make_model(name).eval()
-    plain = copy.deepcopy(model)
-    plain.methods = nn.ModuleList()
-    with torch.no_grad():
-        for parameter in model.methods.parameters():
-            parameter.fill_(float("nan"))
-    images = torch.randn(1, 3, 64, 96)
-    with torch.no_grad():
-        found, expected = model.predict(images, None), plain.predict(images, None)
-    assert found.keys() == expected.keys()
-    for group in found:
-        assert torch.equal(found[group].logits, expected[group].logits)
-        assert torch.equal(found[group].boxes, expected[group].boxes)
-    assert count_flops(model, images).total() == count_flops(plain, images).total()
-    graphs = []
-    for each in (model, plain):
-        each.forward = lambda x, each=each: each.predict(x, None)["main"].logits
-        program = torch.export.export(each, (images,))
-        graphs.append([str(node.target) for node in program.graph.nodes if node.op != "placeholder"])
-        used = {
-            s.target for s in program.graph_signature.input_specs if s.target and s.arg.name in used_inputs(program)
-        }
-        assert not [name for name in used if name.startswith("methods")]
-    assert graphs[0] == graphs[1]
-
-
-def used_inputs(program: torch.export.ExportedProgram) -> set[str]:
-    return {node.name for node in program.graph.nodes if node.op == "placeholder" and node.users}
-
-
-@pytest.mark.parametrize("name", [DEFORMABLE, DINO, ALIGN])
-def test_main_route_does_not_notice_the_others(name: str):
-    model, batch = make_model(name), make_batch()
-    before = predict(model, batch)
-    mr_detr = model.methods[-1]
-    assert set(mr_detr.route_names) < set(before)
-    with torch.no_grad():
-        for parameter in mr_detr.parameters():
-            parameter.add_(torch.randn_like(parameter))
-    after = predict(model, batch)
-    for group in before:
-        auxiliary = any(route in group for route in mr_detr.route_names)
-        assert torch.equal(before[group].logits, after[group].logits) == (not auxiliary), group
-    main = sum(value.boxes.sum() + value.logits.sum() for key, value in after.items() if key in ("main", "denoising"))
-    main.backward()
-    assert not any(parameter.grad is not None and parameter.grad.any() for parameter in mr_detr.parameters())
-
-
-@pytest.mark.parametrize("name", [DEFORMABLE, DINO, ALIGN])
-def test_every_parameter_learns(name: str):
-    model = make_model(name)
-    sum(model.train()(make_batch()).values()).backward()
-    assert [key for key, parameter in model.named_parameters() if parameter.grad is None] == []
+    return switch_on(make_model(name), method)
 
 
 def test_denoising_queries_go_on_every_route():
@@ -132,21 +62,6 @@ def test_one_stage_detectors(name: str):
     model = with_method(MrDETR(), name)
     predictions = predict(model, make_batch())
     assert {"instruction", "ffn"} < set(predictions) and "encoder_instruction" not in predictions
-    sum(model(make_batch()).values()).backward()
-    assert all(parameter.grad is not None for parameter in model.methods[-1].parameters())
-
-
-def test_softmax_is_refused():
-    with pytest.raises(ValueError, match="has a softmax"):
-        with_method(MrDETR(), "detr/detr_digits.py")
-
-
-def test_activation_checkpointing_changes_nothing():
-    model, batch = make_model(DINO), make_batch()
-    expected = predict(model, batch)
-    model.decoder.activation_checkpointing = True
-    for group, found in predict(model, batch).items():
-        torch.testing.assert_close(found.logits, expected[group].logits)
 
 
 @pytest.mark.parametrize("combination", COMBINATIONS)

@@ -1,0 +1,166 @@
+"""Detectors and training methods, and which go together: what the tests of the contract run over."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from omegaconf import DictConfig
+from torch import nn
+
+from detrx.d2.config import LazyCall as L
+from detrx.d2.utils import EventStorage
+from detrx.modeling import (
+    ContrastiveDenoising,
+    Denoising,
+    DetectionTransformer,
+    EncoderProposals,
+    EncoderSupervision,
+    FocalLoss,
+    GroupDenoising,
+    L1Loss,
+    LearnedQueries,
+    MatchingCost,
+    Method,
+    Predictions,
+    Supervision,
+    Targets,
+    TopKAssigner,
+)
+from detrx.projects.h_detr import HybridBranch, HybridEpoch, HybridLayer
+from detrx.projects.mr_detr import MrDETR
+from tests.modeling.small import make_input, make_model, with_boxes
+
+
+def one_stage(cfg: DictConfig) -> None:
+    cfg.query_source = L(LearnedQueries)(num_queries=10, embed_dim="${..tokenizer.embed_dim}")
+    cfg.criterion.supervisions = cfg.criterion.supervisions[:1]
+
+
+def two_stage(cfg: DictConfig) -> None:
+    """As published before "++": queries made from the places of the proposals, which are of one class."""
+    cfg.query_source.content, cfg.query_source.rank_by = "position", "first_class"
+    cfg.criterion.supervisions[1].class_agnostic = True
+    cfg.decoder.look_forward_twice = False
+
+
+PLUS_PLUS = "deformable_detr/deformable_detr_digits.py"
+
+DETECTORS: dict[str, tuple[str, Callable[[DictConfig], None] | None]] = {
+    "detr": ("detr/detr_digits.py", None),
+    "conditional_detr": ("conditional_detr/conditional_detr_digits.py", None),
+    "dab_detr": ("dab_detr/dab_detr_digits.py", None),
+    "dn_detr": ("dn_detr/dn_detr_digits.py", None),
+    "deformable_detr": (PLUS_PLUS, one_stage),
+    "deformable_detr_two_stage": (PLUS_PLUS, two_stage),
+    "deformable_detr_plus_plus": (PLUS_PLUS, None),
+    "dino": ("dino/dino_digits.py", None),
+    "align_detr": ("align_detr/align_detr_digits.py", None),
+}
+TWO_STAGE = ("deformable_detr_two_stage", "deformable_detr_plus_plus", "dino", "align_detr")
+WITHOUT_BOXES = ("detr", "conditional_detr", "deformable_detr")
+
+
+@dataclass(frozen=True)
+class Contract:
+    """A method as the tests switch it on.
+
+    Attributes:
+        make: makes it, for detectors of 64 channels, 10 queries, 10 classes and 3 decoder layers.
+        refused: detectors that it does not work for, each with what the error says.
+        remains: beginnings of the names of parameters that it puts into the detector itself, for inference, too.
+    """
+
+    make: Callable[[], Method]
+    refused: Mapping[str, str] = field(default_factory=dict)
+    remains: tuple[str, ...] = ()
+
+
+def encoder_supervision() -> EncoderSupervision:
+    proposals = EncoderProposals(1, embed_dim=64, num_classes=10, content="memory", embed_position=False)
+    losses = [FocalLoss(weight=1.0), L1Loss(weight=5.0)]
+    return EncoderSupervision(proposals, Supervision("encoder", TopKAssigner(MatchingCost()), losses, suffix="_enc"))
+
+
+METHODS: dict[str, Contract] = {
+    "hybrid_branch": Contract(lambda: HybridBranch(num_queries=12, copies=3)),
+    "hybrid_epoch": Contract(lambda: HybridEpoch(max_iter=10, copies=2)),
+    "hybrid_layer": Contract(lambda: HybridLayer(num_layers=1, copies=3)),
+    "mr_detr": Contract(MrDETR, refused={"detr": "has a softmax"}),
+    "mr_detr_all_own": Contract(
+        lambda: MrDETR(routes=["self_attn+cross_attn+ffn", "shared"]), refused={"detr": "has a softmax"}
+    ),
+    "contrastive_denoising": Contract(
+        lambda: ContrastiveDenoising(num_queries=4),
+        refused=dict.fromkeys(WITHOUT_BOXES, "needs a detector whose queries have reference boxes"),
+    ),
+    "group_denoising": Contract(
+        lambda: GroupDenoising(num_groups=2),
+        refused={
+            **dict.fromkeys(WITHOUT_BOXES, "needs a detector whose queries have reference boxes"),
+            **dict.fromkeys(("dab_detr", *TWO_STAGE), "needs a query source with a label_embedding"),
+        },
+    ),
+    "encoder_supervision": Contract(
+        encoder_supervision, refused=dict.fromkeys(TWO_STAGE, "is for detectors without EncoderProposals")
+    ),
+}
+
+PAIRS = [(method, detector) for method in METHODS for detector in DETECTORS if detector not in METHODS[method].refused]
+REFUSED = [(method, detector) for method in METHODS for detector in METHODS[method].refused]
+ONCE = [next(pair for pair in reversed(PAIRS) if pair[0] == method) for method in METHODS]
+"""Each method on one detector."""
+
+
+@functools.cache
+def _detector(name: str) -> DetectionTransformer:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return make_model(*DETECTORS[name])
+
+
+def detector(name: str, *without: type[Method]) -> DetectionTransformer:
+    """A small detector with the methods that it has by itself, but those of the types `without`."""
+    model = copy.deepcopy(_detector(name))
+    model.methods = nn.ModuleList(method for method in model.methods if not isinstance(method, without))
+    return model
+
+
+def switch_on(model: DetectionTransformer, *methods: Method) -> DetectionTransformer:
+    for method in methods:
+        model.methods.append(method)
+        method.attach(model)
+    return model
+
+
+def with_and_without(method: str, name: str) -> tuple[DetectionTransformer, DetectionTransformer]:
+    """A detector with the method behind those it has by itself, and the same without it.
+
+    Denoising takes the place of the denoising that the detector has.
+    """
+    added = METHODS[method].make()
+    kind = Denoising if isinstance(added, Denoising) else type(added)
+    plain = detector(name, kind)
+    return switch_on(copy.deepcopy(plain), added), plain
+
+
+def make_batch(*counts: int) -> list[dict]:
+    """Images of two sizes, with so many boxes; 3 and 1 if nothing is said."""
+    return [with_boxes(make_input(64, 96 - 32 * (i % 2)), count) for i, count in enumerate(counts or (3, 1))]
+
+
+def training_step(model: DetectionTransformer, batch: list[dict]) -> tuple[dict[str, Predictions], list[Supervision]]:
+    """Predictions and supervisions of the first iteration, with the same random noise each time."""
+    torch.manual_seed(0)
+    targets = Targets.from_instances([each["instances"] for each in batch], range(len(batch)), torch.device("cpu"))
+    with EventStorage(0):
+        return model.train().train_step(model.encode(model.preprocess(batch)), targets)[:2]
+
+
+def losses_of(model: DetectionTransformer, batch: list[dict], iteration: int = 0) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    with EventStorage(iteration):
+        return model.train()(batch)
