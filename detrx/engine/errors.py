@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable
 
+from detrx import projects
 from detrx.checkpoint.checkpointer import CheckpointError
 from detrx.engine.config import ConfigError
 from detrx.engine.trainer import NonFiniteError
@@ -16,7 +17,7 @@ __all__ = ["run_tool", "user_error"]
 
 _ALWAYS = (CheckpointError, ConfigError, NonFiniteError, FileNotFoundError, PermissionError, NotADirectoryError)
 _IF_CHECKED = (ValueError, KeyError, OSError, ImportError)
-_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+_OURS = (os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep, *(p + os.sep for p in projects.__path__))
 _CATALOG = os.path.join("detectron2", "data", "catalog.py")
 _FRAME = re.compile(r'^ *File "(?P<file>.+)", line \d+, in .+\n *(?P<line>.*)$', re.MULTILINE)
 
@@ -36,7 +37,7 @@ def user_error(error: BaseException) -> str | None:
     """The message for a mistake of the user, or None for anything else.
 
     A mistake is one of our own errors, a file that cannot be opened, or an exception that a ``raise`` statement in
-    detrx has raised (also in a data loading worker): a check, and not an expression that went wrong.
+    detrx or its projects has raised (also in a data loading worker): a check, and not an expression that went wrong.
     """
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     if isinstance(error, _ALWAYS + _IF_CHECKED) and "in DataLoader worker process" in text:
@@ -62,4 +63,4 @@ def _worker_error(text: str) -> str | None:
 
 
 def _is_check(file: str, line: str) -> bool:
-    return (file.startswith(_PACKAGE) or file.endswith(_CATALOG)) and line.strip().startswith("raise ")
+    return (file.startswith(_OURS) or file.endswith(_CATALOG)) and line.strip().startswith("raise ")

@@ -65,6 +65,8 @@ class DetectionTransformer(nn.Module):
         self.mask_padding = mask_padding
         self.register_buffer("pixel_mean", torch.tensor(tuple(pixel_mean)).view(3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(tuple(pixel_std)).view(3, 1, 1), persistent=False)
+        if not isinstance(methods, Sequence) or not all(isinstance(method, Method) for method in methods):
+            raise ValueError(f"model.methods must be a list of methods (detrx.modeling.Method), got {methods!r}")
         self.methods = nn.ModuleList(methods)
         for method in self.methods:
             method.attach(self)
@@ -157,9 +159,18 @@ class DetectionTransformer(nn.Module):
         (main, *further), predictions = self.query_source.groups(memory, [method.further for method in asking])
         step = Step(self, memory, main, predictions, targets, dict(zip(asking, further, strict=True)))
         branches: list[Branch] = []
+        names = {main.name, *predictions}
         for method in self.methods:
             step = replace(step, branches=tuple(branches))
-            branches += method.branches(step)
+            for branch in method.branches(step):
+                added = {*branch.predictions, *(() if branch.group is None else (branch.group.name,))}
+                if taken := added & names:
+                    raise ValueError(
+                        f"{type(method).__name__} in model.methods brings {sorted(taken)}, which there is already: "
+                        "two methods of this kind do not go together"
+                    )
+                names |= added
+                branches.append(branch)
         for branch in branches:
             predictions = predictions | branch.predictions
         groups = [branch.group for branch in branches if branch.group is not None]

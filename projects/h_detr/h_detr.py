@@ -21,8 +21,8 @@ class Hybrid(Method):
 
     def __init__(self, copies: int):
         super().__init__()
-        if copies < 1:
-            raise ValueError(f"copies must be at least 1, got {copies}")
+        if not isinstance(copies, int) or copies < 1:
+            raise ValueError(f"copies must be a whole number, at least 1, got {copies!r}")
         self.copies = copies
 
     def attach(self, model: DetectionTransformer) -> None:
@@ -64,8 +64,12 @@ class HybridBranch(Hybrid):
 
     def __init__(self, num_queries: int = 1500, copies: int = 6, weight: float = 1.0):
         super().__init__(copies)
-        if num_queries < 1:
-            raise ValueError(f"num_queries must be at least 1, got {num_queries}; without the branch, leave it out")
+        if not isinstance(num_queries, int) or num_queries < 1:
+            raise ValueError(
+                f"num_queries must be a whole number, at least 1, got {num_queries!r}; without the branch, leave it out"
+            )
+        if weight < 0:
+            raise ValueError(f"weight must not be negative, got {weight}")
         self.num_queries, self.weight = num_queries, weight
 
     def attach(self, model: DetectionTransformer) -> None:
@@ -97,6 +101,8 @@ class HybridEpoch(Hybrid):
 
     def __init__(self, max_iter: int, rho: float = 2 / 3, copies: int = 10):
         super().__init__(copies)
+        if not isinstance(max_iter, int) or max_iter < 1:
+            raise ValueError(f"max_iter must be the iterations of the training (${{train.max_iter}}), got {max_iter!r}")
         if not 0 <= rho <= 1:
             raise ValueError(f"rho must be in [0, 1], got {rho}")
         self.end = rho * max_iter
@@ -125,6 +131,8 @@ class HybridLayer(Hybrid):
 
     def __init__(self, num_layers: int, copies: int = 10):
         super().__init__(copies)
+        if not isinstance(num_layers, int):
+            raise ValueError(f"num_layers must be a whole number, got {num_layers!r}")
         self.num_layers = num_layers
 
     def attach(self, model: DetectionTransformer) -> None:

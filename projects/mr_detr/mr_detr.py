@@ -148,10 +148,21 @@ class MrDETR(Method):
         initial_size_logit: float = 0.0,
     ):
         super().__init__()
-        if num_instruction_tokens < 1:
-            raise ValueError(f"num_instruction_tokens must be at least 1, got {num_instruction_tokens}")
+        for key, value in (("num_instruction_tokens", num_instruction_tokens), ("top_k", top_k)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{key} must be a whole number, at least 1, got {value!r}")
+        for key, value in (("alpha", alpha), ("threshold", threshold)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{key} must be in [0, 1], got {value}")
+        if weight < 0:
+            raise ValueError(f"weight must not be negative, got {weight}")
+        for key, names in (("routes", routes), ("own_proposals", own_proposals)):
+            if isinstance(names, str):
+                raise ValueError(f'{key} must be a list of routes, such as ["instruction", "ffn"], got {names!r}')
         if not routes or len(set(routes)) < len(routes):
             raise ValueError(f"routes must be at least one and all different, got {list(routes)}")
+        if unknown := set(own_proposals) - {*routes, "instruction"}:
+            raise ValueError(f"own_proposals has {sorted(unknown)}, but the routes are {list(routes)}")
         self.num_instruction_tokens = num_instruction_tokens
         self.assigner = VotingAssigner(MatchingQuality(alpha, 1 - alpha), top_k, threshold)
         self.weight = weight

@@ -2,9 +2,12 @@
 
 import importlib.util
 import json
+import math
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -18,11 +21,11 @@ def datasets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("datasets")
 
 
-def run_tool(name: str, *arguments: str, datasets: Path, provider: str = "auto") -> str:
-    """Run a tool as a user would; returns what it printed."""
+def run_tool(name: str, *arguments: str, datasets: Path, provider: str = "auto", launcher: Sequence[str] = ()) -> str:
+    """Run a tool as a user would, `launcher` being the options of Python before it; returns what it printed."""
     environment = {**os.environ, "DETRECTON2_DATASETS": str(datasets), "DETRX_D2": provider}
     result = subprocess.run(
-        [sys.executable, f"tools/{name}", "--config-file", CONFIG, *arguments],
+        [sys.executable, *launcher, f"tools/{name}", "--config-file", CONFIG, *arguments],
         cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300,
     )  # fmt: skip
     assert result.returncode == 0, result.stdout
@@ -70,3 +73,32 @@ def test_both_providers_give_the_same_losses_and_scores(tmp_path: Path, datasets
         losses = [name for name in ours if not name.startswith("bbox/")]
         assert [ours[name] for name in losses] == [theirs[name] for name in losses]
         assert ours == pytest.approx(theirs, abs=1e-9, nan_ok=True)  # AP: Detectron2 sums in another order
+
+
+def test_two_processes_train_mr_detr(tmp_path: Path, datasets: Path):
+    """Every parameter of every process has a gradient in every step: DistributedDataParallel looks for no others."""
+    run_tool(
+        "lazyconfig_train_net.py", "model.methods=[{_target_: detrx.projects.mr_detr.MrDETR}]", "train.eval_period=0",
+        f"train.output_dir={tmp_path}", datasets=datasets,
+        launcher=["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"],
+    )  # fmt: skip
+    lines = [line for line in metrics(tmp_path) if "total_loss" in line]
+    assert len(lines) == 6
+    assert all(math.isfinite(line[key]) for line in lines for key in ("loss_class_group_2", "loss_class_sep_2"))
+
+
+def test_resume_in_the_middle_of_the_epoch_scheme(tmp_path: Path, datasets: Path):
+    """The iteration after the resume, the last with one-to-many matching, and those after it give the same losses."""
+    options = [
+        "model.methods=[{_target_: detrx.projects.h_detr.HybridEpoch, max_iter: 6, rho: 0.5, copies: 3}]",
+        "train.eval_period=0", "train.checkpointer.period=2",
+    ]  # fmt: skip
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    run_tool("lazyconfig_train_net.py", *options, f"train.output_dir={whole}", datasets=datasets)
+    resumed.mkdir()
+    shutil.copy(whole / "model_0000001.pth", resumed)
+    (resumed / "last_checkpoint").write_text("model_0000001.pth")
+    run_tool("lazyconfig_train_net.py", "--resume", *options, f"train.output_dir={resumed}", datasets=datasets)
+    expected = metrics(whole)
+    assert [line["iteration"] for line in expected[:2]] == [0, 1]
+    assert metrics(resumed) == expected[1:]  # what is smoothed is written again for the last iteration before it

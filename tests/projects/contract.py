@@ -152,11 +152,13 @@ def make_batch(*counts: int) -> list[dict]:
     return [with_boxes(make_input(64, 96 - 32 * (i % 2)), count) for i, count in enumerate(counts or (3, 1))]
 
 
-def training_step(model: DetectionTransformer, batch: list[dict]) -> tuple[dict[str, Predictions], list[Supervision]]:
-    """Predictions and supervisions of the first iteration, with the same random noise each time."""
+def training_step(
+    model: DetectionTransformer, batch: list[dict], iteration: int = 0
+) -> tuple[dict[str, Predictions], list[Supervision]]:
+    """Predictions and supervisions of an iteration, with the same random noise each time."""
     torch.manual_seed(0)
     targets = Targets.from_instances([each["instances"] for each in batch], range(len(batch)), torch.device("cpu"))
-    with EventStorage(0):
+    with EventStorage(iteration):
         return model.train().train_step(model.encode(model.preprocess(batch)), targets)[:2]
 
 

@@ -175,3 +175,28 @@ def test_detectors_it_does_not_work_for(method: str, name: str):
     added = METHODS[method].make()
     with pytest.raises(ValueError, match=f"{type(added).__name__} .*{METHODS[method].refused[name]}"):
         switch_on(detector(name, type(added)), added)
+
+
+@pytest.mark.parametrize(
+    ("name", "methods", "taken"),
+    [
+        ("deformable_detr_plus_plus", ["mr_detr", "mr_detr"], "MrDETR .* brings .*'instruction'"),
+        ("deformable_detr_plus_plus", ["hybrid_branch", "hybrid_branch"], "HybridBranch .* brings .*'hybrid'"),
+        ("dn_detr", ["contrastive_denoising"], "ContrastiveDenoising .* brings .*'denoising'"),
+        ("detr", ["encoder_supervision"], "EncoderSupervision .* brings .*'encoder'"),
+    ],
+)
+def test_methods_that_do_not_go_together(name: str, methods: list[str], taken: str):
+    """Two that bring predictions of the same name."""
+    model = switch_on(detector(name), *(METHODS[method].make() for method in methods))
+    with pytest.raises(ValueError, match=taken):
+        training_step(model, make_batch())
+
+
+@pytest.mark.parametrize("methods", [None, "MrDETR", ["MrDETR"], [nn.Identity()], METHODS["mr_detr"].make()])
+def test_what_is_no_list_of_methods(methods: object):
+    model = detector("deformable_detr_plus_plus")
+    names = ("backbone", "neck", "tokenizer", "encoder", "query_source", "decoder", "criterion", "postprocess")
+    parts = {name: getattr(model, name) for name in names}
+    with pytest.raises(ValueError, match="methods must be a list of methods"):
+        DetectionTransformer(**parts, methods=methods)

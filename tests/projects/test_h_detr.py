@@ -10,7 +10,6 @@ from torch import nn
 
 from detrx import model_zoo
 from detrx.d2.config import instantiate
-from detrx.d2.utils import EventStorage
 from detrx.modeling import (
     ContrastiveDenoising,
     Method,
@@ -96,8 +95,7 @@ def test_epoch_scheme_switches():
     model, batch = switch_on(make_model(TWO_STAGE), HybridEpoch(max_iter=12, rho=0.5, copies=3)), make_batch()
     main, encoder = model.criterion.supervisions
     for iteration, copies in ((0, 3), (5, 3), (6, 1), (11, 1)):
-        with EventStorage(iteration):
-            supervisions = training_step(model, batch)[1]
+        supervisions = training_step(model, batch, iteration)[1]
         assert [each.group for each in supervisions] == ["main", "encoder"]
         assert supervisions[0].assigner.copies == supervisions[0].repeats == copies
         assert supervisions[0].assigner.cost is main.assigner.cost and supervisions[1] is encoder
@@ -163,12 +161,21 @@ def test_detectors_it_does_not_work_for():
 
 
 def test_wrong_values():
-    with pytest.raises(ValueError, match="copies must be at least 1, got 0"):
-        HybridBranch(copies=0)
-    with pytest.raises(ValueError, match="num_queries must be at least 1, got 0"):
-        HybridBranch(num_queries=0)
+    for copies in (0, 2.5):
+        with pytest.raises(ValueError, match=f"copies must be a whole number, at least 1, got {copies}"):
+            HybridBranch(copies=copies)
+    for num_queries in (0, 2.5):
+        with pytest.raises(ValueError, match=f"num_queries must be a whole number, at least 1, got {num_queries}"):
+            HybridBranch(num_queries=num_queries)
+    with pytest.raises(ValueError, match="weight must not be negative, got -1"):
+        HybridBranch(weight=-1)
     with pytest.raises(ValueError, match=r"rho must be in \[0, 1\], got 2"):
         HybridEpoch(max_iter=10, rho=2)
+    for max_iter in (None, 0):
+        with pytest.raises(ValueError, match=rf"max_iter must be the iterations of the training .* got {max_iter}"):
+            HybridEpoch(max_iter=max_iter)
+    with pytest.raises(ValueError, match=r"num_layers must be a whole number, got 1\.5"):
+        HybridLayer(1.5)
 
 
 def test_epoch_scheme_outside_of_a_training():

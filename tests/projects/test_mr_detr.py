@@ -139,7 +139,13 @@ def multiply_adds(model: DetectionTransformer, groups: list[QueryGroup], memory:
         ({"routes": ["attention"]}, "unknown components"),
         ({"routes": []}, "at least one and all different"),
         ({"routes": ["ffn", "ffn"]}, "at least one and all different"),
-        ({"num_instruction_tokens": 0}, "at least 1, got 0"),
+        ({"routes": "ffn"}, "routes must be a list of routes, .* got 'ffn'"),
+        ({"num_instruction_tokens": 0}, "num_instruction_tokens must be a whole number, at least 1, got 0"),
+        ({"top_k": 2.5}, r"top_k must be a whole number, at least 1, got 2\.5"),
+        ({"alpha": 3}, r"alpha must be in \[0, 1\], got 3"),
+        ({"threshold": -0.1}, r"threshold must be in \[0, 1\], got -0\.1"),
+        ({"weight": -1}, "weight must not be negative, got -1"),
+        ({"own_proposals": ["ffm"]}, r"own_proposals has \['ffm'\], but the routes are \['instruction', 'ffn'\]"),
     ],
 )
 def test_errors(options: dict, message: str):
