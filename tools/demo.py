@@ -13,13 +13,13 @@ from tqdm import tqdm
 
 from detrx.analysis import compare_with_truth, contact_sheet, draw_boxes
 from detrx.analysis.visualize import Box, class_colour
-from detrx.checkpoint.checkpointer import AtomicCheckpointer
 from detrx.d2.config import instantiate
 from detrx.d2.data import MetadataCatalog
 from detrx.d2.structures import BoxMode, Instances
 from detrx.data import get_detection_dataset_dicts, read_image
 from detrx.engine.config import load_config
 from detrx.engine.errors import run_tool
+from detrx.engine.trained import load_model
 
 IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
@@ -116,14 +116,6 @@ def boxes_to_draw(record: dict[str, Any], found: Instances, names: list[str]) ->
     true_boxes = torch.tensor(true_boxes, dtype=torch.float32).reshape(-1, 4)
     true_classes = torch.tensor([a["category_id"] for a in truth], dtype=torch.int64)
     return compare_with_truth(true_boxes, true_classes, boxes, classes, scores, names)
-
-
-def load_model(cfg: Any, weights: str, device: str) -> torch.nn.Module:
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = instantiate(cfg.model).to(device).eval()
-    AtomicCheckpointer(model, prefer_ema=True).load(weights, checkpointables=[], strict=True)
-    return model
 
 
 def find_records(args: argparse.Namespace, cfg: Any) -> tuple[list[dict[str, Any]], str]:

@@ -7,6 +7,7 @@ from detrx.engine.hooks import BestCheckpoint, CheckpointHook, EvaluationHook, S
 from detrx.engine.job import run_job
 from detrx.engine.lr_factors import LRFactors
 from detrx.engine.rng import preserved_rng
+from detrx.engine.trained import load_model
 from detrx.engine.trainer import NonFiniteError, Trainer
 from detrx.engine.writers import build_writers
 
@@ -23,6 +24,7 @@ __all__ = [
     "build_writers",
     "check_overrides",
     "load_config",
+    "load_model",
     "preserved_rng",
     "resolve_seed",
     "run_job",

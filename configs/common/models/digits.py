@@ -19,7 +19,7 @@ _backbone = L(TimmBackbone)(
     model_args=dict(layers=[1, 2, 2, 1], channels=[48, 96, 160, 192], stem_width=16, stem_type="deep", output_stride=8),
 )
 
-_encoder_supervision = L(EncoderSupervision)(
+encoder_supervision = L(EncoderSupervision)(
     proposals=L(EncoderProposals)(
         num_queries=1,
         embed_dim="${....tokenizer.embed_dim}",
@@ -53,4 +53,4 @@ def shrink(model):
     model.decoder.heads.num_classes = 10
     model.query_source.num_queries = 50
     model.postprocess.num_detections = 50
-    model.methods.append(_encoder_supervision)
+    model.methods.append(encoder_supervision)
