@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from detrx.layers import FFN, MultiheadAttention, inverse_sigmoid, run_layer
 
 from .heads import PredictionHeads
-from .queries import Predictions, Queries, QueryGroup, QueryLayout, put, side_by_side, take
+from .queries import Predictions, Queries, QueryGroup, QueryLayout, portions, put, split_by_name, take
 from .tokens import MultiScaleTokens
 
 
@@ -55,7 +55,8 @@ class DecoderLayer(nn.Module):
         """
         x = queries.content
         x = x + self.dropout(self.attend_queries(x, queries.pos, layout, index))
-        x = put([(slices, norm(take(x, slices))) for norm, slices in layout.by_component("norm1", index, self.norm1)])
+        norms = layout.by_component("norm1", index, self.norm1)
+        x = put([(slices, norm(part)) for norm, slices, part in portions(x, norms)])
         queries = replace(queries, content=x)
         cross_attns = layout.by_component("cross_attn", index, self.cross_attn)
         attended = put([(slices, attn(queries.take(slices), memory)) for attn, slices in cross_attns])
@@ -65,14 +66,14 @@ class DecoderLayer(nn.Module):
     def feed_forward(self, x: Tensor, layout: QueryLayout, index: int) -> Tensor:
         """FFN of each group. Groups with different gates of one mixture of experts go through the experts together."""
         out = []
-        for ffn, slices in layout.by_component("ffn", index, self.ffn):
+        for ffn, slices, part in portions(x, layout.by_component("ffn", index, self.ffn)):
             own_gate = getattr(ffn, "gate", None)
             gates = layout.by_component("gate", index, own_gate, slices)
             if all(gate is own_gate for gate, _ in gates):
-                out.append((slices, ffn(take(x, slices))))
+                out.append((slices, ffn(part)))
             else:
-                logits = put([(of_gate, gate(take(x, of_gate))) for gate, of_gate in gates])
-                out.append((slices, ffn(take(x, slices), logits)))
+                logits = put([(of_gate, gate(gated)) for gate, of_gate, gated in portions(x, gates)])
+                out.append((slices, ffn(part, logits)))
         return put(out)
 
     def attend_queries(self, x: Tensor, pos: Tensor, layout: QueryLayout, index: int) -> Tensor:
@@ -84,18 +85,18 @@ class DecoderLayer(nn.Module):
         for attn, slices in layout.by_component("self_attn", index, self.self_attn):
             served = [group for group in layout.groups if layout.slices[group.name] in slices]
             seen = layout.seen_by(served)
-            q, k, v = attn.project(take(x, list(seen.values())), take(pos, list(seen.values())))
-            places = side_by_side({name: s.stop - s.start for name, s in seen.items()})
+            projected = attn.project(take(x, list(seen.values())), take(pos, list(seen.values())))
+            q, k, v = (split_by_name(each, seen, 2) for each in projected)
             attended = []
             for group in served:
                 tokens = None if group.route is None or group.route.tokens is None else group.route.tokens[index]
                 names, blocked = layout.visible(group, 0 if tokens is None else tokens.count)
-                keys = [places[name] for name in names]
-                group_k, group_v = take(k, keys, 2), take(v, keys, 2)
+                keys, values = [k[name] for name in names], [v[name] for name in names]
                 if tokens is not None:
                     _, token_k, token_v = attn.project(*(t.expand(len(x), -1, -1) for t in tokens()))
-                    group_k, group_v = torch.cat([token_k, group_k], dim=2), torch.cat([token_v, group_v], dim=2)
-                attended.append(attn.attend(take(q, [places[group.name]], 2), group_k, group_v, blocked))
+                    keys, values = [token_k, *keys], [token_v, *values]
+                keys, values = (each[0] if len(each) == 1 else torch.cat(each, dim=2) for each in (keys, values))
+                attended.append(attn.attend(q[group.name], keys, values, blocked))
             joined = attended[0] if len(attended) == 1 else torch.cat(attended, dim=1)
             out.append((slices, attn.out_proj(joined)))
         return put(out)

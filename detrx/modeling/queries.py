@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
@@ -146,7 +146,8 @@ class QueryLayout:
         return parts[0] if len(parts) == 1 or parts[0] is None else torch.cat(parts, dim=1)
 
     def split(self, x: Tensor, dim: int) -> dict[str, Tensor]:
-        return {name: x.narrow(dim, s.start, s.stop - s.start) for name, s in self.slices.items()}
+        """The part of each group, which together are `x` along `dim`."""
+        return split_by_name(x, self.slices, dim)
 
     def by_component(
         self, component: str, layer: int, default: nn.Module, among: Sequence[slice] | None = None
@@ -183,12 +184,42 @@ def side_by_side(sizes: Mapping[str, int]) -> dict[str, slice]:
     return {name: slice(end - size, end) for (name, size), end in zip(sizes.items(), ends, strict=True)}
 
 
+def split_by_name(x: Tensor, slices: Mapping[str, slice], dim: int) -> dict[str, Tensor]:
+    """Stretches of the lengths of `slices`, one after the other; together they are `x` along `dim`."""
+    sizes = [s.stop - s.start for s in slices.values()]
+    return dict(zip(slices, [x] if len(sizes) == 1 else x.split(sizes, dim), strict=True))
+
+
 def take(x: Tensor, slices: Sequence[slice], dim: int = 1) -> Tensor:
     """The given stretches of `x` along `dim`, side by side; `x` itself where they cover it."""
     if sum(s.stop - s.start for s in slices) == x.shape[dim] and all(a.stop == b.start for a, b in pairwise(slices)):
         return x
     parts = [x.narrow(dim, s.start, s.stop - s.start) for s in slices]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=dim)
+
+
+def portions(
+    x: Tensor, served: Sequence[tuple[nn.Module, Sequence[slice]]]
+) -> Iterator[tuple[nn.Module, Sequence[slice], Tensor]]:
+    """Each module with its slices and what `take` gives for them; no two modules have a slice in common.
+
+    `x` is cut up once, so that its gradient is put together once: that of a `take` is as large as `x`, mostly zeros.
+    """
+    if len(served) == 1:
+        ((module, slices),) = served
+        yield module, slices, take(x, slices)
+        return
+    runs: list[list[int]] = []  # start, stop, which of `served`
+    for start, stop, owner in sorted((s.start, s.stop, i) for i, (_, slices) in enumerate(served) for s in slices):
+        if runs and runs[-1][1:] == [start, owner]:
+            runs[-1][1] = stop
+        else:
+            runs.append([start, stop, owner])
+    x = take(x, [slice(start, stop) for start, stop, _ in runs])
+    parts = x.split([stop - start for start, stop, _ in runs], dim=1)
+    for index, (module, slices) in enumerate(served):
+        own = [part for part, (_, _, owner) in zip(parts, runs, strict=True) if owner == index]
+        yield module, slices, own[0] if len(own) == 1 else torch.cat(own, dim=1)
 
 
 def put(parts: Sequence[tuple[Sequence[slice], Tensor]]) -> Tensor:
