@@ -150,17 +150,18 @@ class QueryLayout:
         return split_by_name(x, self.slices, dim)
 
     def by_component(
-        self, component: str, layer: int, default: nn.Module, among: Sequence[slice] | None = None
-    ) -> list[tuple[nn.Module, list[slice]]]:
+        self, component: str, layer: int, default: nn.Module | None, among: Sequence[slice] | None = None
+    ) -> list[tuple[nn.Module | None, list[slice]]]:
         """The distinct modules that serve as `component` in `layer`, each with the slices of the groups it serves; of
-        the groups `among` these slices only."""
-        served: dict[int, tuple[nn.Module, list[slice]]] = {}
+        the groups `among` these slices only. None stands for groups that have no such component."""
+        served: dict[int, tuple[nn.Module | None, list[slice]]] = {}
         for group in self.groups:
             if among is not None and self.slices[group.name] not in among:
                 continue
             own = None if group.route is None else getattr(group.route, component)
             module = default if own is None else own[layer]
-            served.setdefault(id(module), (module, []))[1].append(self.slices[group.name])
+            key = 0 if module is None else id(module)  # torch.compile cannot trace id(None)
+            served.setdefault(key, (module, []))[1].append(self.slices[group.name])
         return list(served.values())
 
     def seen_by(self, groups: Sequence[QueryGroup]) -> dict[str, slice]:
