@@ -53,14 +53,25 @@ class DecoderLayer(nn.Module):
         Returns:
             (B, N, C) new content.
         """
+        queries = replace(queries, content=self.self_attention(queries, layout, index))
+        x = self.cross_attention(queries, memory, layout, index)
+        return self.transform(x, layout, index)
+
+    def self_attention(self, queries: Queries, layout: QueryLayout, index: int) -> Tensor:
+        """First block, with residual and LayerNorm -> (B, N, C)."""
         x = queries.content
         x = x + self.dropout(self.attend_queries(x, queries.pos, layout, index))
         norms = layout.by_component("norm1", index, self.norm1)
-        x = put([(slices, norm(part)) for norm, slices, part in portions(x, norms)])
-        queries = replace(queries, content=x)
+        return put([(slices, norm(part)) for norm, slices, part in portions(x, norms)])
+
+    def cross_attention(self, queries: Queries, memory: MultiScaleTokens, layout: QueryLayout, index: int) -> Tensor:
+        """Second block, with residual and LayerNorm -> (B, N, C)."""
         cross_attns = layout.by_component("cross_attn", index, self.cross_attn)
         attended = put([(slices, attn(queries.take(slices), memory)) for attn, slices in cross_attns])
-        x = self.norm2(x + self.dropout(attended))
+        return self.norm2(queries.content + self.dropout(attended))
+
+    def transform(self, x: Tensor, layout: QueryLayout, index: int) -> Tensor:
+        """Third block, the FFN, with residual and LayerNorm: (B, N, C) -> (B, N, C)."""
         return self.norm3(x + self.dropout(self.feed_forward(x, layout, index)))
 
     def feed_forward(self, x: Tensor, layout: QueryLayout, index: int) -> Tensor:

@@ -162,22 +162,36 @@ class DetectionTransformer(nn.Module):
         names = {main.name, *predictions}
         for method in self.methods:
             step = replace(step, branches=tuple(branches))
-            for branch in method.branches(step):
-                added = {*branch.predictions, *(() if branch.group is None else (branch.group.name,))}
-                if taken := added & names:
-                    raise ValueError(
-                        f"{type(method).__name__} in model.methods brings {sorted(taken)}, which there is already: "
-                        "two methods of this kind do not go together"
-                    )
-                names |= added
-                branches.append(branch)
+            branches += named_apart(method, method.branches(step), names)
         for branch in branches:
             predictions = predictions | branch.predictions
         groups = [branch.group for branch in branches if branch.group is not None]
         predictions = predictions | self.decoder([main, *groups], memory)
+        step = replace(step, branches=tuple(branches))
+        for method in self.methods:
+            for branch in named_apart(method, method.after_decoder(step, predictions), names):
+                predictions = predictions | branch.predictions
+                branches.append(branch)
         supervisions = [*supervisions, *(each for branch in branches for each in branch.supervisions)]
-        return predictions, supervisions, replace(step, branches=tuple(branches))
+        return predictions, supervisions, step
 
     def predict(self, images: Tensor, padding_mask: Tensor | None) -> dict[str, Predictions]:
         """Inference on normalised, padded images (B, 3, H, W) with padding in the backbone's input, as in training."""
         return self.decode(self.encode_padded(images, padding_mask))
+
+
+def named_apart(method: Method, branches: Sequence[Branch], names: set[str]) -> Sequence[Branch]:
+    """The branches of a method, whose groups and predictions must not have one of `names`, to which theirs are added.
+
+    Raises:
+        ValueError: they have.
+    """
+    for branch in branches:
+        added = {*branch.predictions, *(() if branch.group is None else (branch.group.name,))}
+        if taken := added & names:
+            raise ValueError(
+                f"{type(method).__name__} in model.methods brings {sorted(taken)}, which there is already: "
+                "two methods of this kind do not go together"
+            )
+        names |= added
+    return branches

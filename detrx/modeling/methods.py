@@ -87,6 +87,16 @@ class Method(nn.Module):
         """What the method adds to this training step."""
         return []
 
+    def after_decoder(self, step: Step, predictions: Mapping[str, Predictions]) -> list[Branch]:
+        """Predictions of the method's own that could not be made before the decoder ran, and their supervisions; no
+        query groups.
+
+        Args:
+            step: as `branches` got it, with the branches of all methods.
+            predictions: of all groups, by name.
+        """
+        return []
+
     def extra_losses(self, step: Step, predictions: Mapping[str, Predictions]) -> dict[str, Tensor]:
         """Weighted scalar losses of the method's own, by name, beside those of its supervisions.
 

@@ -62,8 +62,9 @@ class QueryGroup:
         reference: (B, N, 4) cxcywh or (B, N, 2) xy, in [0, 1] of the unpadded image; None for queries without a place
             of their own (DETR).
         route: the components it passes through; None: the decoder's own.
-        blocked: (N, N) bool, True where a query must not see a query of the same group; None: all see all.
+        blocked: (N, N) or (B, N, N) bool, True where a query must not see a query of the same group; None: all see all.
         sees: names of other groups whose queries this one may attend to in self-attention.
+        padding: (B, N) bool, True for rows that hold no query, which no query sees; None: there are none.
     """
 
     name: str
@@ -73,6 +74,7 @@ class QueryGroup:
     route: Route | None = None
     blocked: Tensor | None = None
     sees: tuple[str, ...] = ()
+    padding: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -170,13 +172,37 @@ class QueryLayout:
         return {name: place for name, place in self.slices.items() if name in names}
 
     def visible(self, group: QueryGroup, num_tokens: int = 0) -> tuple[tuple[str, ...], Tensor | None]:
-        """Names of the groups that `group` may see, itself first, and the (N, M) bool mask of the blocked keys; these
-        are `num_tokens` tokens, blocked nowhere, and then the groups."""
+        """Names of the groups that `group` may see, itself first, and a bool mask of the blocked keys, broadcastable to
+        (B, heads, N, M), or None; the M keys are `num_tokens` tokens, blocked nowhere, and then the groups."""
         names = (group.name, *group.sees)
-        if group.blocked is None:
-            return names, None
-        others = sum(self.slices[name].stop - self.slices[name].start for name in group.sees)
-        return names, F.pad(group.blocked, (num_tokens, others), value=False)
+        blocked = None
+        if group.blocked is not None:
+            others = sum(self.slices[name].stop - self.slices[name].start for name in group.sees)
+            blocked = F.pad(group.blocked, (num_tokens, others), value=False)
+            blocked = blocked[:, None] if blocked.ndim == 3 else blocked
+        padding = self._padding(names, num_tokens)
+        if padding is None:
+            return names, blocked
+        return names, padding if blocked is None else padding | blocked
+
+    def _padding(self, names: Sequence[str], num_tokens: int) -> Tensor | None:
+        """(B, 1, 1, M) bool, True for rows without a query among the tokens and groups `names`; None: there are none.
+
+        In an image whose first group has no query at all, its first row counts as one: attention of rows that are all
+        padding must have something to see, or it is NaN.
+        """
+        members = [next(group for group in self.groups if group.name == name) for name in names]
+        given = [group.padding for group in members if group.padding is not None]
+        if not given:
+            return None
+        first, *rest = (
+            given[0].new_zeros(len(given[0]), group.content.shape[1]) if group.padding is None else group.padding
+            for group in members
+        )
+        if first.shape[1]:
+            first = torch.cat([first[:, :1] & ~first.all(dim=1, keepdim=True), first[:, 1:]], dim=1)
+        tokens = first.new_zeros(len(first), num_tokens)
+        return torch.cat([tokens, first, *rest], dim=1)[:, None, None]
 
 
 def side_by_side(sizes: Mapping[str, int]) -> dict[str, slice]:

@@ -1,0 +1,7 @@
+"""QR-DETR: query routing for detection transformers."""
+
+from .qr_detr import QueryRouting
+from .routed_layer import RoutedDecoderLayer
+from .router import FixedRouter, QueryRouter, force_routers
+
+__all__ = ["FixedRouter", "QueryRouter", "QueryRouting", "RoutedDecoderLayer", "force_routers"]

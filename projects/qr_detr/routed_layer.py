@@ -1,0 +1,205 @@
+"""A decoder layer around parts of which a router leads some of the queries (Eqs. 5-10 and EEQR_F)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from detrx.layers import is_recomputing
+from detrx.modeling import DecoderLayer, MultiScaleTokens, Queries
+from detrx.modeling.queries import QueryLayout
+from detrx.ops import query_gather, query_route, query_scatter
+
+WRAPPED = ("self_attn", "cross_attn", "full")
+REGROUP = ("scatter", "concat")
+FFN_ON = ("processed", "all")
+
+
+@dataclass(frozen=True)
+class Routed:
+    """What a routed layer notes down in training, of the main queries.
+
+    Attributes:
+        queries: as the router saw them.
+        counts: (B,) int64, how many passed.
+    """
+
+    queries: Queries
+    counts: Tensor
+
+
+class RoutedDecoderLayer(DecoderLayer):
+    """A decoder layer with a router: queries that it does not let pass bypass what it is wrapped around, residual and
+    LayerNorm included, and come out as they were.
+
+    It takes over the components of a plain layer, under the same names. Every group of queries is routed for itself,
+    by the same router; in a wrapped self-attention a query sees the passing ones only, of its own and of other groups.
+    Bypassing queries are not computed. Images may let different numbers pass: the slots that remain of one are seen by
+    no query.
+
+    Args:
+        layer: the plain layer.
+        router: queries (B, N, C) -> which pass (B, N) bool, and sigma (B, N).
+        wrapped: what the router is wrapped around: "self_attn" (EEQR_SA), "cross_attn" (EEQR_CA), or "full" (EEQR_F).
+        regroup: "scatter" puts passing queries back where they were (Eq. 8). "concat" puts them first, those that
+            bypassed behind them, while positions and references stay: what the paper compares with.
+        ffn: on which queries the FFN works: "processed", those that pass; or "all", as Eqs. 9 and 10 have it.
+        add_pos: the router reads content + position, instead of content alone.
+
+    Attributes:
+        routed: of the last forward pass in training; whoever uses it sets it back to None.
+    """
+
+    def __init__(
+        self,
+        layer: DecoderLayer,
+        router: nn.Module,
+        wrapped: str = "full",
+        regroup: str = "scatter",
+        ffn: str = "processed",
+        add_pos: bool = True,
+    ):
+        for key, value, known in (("wrapped", wrapped, WRAPPED), ("regroup", regroup, REGROUP), ("ffn", ffn, FFN_ON)):
+            if value not in known:
+                raise ValueError(f"{key} must be one of {', '.join(known)}, got {value!r}")
+        embed_dim = layer.norm1.normalized_shape[0]
+        super().__init__(layer.self_attn, layer.cross_attn, layer.ffn, embed_dim, layer.dropout.p)
+        self.norm1, self.norm2, self.norm3 = layer.norm1, layer.norm2, layer.norm3
+        self.router = router
+        self.wrapped, self.regroup, self.ffn_on, self.add_pos = wrapped, regroup, ffn, add_pos
+        self.routed: Routed | None = None
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        self.router.reset_parameters()
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "routed": None}
+
+    def read(self, queries: Queries) -> Tensor:
+        """What the router reads: (B, N, C)."""
+        return queries.content + queries.pos if self.add_pos else queries.content
+
+    def forward(self, queries: Queries, memory: MultiScaleTokens, layout: QueryLayout, index: int) -> Tensor:
+        """See `DecoderLayer`."""
+        with torch.no_grad():
+            keep, _ = self.router(self.read(queries))
+        self.note(queries, keep, layout)
+        if self.wrapped == "cross_attn":
+            queries = replace(queries, content=self.self_attention(queries, layout, index))
+        packing = Packing.of(queries, keep, layout)
+        x = queries.content
+        if packing.slots:
+            x = packing.regroup(x, self.processed(packing, memory, index), self.regroup)
+        if self.wrapped == "self_attn":
+            x = self.cross_attention(replace(queries, content=x), memory, layout, index)
+            if self.ffn_on == "processed" and packing.slots:
+                front = packing.front() if self.regroup == "concat" else packing
+                rows, *route = query_gather(x, (front.index, front.valid))
+                x = query_scatter(x, self.transform(rows, packing.layout, index), *route)
+        return self.transform(x, layout, index) if self.ffn_on == "all" else x
+
+    def processed(self, packing: Packing, memory: MultiScaleTokens, index: int) -> Tensor:
+        """The passing queries (B, K, C) behind the wrapped block."""
+        queries, layout = packing.queries, packing.layout
+        if self.wrapped != "cross_attn":
+            queries = replace(queries, content=self.self_attention(queries, layout, index))
+        if self.wrapped != "self_attn":
+            queries = replace(queries, content=self.cross_attention(queries, memory, layout, index))
+            if self.ffn_on == "processed":
+                return self.transform(queries.content, layout, index)
+        return queries.content
+
+    def note(self, queries: Queries, keep: Tensor, layout: QueryLayout) -> None:
+        if self.training and not is_recomputing() and not torch.compiler.is_compiling():
+            main = layout.slices["main"]
+            self.routed = Routed(queries.take([main]), keep[:, main].sum(1))
+
+
+@dataclass(frozen=True)
+class Packing:
+    """The passing queries of all groups in fewer slots: those of each group side by side, K in all.
+
+    Attributes:
+        index, valid: (B, K), the route: the query that each slot holds, and False for slots that hold none.
+        keep: (B, N) bool, which queries pass.
+        queries: the slots.
+        layout: where the groups lie in the slots.
+        unpacked: where they lie in the queries.
+    """
+
+    index: Tensor
+    valid: Tensor
+    keep: Tensor
+    queries: Queries
+    layout: QueryLayout
+    unpacked: QueryLayout
+
+    @property
+    def slots(self) -> int:
+        return self.index.shape[1]
+
+    @classmethod
+    def of(cls, queries: Queries, keep: Tensor, layout: QueryLayout) -> Packing:
+        """Waits for the device once, to learn how many slots there have to be. In a compiled or exported graph, whose
+        sizes cannot depend on that, and without data (meta device) there are as many as queries."""
+        masks = [keep[:, place] for place in layout.slices.values()]
+        masks = [
+            mask if group.padding is None else mask & ~group.padding
+            for mask, group in zip(masks, layout.groups, strict=True)
+        ]
+        sizes, full = slots_of(masks)
+        routes = [query_route(mask, capacity=size) for mask, size in zip(masks, sizes, strict=True)]
+        starts = [place.start for place in layout.slices.values()]
+        index = torch.cat([route.index + start for route, start in zip(routes, starts, strict=True)], dim=1)
+        valid = torch.cat([route.valid for route in routes], dim=1)
+        parts = [queries.content, queries.pos, queries.reference, queries.sine]
+        packed = iter(query_gather([part for part in parts if part is not None], (index, valid))[0])
+        taken = Queries(*(None if part is None else next(packed) for part in parts))
+        groups = []
+        for group, content, route, is_full in zip(
+            layout.groups, taken.content.split(sizes, dim=1), routes, full, strict=True
+        ):
+            blocked = group.blocked
+            if blocked is not None and not (is_full and content.shape[1] == group.content.shape[1]):
+                images = torch.arange(len(content), device=content.device)[:, None, None]
+                blocked = blocked.expand(len(content), -1, -1)
+                blocked = blocked[images, route.index[:, :, None], route.index[:, None, :]] & route.valid[:, :, None]
+            padding = None if is_full else ~route.valid
+            group = replace(group, content=content, pos=None, reference=None, blocked=blocked, padding=padding)
+            groups.append(group)
+        return cls(index, valid, torch.cat(masks, dim=1), taken, QueryLayout(groups), layout)
+
+    def regroup(self, x: Tensor, processed: Tensor, how: str) -> Tensor:
+        """All queries again, (B, N, C), given the bypassing ones in `x` (B, N, C) and the others (B, K, C)."""
+        x = query_scatter(x, processed, self.index, self.valid)
+        if how == "scatter":
+            return x
+        order = [
+            self.keep[:, place].logical_not().to(torch.uint8).argsort(dim=1, stable=True) + place.start
+            for place in self.unpacked.slices.values()
+        ]
+        return x.take_along_dim(torch.cat(order, dim=1)[..., None], dim=1)
+
+    def front(self) -> Packing:
+        """The same slots, after the passing queries of each group were put first."""
+        slots = [torch.arange(p.stop - p.start, device=self.index.device) for p in self.layout.slices.values()]
+        starts = [place.start for place in self.unpacked.slices.values()]
+        index = torch.cat([each + start for each, start in zip(slots, starts, strict=True)])
+        return replace(self, index=index.expand_as(self.valid).masked_fill(~self.valid, 0))
+
+
+def slots_of(masks: list[Tensor]) -> tuple[list[int], list[bool]]:
+    """For each group, given its mask (B, N_g): how many slots the image needs that lets most queries pass, and whether
+    all images fill them.
+
+    In training there is at least one slot, so that every parameter gets a gradient, be it zero.
+    """
+    if torch.compiler.is_compiling() or masks[0].is_meta:
+        return [mask.shape[1] for mask in masks], [False] * len(masks)
+    least = 1 if torch.is_grad_enabled() or len(masks) > 1 else 0
+    counts = torch.stack([mask.sum(1) for mask in masks]).tolist()
+    sizes = [min(max(least, *of_images), mask.shape[1]) for of_images, mask in zip(counts, masks, strict=True)]
+    return sizes, [min(of_images) == size for of_images, size in zip(counts, sizes, strict=True)]

@@ -1,0 +1,100 @@
+"""Which queries pass: the learned router, and fixed ones for measurements and tests."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from detrx.modeling import DetectionTransformer
+
+
+class QueryRouter(nn.Linear):
+    """Eqs. 5 and 6: score = Q W_R, and sigma = max(sigmoid(score)); a query passes where the score of passing is the
+    larger one, or both are equal.
+
+    Args:
+        embed_dim: C.
+        pass_column: which of the two columns of W_R scores passing; the other one scores bypassing.
+    """
+
+    def __init__(self, embed_dim: int, pass_column: int = 1):
+        if pass_column not in (0, 1):
+            raise ValueError(f"pass_column must be 0 or 1, got {pass_column!r}")
+        super().__init__(embed_dim, 2, bias=False)
+        self.pass_column = pass_column
+
+    def reset_parameters(self) -> None:
+        nn.init.xavier_uniform_(self.weight)
+
+    def forward(self, q: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries (B, N, C) -> which of them pass (B, N) bool, and sigma (B, N) float32.
+
+        In float32 under autocast, too: a query must not go another way because scores were rounded.
+        """
+        with nullcontext() if q.is_meta else torch.autocast(q.device.type, enabled=False):
+            score = F.linear(q.float(), self.weight.float())
+        passes = score[..., self.pass_column] >= score[..., 1 - self.pass_column]
+        return passes, score.sigmoid().max(dim=-1).values
+
+
+class FixedRouter(nn.Module):
+    """Lets the same queries pass whatever they hold, with sigma = 1.
+
+    Args:
+        passing: the part of the queries, in [0, 1], that passes, spread evenly; or a bool mask (N,) or (B, N).
+    """
+
+    def __init__(self, passing: float | Tensor):
+        super().__init__()
+        is_mask = isinstance(passing, Tensor)
+        if is_mask and (passing.dtype != torch.bool or passing.ndim not in (1, 2)):
+            raise ValueError(
+                f"FixedRouter: a mask must be bool and (N,) or (B, N), got {passing.dtype} {list(passing.shape)}"
+            )
+        if not is_mask and not 0 <= passing <= 1:
+            raise ValueError(f"FixedRouter: the passing part must be in [0, 1], got {passing}")
+        self.part = None if is_mask else float(passing)
+        self.register_buffer("mask", passing if is_mask else None, persistent=False)
+
+    def reset_parameters(self) -> None:
+        """There are none."""
+
+    def forward(self, q: Tensor) -> tuple[Tensor, Tensor]:
+        """As `QueryRouter`.
+
+        Raises:
+            ValueError: the mask is one for other queries.
+        """
+        if self.part is not None:
+            steps = (torch.arange(q.shape[1] + 1, device=q.device) * self.part).floor()
+            mask = steps[1:] > steps[:-1]
+        else:
+            mask = self.mask
+            if mask.shape[-1] != q.shape[1] or (mask.ndim == 2 and mask.shape[0] != q.shape[0]):
+                raise ValueError(
+                    f"FixedRouter: the mask is {list(mask.shape)}, but there are {q.shape[0]} images of {q.shape[1]} "
+                    "queries, those of all groups together"
+                )
+        return mask.expand(q.shape[:2]), torch.ones(q.shape[:2], device=q.device)
+
+
+def force_routers(model: DetectionTransformer, passing: float | Tensor | Sequence[float | Tensor]) -> None:
+    """Replace the routers of all decoder layers by fixed ones.
+
+    Args:
+        model: a detector with routed layers.
+        passing: see `FixedRouter`; a list has one for each layer.
+
+    Raises:
+        ValueError: a layer has no router, or the list is not as long as there are layers.
+    """
+    layers = model.decoder.layers
+    values = list(passing) if isinstance(passing, Sequence) else [passing] * len(layers)
+    if len(values) != len(layers):
+        raise ValueError(f"force_routers: {len(values)} values for {len(layers)} decoder layers")
+    for index, (layer, value) in enumerate(zip(layers, values, strict=True)):
+        if getattr(layer, "router", None) is None:
+            raise ValueError(f"force_routers: decoder layer {index} has no router; add QueryRouting to model.methods")
+        layer.router = FixedRouter(value).to(model.device)
