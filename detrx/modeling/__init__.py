@@ -18,7 +18,7 @@ from .postprocess import TopDetections
 from .quality_losses import AlignedQuality, IABCELoss, RankWeight
 from .quality_matching import AnchorMatcher, MatchingQuality, VotingAssigner
 from .queries import Predictions, Queries, QueryGroup, QueryTokens, Route
-from .query_source import EncoderProposals, LearnedQueries, Proposals, QueryRows, QuerySource
+from .query_source import EncoderProposals, LearnedQueries, Proposals, QueryContent, QueryRows, QuerySource
 from .reference_position import AnchorPosition, ConditionalPosition, ReferencePosition
 from .softmax import CrossEntropyLoss, SoftmaxMatchingCost, TopQueries
 from .targets import Targets
@@ -65,6 +65,7 @@ __all__ = [
     "Predictions",
     "Proposals",
     "Queries",
+    "QueryContent",
     "QueryGroup",
     "QueryRows",
     "QuerySource",

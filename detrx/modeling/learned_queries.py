@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from detrx.layers import MLP, inverse_sigmoid, reset_linears
 
 from .queries import Predictions, QueryGroup
-from .query_source import QueryRows, QuerySource
+from .query_source import QueryContent, QueryRows, QuerySource
 from .tokens import MultiScaleTokens
 
 
@@ -17,11 +17,17 @@ class PositionQueries(QuerySource):
 
     Args:
         reference_points: read a reference point (xy) off each position (Conditional DETR, arXiv 2108.06152).
+        content: makes the content of the main queries, which otherwise is zero.
     """
 
-    def __init__(self, num_queries: int, embed_dim: int, reference_points: bool = False):
+    def __init__(
+        self, num_queries: int, embed_dim: int, reference_points: bool = False, content: QueryContent | None = None
+    ):
         super().__init__()
+        if content is not None:
+            content.check(num_queries)
         self.num_queries = num_queries
+        self.content = content
         self.pos = nn.Embedding(num_queries, embed_dim)
         self.reference_dims = 2 if reference_points else None
         self.reference_point = MLP(embed_dim, embed_dim, 2, 2) if reference_points else None
@@ -39,7 +45,9 @@ class PositionQueries(QuerySource):
             reference = None
             if self.reference_point is not None:
                 reference = self.reference_point(rows.pos.weight).float().sigmoid().expand(len(pos), -1, -1)
-            groups.append(QueryGroup("main", torch.zeros_like(pos), pos, reference))
+            made = rows is self and self.content is not None
+            content = self.content(memory) if made else torch.zeros_like(pos)
+            groups.append(QueryGroup("main", content, pos, reference))
         return groups, {}
 
 
@@ -72,6 +80,7 @@ class AnchorQueries(QuerySource):
         freeze_centres: leave the centres, which are spread at random over the image, as they are.
         num_patterns: learned contents; there is a query for every pair of anchor and pattern (Anchor DETR).
         label_embedding: queries start as "no object" of this embedding (DN-DETR).
+        content: makes the content of the main queries instead.
     """
 
     def __init__(
@@ -81,8 +90,13 @@ class AnchorQueries(QuerySource):
         freeze_centres: bool = False,
         num_patterns: int = 0,
         label_embedding: LabelEmbedding | None = None,
+        content: QueryContent | None = None,
     ):
         super().__init__()
+        if content is not None:
+            if num_patterns:
+                raise ValueError(f"num_patterns is {num_patterns}, but a content is given: patterns would be unused")
+            content.check(num_queries)
         if num_patterns and label_embedding is not None:
             raise ValueError(f"num_patterns is {num_patterns}, but queries with a label_embedding have no patterns")
         self.reference_dims = 4
@@ -92,6 +106,7 @@ class AnchorQueries(QuerySource):
         self.sizes = nn.Parameter(torch.randn(num_queries, 2))
         self.patterns = nn.Embedding(num_patterns, embed_dim) if num_patterns else None
         self.label_embedding = label_embedding
+        self.content = content
 
     def further(self, num_queries: int) -> QueryRows:
         centres = nn.Parameter(inverse_sigmoid(torch.rand(num_queries, 2)), requires_grad=self.centres.requires_grad)
@@ -113,6 +128,9 @@ class AnchorQueries(QuerySource):
             contents = self.patterns.weight
         else:
             contents = memory.tokens.new_zeros(1, self.embed_dim)
-        content = contents.repeat_interleave(len(anchors), dim=0).expand(batch, -1, -1)
+        if rows is self and self.content is not None:
+            content = self.content(memory)
+        else:
+            content = contents.repeat_interleave(len(anchors), dim=0).expand(batch, -1, -1)
         reference = anchors.repeat(len(contents), 1).expand(batch, -1, -1)
         return QueryGroup("main", content, None, reference)

@@ -24,6 +24,28 @@ class QueryRows(nn.Module):
             setattr(self, name, value)
 
 
+class QueryContent(nn.Module):
+    """Makes the content of the main queries from the image; `content` of a query source, instead of its own.
+
+    Attributes:
+        num_queries: N.
+    """
+
+    num_queries: int
+
+    @abstractmethod
+    def forward(self, memory: MultiScaleTokens) -> Tensor:
+        """(B, N, C)"""
+
+    def check(self, num_queries: int) -> None:
+        """Raise ValueError if a query source has another number of queries."""
+        if self.num_queries != num_queries:
+            raise ValueError(
+                f"{type(self).__name__} makes content for {self.num_queries} queries, but there are {num_queries}: "
+                "set its num_queries to this"
+            )
+
+
 class QuerySource(nn.Module):
     """Makes the main query group, and in training further groups of the same kind for methods that ask for them.
 
@@ -52,14 +74,20 @@ class QuerySource(nn.Module):
 
 
 class LearnedQueries(QuerySource):
-    """One-stage queries: learned content and position; reference points (xy) are read off the position."""
+    """One-stage queries: learned content and position; reference points (xy) are read off the position.
+
+    Args:
+        content: makes the content of the main queries instead.
+    """
 
     reference_dims = 2
 
-    def __init__(self, num_queries: int, embed_dim: int):
+    def __init__(self, num_queries: int, embed_dim: int, content: QueryContent | None = None):
         super().__init__()
         self.num_queries = num_queries
-        self.content = nn.Embedding(num_queries, embed_dim)
+        if content is not None:
+            content.check(num_queries)
+        self.content = nn.Embedding(num_queries, embed_dim) if content is None else content
         self.pos = nn.Embedding(num_queries, embed_dim)
         self.reference_point = nn.Linear(embed_dim, 2)
         nn.init.xavier_normal_(self.reference_point.weight)
@@ -74,7 +102,8 @@ class LearnedQueries(QuerySource):
     ) -> tuple[list[QueryGroup], dict[str, Predictions]]:
         groups = []
         for rows in (self, *further):
-            parts = (rows.content.weight, rows.pos.weight, self.reference_point(rows.pos.weight).float().sigmoid())
+            content = rows.content(memory) if isinstance(rows.content, QueryContent) else rows.content.weight
+            parts = (content, rows.pos.weight, self.reference_point(rows.pos.weight).float().sigmoid())
             groups.append(QueryGroup("main", *(part.expand(len(memory.tokens), -1, -1) for part in parts)))
         return groups, {}
 
@@ -111,7 +140,8 @@ class EncoderProposals(QuerySource):
     Args:
         num_queries: proposals to keep.
         content: what the queries start from: "position", an embedding of the proposal (Deformable DETR two-stage);
-            "learned", an embedding per rank ("mixed query selection", DINO); "memory", the selected tokens.
+            "learned", an embedding per rank ("mixed query selection", DINO); "memory", the selected tokens; or a
+            `QueryContent`, which makes that of the main queries, while further queries learn theirs.
         embed_position: embed the proposals as the queries' positions; False where the decoder computes positions.
         rank_by: "first_class", the logit of class 0 (Deformable DETR, whose encoder labels everything 0), or
             "max", the largest logit of any class (DINO).
@@ -131,18 +161,19 @@ class EncoderProposals(QuerySource):
         num_queries: int,
         embed_dim: int,
         num_classes: int,
-        content: str = "position",
+        content: str | QueryContent = "position",
         embed_position: bool = True,
         rank_by: str = "first_class",
         supervise: str = "all",
         base_size: float = 0.05,
     ):
         super().__init__()
-        for name, value, known in (
-            ("content", content, self.CONTENT),
-            ("rank_by", rank_by, self.RANK_BY),
-            ("supervise", supervise, self.SUPERVISE),
-        ):
+        options = [("rank_by", rank_by, self.RANK_BY), ("supervise", supervise, self.SUPERVISE)]
+        if isinstance(content, QueryContent):
+            content.check(num_queries)
+        else:
+            options.insert(0, ("content", content, self.CONTENT))
+        for name, value, known in options:
             if value not in known:
                 raise ValueError(f"{name} must be one of {known}, got {value!r}")
         if content == "position" and not embed_position:
@@ -163,8 +194,8 @@ class EncoderProposals(QuerySource):
             self.query_embed = nn.Embedding(num_queries, embed_dim)
 
     def further(self, num_queries: int) -> QueryRows:
-        if self.content == "learned":
-            return QueryRows(num_queries, query_embed=nn.Embedding(num_queries, self.query_embed.embedding_dim))
+        if self.content == "learned" or isinstance(self.content, QueryContent):
+            return QueryRows(num_queries, query_embed=nn.Embedding(num_queries, self.token_proj.out_features))
         return QueryRows(num_queries)
 
     def groups(
@@ -178,17 +209,22 @@ class EncoderProposals(QuerySource):
         counts = [rows.num_queries for rows in all_rows]
         chosen = [proposals.take(indices) for indices in self.rank(proposals, sum(counts)).split(counts, dim=1)]
         supervised = chosen[0] if self.supervise == "chosen" else proposals
-        groups = [self.group(each, rows) for each, rows in zip(chosen, all_rows, strict=True)]
+        made = [self.content(memory) if isinstance(self.content, QueryContent) else None, *(None for _ in further)]
+        groups = [self.group(*each) for each in zip(chosen, all_rows, made, strict=True)]
         return groups, {"encoder": supervised.predictions}
 
-    def group(self, chosen: Proposals, rows: nn.Module) -> QueryGroup:
-        """The queries of chosen proposals; `rows` has their learned content, if there is any."""
+    def group(self, chosen: Proposals, rows: nn.Module, content: Tensor | None = None) -> QueryGroup:
+        """The queries of chosen proposals; `rows` has their learned content, if there is any, and `content`
+        (B, N, C) is for queries whose content has been made."""
         reference = chosen.boxes.detach()
-        pos, content = self.embed(reference)
-        if self.content == "learned":
-            content = rows.query_embed.weight.expand(len(reference), -1, -1)
-        elif self.content == "memory":
-            content = chosen.tokens
+        pos, of_position = self.embed(reference)
+        if content is None:
+            if self.content == "position":
+                content = of_position
+            elif self.content == "memory":
+                content = chosen.tokens
+            else:
+                content = rows.query_embed.weight.expand(len(reference), -1, -1)
         return QueryGroup("main", content, pos, reference)
 
     def propose(

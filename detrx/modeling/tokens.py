@@ -38,6 +38,16 @@ class MultiScaleTokens:
         """(B, 1, 1, S) bool, True where no query may attend: the padding; None where there is none."""
         return None if self.padding_mask is None else self.padding_mask[:, None, None]
 
+    def maps(self) -> list[tuple[Tensor, Tensor | None]]:
+        """Of each level the tokens (B, C, H_l, W_l) and the padding mask (B, H_l, W_l), None where there is none."""
+        areas = [h * w for h, w in self.shapes]
+        tokens = [each.transpose(1, 2) for each in self.tokens.split(areas, dim=1)]
+        masks = [None] * len(areas) if self.padding_mask is None else self.padding_mask.split(areas, dim=1)
+        return [
+            (x.unflatten(2, shape), None if mask is None else mask.unflatten(1, shape))
+            for x, mask, shape in zip(tokens, masks, self.shapes, strict=True)
+        ]
+
     def cell_centres(self) -> tuple[Tensor, Tensor]:
         """Centres (1 or B, S, 2) of all cells as xy in [0, 1] of the *unpadded* image, and the level (S,) of each."""
         device = self.tokens.device

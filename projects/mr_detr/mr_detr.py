@@ -18,6 +18,7 @@ from detrx.modeling import (
     MatchingQuality,
     Method,
     Predictions,
+    QueryContent,
     QueryGroup,
     QueryTokens,
     Route,
@@ -215,7 +216,8 @@ class MrDETR(Method):
         proposals = source.propose(step.memory, route.class_head, route.box_head)
         chosen = proposals.take(source.rank(proposals, source.num_queries))
         supervised = chosen if source.supervise == "chosen" else proposals
-        group = replace(source.group(chosen, source), name=name, route=route.route())
+        made = step.main.content if isinstance(source.content, QueryContent) else None
+        group = replace(source.group(chosen, source, made), name=name, route=route.route())
         supervision = self.encoder_supervision
         supervision = supervision.replace(group=f"encoder_{name}", suffix=supervision.suffix + suffix)
         return group, {supervision.group: supervised.predictions}, [supervision]

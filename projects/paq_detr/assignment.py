@@ -1,0 +1,138 @@
+"""Quality-aware assignment: in intermediate layers of the decoder a box takes as many predictions as are good."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from torch import Tensor
+
+from detrx.modeling import (
+    CrossEntropyLoss,
+    DetectionTransformer,
+    MatchingQuality,
+    Method,
+    Predictions,
+    Supervision,
+    Targets,
+    VarifocalLoss,
+)
+from detrx.modeling.losses import Loss
+from detrx.modeling.matching import Assigner, Assignment, assign_all
+
+
+class QualityAwareAssigner(Assigner):
+    """One-to-many assignment by s = IoU - gamma * (score of the class of the ground truth).
+
+    A ground truth takes the best max(minimum, round_up(sum of its `top_k` best s / tau)) predictions, and at most
+    `top_k`. A prediction that several want goes to the ground truth for which its s is largest; then others have fewer.
+
+    Args:
+        top_k: predictions that are candidates for a ground truth.
+        gamma: weight of the score; the better a prediction's box and the less sure it is, the larger its s.
+        tau: divisor of the sum.
+        rounding: "ceil", up; or "round", to the nearest whole number (the even one of two).
+        minimum: least number of predictions for a ground truth.
+    """
+
+    ROUNDING = {"ceil": np.ceil, "round": np.rint}
+
+    def __init__(self, top_k: int = 4, gamma: float = 0.4, tau: float = 1.0, rounding: str = "ceil", minimum: int = 1):
+        if not 1 <= minimum <= top_k:
+            raise ValueError(f"minimum must be at least 1 and at most top_k, got minimum {minimum} and top_k {top_k}")
+        if tau <= 0:
+            raise ValueError(f"tau must be positive, got {tau}")
+        if rounding not in self.ROUNDING:
+            raise ValueError(f"rounding must be one of {tuple(self.ROUNDING)}, got {rounding!r}")
+        self.top_k, self.tau, self.rounding, self.minimum = top_k, tau, rounding, minimum
+        self.quality = MatchingQuality(-gamma, 1.0)
+
+    def host_cost(self, predictions: Predictions, targets: Targets) -> Tensor:
+        return self.quality(predictions, targets)
+
+    def solve(self, cost: np.ndarray, targets: Targets) -> np.ndarray:
+        if not sum(targets.counts):
+            return np.empty((0, 4), dtype=np.int64)
+        k = min(self.top_k, cost.shape[2])
+        best = np.argpartition(-cost, k - 1, axis=2)[:, :, :k]
+        quality = np.take_along_axis(cost, best, axis=2)
+        order = (-quality).argsort(axis=2, kind="stable")
+        best, quality = (np.take_along_axis(each, order, axis=2) for each in (best, quality))
+        real = np.arange(cost.shape[3]) < np.array(targets.counts)[:, None]
+        taken = (np.arange(k)[:, None] < self.positives(quality.sum(2))[:, :, None]) & real[:, None]
+        # Who wants a prediction, and how much: its s for the ground truths that do, -inf for the others.
+        wanted = np.full_like(cost, -np.inf)
+        np.put_along_axis(wanted, best, np.where(taken, quality, -np.inf), axis=2)
+        layer, image, query = np.nonzero(wanted.max(3) > -np.inf)
+        return np.stack([layer, image, query, wanted[layer, image, query].argmax(1)], axis=1)
+
+    def positives(self, total: np.ndarray) -> np.ndarray:
+        """Sums of s -> numbers of predictions."""
+        return self.ROUNDING[self.rounding](total / self.tau).clip(self.minimum, self.top_k).astype(np.int64)
+
+    def assign(self, predictions: Predictions, targets: Targets) -> Assignment:
+        return assign_all([(self, predictions, targets)])[0]
+
+
+class QualityAwareAssignment(Method):
+    """Quality-aware assignment of the main queries in all decoder layers but the last, which stays as it is.
+
+    Args:
+        top_k, gamma, tau, rounding, minimum: of the `QualityAwareAssigner`.
+        losses: of these layers; None: those that they have, with a `VarifocalLoss` of the same weight for the classes.
+    """
+
+    def __init__(
+        self,
+        top_k: int = 4,
+        gamma: float = 0.4,
+        tau: float = 1.0,
+        rounding: str = "ceil",
+        minimum: int = 1,
+        losses: Sequence[Loss] | None = None,
+    ):
+        super().__init__()
+        self.assigner = QualityAwareAssigner(top_k, gamma, tau, rounding, minimum)
+        self.losses = None if losses is None else tuple(losses)
+
+    def attach(self, model: DetectionTransformer) -> None:
+        self.num_layers = len(model.decoder.layers)
+        if self.num_layers < 2:
+            raise ValueError("QualityAwareAssignment is for intermediate layers, but the decoder has only one layer")
+        if model.criterion is None:
+            return
+        main = [supervision for supervision in model.criterion.supervisions if supervision.group == "main"]
+        if any(isinstance(loss, CrossEntropyLoss) for supervision in main for loss in supervision.losses):
+            raise ValueError(
+                "QualityAwareAssignment needs a detector with a sigmoid for each class, and this one has a softmax"
+            )
+        self.usual = tuple(supervision.assigner for supervision in main)
+
+    def supervise(self, supervisions: Sequence[Supervision]) -> Sequence[Supervision]:
+        result = []
+        for supervision in supervisions:
+            if supervision.group != "main":
+                result.append(supervision)
+                continue
+            if not any(supervision.assigner is assigner for assigner in self.usual):
+                raise ValueError(
+                    "QualityAwareAssignment and another method of model.methods both change how the main queries are "
+                    f"assigned (the other one to {type(supervision.assigner).__name__}): leave one out"
+                )
+            first, stop, _ = supervision.layers.indices(self.num_layers)
+            last = self.num_layers - 1
+            changed = supervision.replace(assigner=self.assigner, losses=self.losses_of(supervision), repeats=1)
+            parts = [(changed, first, min(stop, last)), (supervision, max(first, last), stop)]
+            result += [part.replace(layers=slice(a, b)) for part, a, b in parts if a < b]
+        return result
+
+    def losses_of(self, supervision: Supervision) -> tuple[Loss, ...]:
+        """Losses of a supervision with quality-aware assignment."""
+        if self.losses is not None:
+            return self.losses
+        return tuple(
+            VarifocalLoss(loss.weight)
+            if loss.name == VarifocalLoss.name and not isinstance(loss, VarifocalLoss)
+            else loss
+            for loss in supervision.losses
+        )

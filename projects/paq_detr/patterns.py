@@ -1,0 +1,174 @@
+"""Pattern queries: the content of every query is a mixture of shared patterns, with weights made from the image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from detrx.modeling import DetectionTransformer, Method, MultiScaleTokens, Predictions, QueryContent, Step
+
+
+class WeightGenerator(nn.Module):
+    """The weights of the patterns for every query of an image, from the levels of the encoder.
+
+    Every level passes a 1x1 convolution, a dilated 3x3 one and ReLU; coarse levels are enlarged and added to finer
+    ones. Channel attention, spatial attention (both as in CBAM, arXiv 1807.06521) and the mean over the map give one
+    vector; two linear layers, with LayerNorm and ReLU between them, give N x m logits. The padding of a batch is left
+    out everywhere, so that it does not change the weights of an image.
+
+    Args:
+        num_queries: N.
+        num_patterns: m.
+        embed_dim: channels of the encoder.
+        num_levels: levels of the encoder.
+        channels: of the convolutions.
+        hidden_dim: between the two linear layers.
+        dilation: of the 3x3 convolutions.
+        reduction: channel attention has `channels / reduction` hidden units.
+        kernel_size: of the spatial attention.
+    """
+
+    def __init__(
+        self,
+        num_queries: int,
+        num_patterns: int,
+        embed_dim: int,
+        num_levels: int,
+        channels: int = 64,
+        hidden_dim: int = 32,
+        dilation: int = 2,
+        reduction: int = 4,
+        kernel_size: int = 7,
+    ):
+        super().__init__()
+        self.shape = (num_queries, num_patterns)
+        self.reduce = nn.ModuleList(nn.Conv2d(embed_dim, channels, 1) for _ in range(num_levels))
+        self.dilate = nn.ModuleList(
+            nn.Conv2d(channels, channels, 3, padding=dilation, dilation=dilation) for _ in range(num_levels)
+        )
+        self.channel_attention = nn.Sequential(
+            nn.Linear(channels, max(1, channels // reduction)),
+            nn.ReLU(),
+            nn.Linear(max(1, channels // reduction), channels),
+        )
+        self.spatial_attention = nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2)
+        self.mlp = nn.Sequential(
+            nn.Linear(channels, hidden_dim),
+            nn.LayerNorm(hidden_dim),
+            nn.ReLU(),
+            nn.Linear(hidden_dim, num_queries * num_patterns),
+        )
+
+    def forward(self, memory: MultiScaleTokens) -> Tensor:
+        """(B, N, m) float32, at least 0; those of a query have the sum 1."""
+        logits = self.mlp(self.describe(memory)).float()
+        return logits.unflatten(1, self.shape).softmax(-1)
+
+    def describe(self, memory: MultiScaleTokens) -> Tensor:
+        """The images as vectors (B, channels)."""
+        if len(memory.shapes) != len(self.reduce):
+            raise ValueError(f"num_levels is {len(self.reduce)}, but the encoder has {len(memory.shapes)} levels")
+        fused = None
+        for (tokens, padding), reduce, dilate in reversed(
+            list(zip(memory.maps(), self.reduce, self.dilate, strict=True))
+        ):
+            x = dilate(without(reduce(tokens), padding)).relu()
+            fused = x if fused is None else x + enlarge(fused, x.shape[-2:])
+        # Zero is below no value of the map, as all come from ReLU; so the padding changes no maximum.
+        x = without(fused, padding).float()
+        area = float(x.shape[-2] * x.shape[-1]) if padding is None else (~padding).sum((1, 2))[:, None].float()
+        pooled = torch.stack([x.sum((2, 3)) / area, x.amax((2, 3))])
+        x = x * self.channel_attention(pooled).sum(0).sigmoid()[..., None, None]
+        pooled = torch.stack([x.mean(1), x.amax(1)], dim=1)
+        return (x * self.spatial_attention(pooled).sigmoid()).sum((2, 3)) / area
+
+
+def without(x: Tensor, padding: Tensor | None) -> Tensor:
+    """`x` (B, C, H, W) with zeros in the padding (B, H, W)."""
+    return x if padding is None else x.masked_fill(padding[:, None], 0.0)
+
+
+def enlarge(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Repeat the cells of (B, C, h, w) by the least whole factors that cover `size`, and crop to it.
+
+    Cell i of the larger map is i // factor of the smaller one, whatever the padding; interpolation to `size` would
+    depend on it.
+    """
+    height, width = size
+    factors = [-(-large // small) for large, small in zip(size, x.shape[-2:], strict=True)]
+    return F.interpolate(x, scale_factor=[float(f) for f in factors])[..., :height, :width]
+
+
+class PatternContent(QueryContent):
+    """Content of queries as mixtures of patterns, q_i = sum_j w_ij p_j.
+
+    It is the `content` of any query source; positions and references stay those of the source.
+
+    Args:
+        num_queries: n, of the query source.
+        embed_dim: channels C of encoder and queries.
+        num_levels: levels of the encoder.
+        num_patterns: m.
+        channels, hidden_dim, dilation: of the `WeightGenerator`.
+    """
+
+    def __init__(
+        self,
+        num_queries: int,
+        embed_dim: int,
+        num_levels: int,
+        num_patterns: int = 150,
+        channels: int = 64,
+        hidden_dim: int = 32,
+        dilation: int = 2,
+    ):
+        super().__init__()
+        if num_patterns < 2:
+            raise ValueError(f"num_patterns must be at least 2, got {num_patterns}")
+        self.num_queries = num_queries
+        self.patterns = nn.Parameter(torch.empty(num_patterns, embed_dim))
+        nn.init.normal_(self.patterns)
+        self.generator = WeightGenerator(
+            num_queries, num_patterns, embed_dim, num_levels, channels, hidden_dim, dilation
+        )
+
+    def forward(self, memory: MultiScaleTokens) -> Tensor:
+        """(B, n, C)"""
+        return self.generator(memory) @ self.patterns
+
+
+def diversity_loss(patterns: Tensor) -> Tensor:
+    """Mean |cosine| over all pairs of different patterns (m, C)."""
+    unit = F.normalize(patterns.float(), dim=1)
+    count = len(unit)
+    first, second = torch.triu_indices(count, count, offset=1, device=unit.device)
+    return (unit @ unit.T)[first, second].abs().mean()
+
+
+class PatternDiversity(Method):
+    """Keeps the patterns of a detector with `PatternContent` apart, by `diversity_loss`.
+
+    Args:
+        weight: of the loss (beta).
+    """
+
+    def __init__(self, weight: float = 0.2):
+        super().__init__()
+        if weight < 0:
+            raise ValueError(f"weight must not be negative, got {weight}")
+        self.weight = weight
+
+    def attach(self, model: DetectionTransformer) -> None:
+        content = getattr(model.query_source, "content", None)
+        if not isinstance(content, PatternContent):
+            found = content if isinstance(content, str) else type(content).__name__
+            raise ValueError(
+                f"PatternDiversity needs a query source whose `content` is a PatternContent; this "
+                f"{type(model.query_source).__name__} has {found}"
+            )
+
+    def extra_losses(self, step: Step, predictions: Mapping[str, Predictions]) -> dict[str, Tensor]:
+        return {"loss_diversity": self.weight * diversity_loss(step.model.query_source.content.patterns)}
