@@ -32,6 +32,7 @@ from detrx.modeling import (
 )
 from detrx.projects.h_detr import HybridBranch, HybridEpoch, HybridLayer
 from detrx.projects.mr_detr import MrDETR
+from detrx.projects.paq_detr import PatternContent, PatternDiversity, QualityAwareAssignment
 from tests.modeling.small import make_input, make_model, with_boxes
 
 
@@ -47,6 +48,16 @@ def two_stage(cfg: DictConfig) -> None:
     cfg.decoder.look_forward_twice = False
 
 
+def with_patterns(cfg: DictConfig) -> None:
+    cfg.query_source.content = L(PatternContent)(
+        num_queries="${..num_queries}",
+        embed_dim="${...tokenizer.embed_dim}",
+        num_levels="${...tokenizer.num_levels}",
+        num_patterns=5,
+    )
+    cfg.methods = [L(PatternDiversity)(weight=0.2)]
+
+
 PLUS_PLUS = "deformable_detr/deformable_detr_digits.py"
 
 DETECTORS: dict[str, tuple[str, Callable[[DictConfig], None] | None]] = {
@@ -57,10 +68,11 @@ DETECTORS: dict[str, tuple[str, Callable[[DictConfig], None] | None]] = {
     "deformable_detr": (PLUS_PLUS, one_stage),
     "deformable_detr_two_stage": (PLUS_PLUS, two_stage),
     "deformable_detr_plus_plus": (PLUS_PLUS, None),
+    "pattern_queries": (PLUS_PLUS, with_patterns),
     "dino": ("dino/dino_digits.py", None),
     "align_detr": ("align_detr/align_detr_digits.py", None),
 }
-TWO_STAGE = ("deformable_detr_two_stage", "deformable_detr_plus_plus", "dino", "align_detr")
+TWO_STAGE = ("deformable_detr_two_stage", "deformable_detr_plus_plus", "pattern_queries", "dino", "align_detr")
 WITHOUT_BOXES = ("detr", "conditional_detr", "deformable_detr")
 
 
@@ -93,6 +105,7 @@ METHODS: dict[str, Contract] = {
     "mr_detr_all_own": Contract(
         lambda: MrDETR(routes=["self_attn+cross_attn+ffn", "shared"]), refused={"detr": "has a softmax"}
     ),
+    "quality_aware": Contract(QualityAwareAssignment, refused={"detr": "has a softmax"}),
     "contrastive_denoising": Contract(
         lambda: ContrastiveDenoising(num_queries=4),
         refused=dict.fromkeys(WITHOUT_BOXES, "needs a detector whose queries have reference boxes"),
