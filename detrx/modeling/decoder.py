@@ -79,7 +79,7 @@ class DecoderLayer(nn.Module):
         out = []
         for ffn, slices, part in portions(x, layout.by_component("ffn", index, self.ffn)):
             own_gate = getattr(ffn, "gate", None)
-            gates = layout.by_component("gate", index, own_gate, slices)
+            gates = [] if own_gate is None else layout.by_component("gate", index, own_gate, slices)
             if all(gate is own_gate for gate, _ in gates):
                 out.append((slices, ffn(part)))
             else:
