@@ -164,13 +164,15 @@ class Decoder(nn.Module):
         layout = QueryLayout(groups)
         queries = layout.queries()
         base = queries.reference
-        logits, boxes = [], []
+        logits, boxes, quality = [], [], []
         for index, layer in enumerate(self.layers):
             if self.position is not None:
                 queries = self.position(queries, index, memory)
             x = run_layer(layer, queries, memory, layout, index, recompute=self.activation_checkpointing)
-            layer_logits, delta = self.heads(x if self.norm is None else self.norm(x), index)
+            normed = x if self.norm is None else self.norm(x)
+            layer_logits, delta = self.heads(normed, index)
             logits.append(layer_logits)
+            quality.append(self.heads.quality(normed, index))
             boxes.append(self.shift(base, delta))
             reference = queries.reference
             if self.refine_boxes:
@@ -180,8 +182,11 @@ class Decoder(nn.Module):
                 reference = refined.detach()
                 base = refined if self.look_forward_twice else reference
             queries = replace(queries, content=x, reference=reference)
-        logits, boxes = layout.split(torch.stack(logits), dim=2), layout.split(torch.stack(boxes), dim=2)
-        return {name: Predictions(logits[name], boxes[name]) for name in logits}
+        parts = {"logits": logits, "boxes": boxes}
+        if quality[0] is not None:
+            parts["quality"] = quality
+        split = {part: layout.split(torch.stack(values), dim=2) for part, values in parts.items()}
+        return {name: Predictions(**{part: values[name] for part, values in split.items()}) for name in layout.slices}
 
     def shift(self, reference: Tensor | None, delta: Tensor) -> Tensor:
         """Move points (..., 2) or boxes (..., 4) in [0, 1] by `delta` (..., 4) in logit space -> boxes (..., 4).

@@ -62,3 +62,7 @@ class PredictionHeads(nn.Module):
 
     def boxes(self, x: Tensor, layer: int) -> Tensor:
         return self.box_heads[layer % len(self.box_heads)](x)
+
+    def quality(self, x: Tensor, layer: int) -> Tensor | None:
+        """(B, N, C) -> `Predictions.quality` (B, N, K) of a layer; these heads have none."""
+        return None

@@ -34,6 +34,25 @@ def last_truth(pairs: Assignment, predictions: Predictions) -> Tensor:
     return last.scatter_reduce(0, query, pairs.truth, "amax")[query]
 
 
+def class_cells(pairs: Assignment, targets: Targets, shape: torch.Size) -> Tensor:
+    """Of each pair, the place (M,) of its query and class in a flattened tensor of `shape` (T, B, N, K).
+
+    A query that is matched with several boxes of a class has the same place for each of them.
+    """
+    _, num_images, num_queries, num_classes = shape
+    query = (pairs.layer * num_images + pairs.image) * num_queries + pairs.query
+    return query * num_classes + targets.labels[pairs.image, pairs.truth]
+
+
+def varifocal(logits: Tensor, quality: Tensor, positive: Tensor, alpha: float, gamma: float) -> Tensor:
+    """Varifocal loss (arXiv 2008.13367) of each element, under targets `quality` and bool `positive` of the same shape.
+
+    Positives: q * BCE(p, q) with q the quality; all others: alpha * p^gamma * BCE(p, 0).
+    """
+    weight = torch.where(positive, quality, alpha * logits.detach().sigmoid() ** gamma)
+    return weight * F.binary_cross_entropy_with_logits(logits, quality, reduction="none")
+
+
 class PairWeight(ABC):
     """How much each matched pair counts in a loss."""
 
@@ -108,8 +127,7 @@ class VarifocalLoss(Loss):
         quality[index] = iou.clamp(min=0)
         positive = torch.zeros_like(logits, dtype=torch.bool)
         positive[index] = True
-        weight = torch.where(positive, quality, self.alpha * logits.detach().sigmoid() ** self.gamma)
-        return (weight * F.binary_cross_entropy_with_logits(logits, quality, reduction="none")).sum((1, 2, 3))
+        return varifocal(logits, quality, positive, self.alpha, self.gamma).sum((1, 2, 3))
 
 
 class L1Loss(Loss):

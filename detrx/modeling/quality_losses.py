@@ -10,7 +10,7 @@ from torch import Tensor
 
 from detrx.layers import cxcywh_to_xyxy, iou_xyxy
 
-from .losses import Loss, PairWeight, matched_boxes
+from .losses import Loss, PairWeight, class_cells, matched_boxes
 from .matching import Assignment
 from .queries import Predictions
 from .targets import Targets
@@ -103,11 +103,8 @@ class IABCELoss(Loss):
         t = self.quality(predictions, targets, pairs)
         if self.pair_weight is not None:
             t = t * self.pair_weight(predictions, targets, pairs)
-        index = (pairs.layer, pairs.image, pairs.query, targets.labels[pairs.image, pairs.truth])
         # A query that answers for several boxes of a class has the target of the best.
-        flat = index[0]
-        for size, i in zip(logits.shape[1:], index[1:], strict=True):
-            flat = flat * size + i
+        flat = class_cells(pairs, targets, logits.shape)
         if self.last_box_only:
             last = flat.new_zeros(logits.numel()).scatter_reduce(0, flat, pairs.truth, "amax")[flat]
             t = t * (pairs.truth == last)

@@ -108,15 +108,17 @@ class Predictions:
         logits: (T, B, N, K).
         boxes: (T, B, N, 4) cxcywh in [0, 1] of the unpadded image.
         anchors: the boxes before regression, as `boxes`; None for queries.
+        quality: (T, B, N, K) logits of how well the box would fit an object of each class; None where no head says so.
     """
 
     logits: Tensor
     boxes: Tensor
     anchors: Tensor | None = None
+    quality: Tensor | None = None
 
     def of_layers(self, layers: slice) -> Predictions:
         """Those of some layers."""
-        parts = (self.logits, self.boxes, self.anchors)
+        parts = (self.logits, self.boxes, self.anchors, self.quality)
         return Predictions(*(None if part is None else part[layers] for part in parts))
 
 

@@ -1,0 +1,93 @@
+"""Localisation-aware score calibration of Mr. DETR++: a class score times a learned IoU score."""
+
+import torch
+from torch import Tensor, nn
+
+from detrx.layers import cxcywh_to_xyxy, iou_xyxy
+from detrx.modeling import PredictionHeads, Predictions, Targets, TopDetections
+from detrx.modeling.heads import class_head
+from detrx.modeling.losses import Loss, class_cells, matched_boxes, varifocal
+from detrx.modeling.matching import Assignment
+
+
+class CalibratedHeads(PredictionHeads):
+    """`PredictionHeads` with one more head for each class head: the IoU score of every class.
+
+    Args:
+        as `PredictionHeads`.
+
+    Raises:
+        ValueError: `no_object`; calibration needs a sigmoid for each class.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_classes: int,
+        num_layers: int,
+        shared: bool = False,
+        initial_size_logit: float = 0.0,
+        no_object: bool = False,
+    ):
+        if no_object:
+            raise ValueError("CalibratedHeads needs a sigmoid for each class, but no_object=True is for a softmax")
+        super().__init__(embed_dim, num_classes, num_layers, shared, initial_size_logit)
+        self.quality_heads = nn.ModuleList(class_head(embed_dim, num_classes) for _ in self.class_heads)
+
+    def quality(self, x: Tensor, layer: int) -> Tensor:
+        return self.quality_heads[layer % len(self.quality_heads)](x)
+
+
+class QualityLoss(Loss):
+    """Varifocal loss (arXiv 2008.13367) of the IoU score.
+
+    The target of a matched query is the IoU of its box and the ground truth for the class of the latter, and 0 for all
+    other classes, as for all other queries; the best of several boxes of a class counts. No gradient goes through it.
+
+    Args:
+        alpha, gamma: weight of unmatched (query, class) pairs, alpha * p^gamma.
+    """
+
+    name = "loss_quality"
+
+    def __init__(self, weight: float = 1.0, alpha: float = 0.75, gamma: float = 2.0):
+        super().__init__(weight)
+        self.alpha, self.gamma = alpha, gamma
+
+    def __call__(self, predictions: Predictions, targets: Targets, pairs: Assignment) -> Tensor:
+        if predictions.quality is None:
+            raise ValueError(
+                "QualityLoss needs predictions with an IoU score: those of a decoder whose heads are CalibratedHeads; "
+                "the encoder's have none"
+            )
+        logits = predictions.quality.float()
+        predicted, truth = matched_boxes(predictions, targets, pairs)
+        iou, _ = iou_xyxy(cxcywh_to_xyxy(predicted.detach()), cxcywh_to_xyxy(truth))
+        cells = class_cells(pairs, targets, logits.shape)
+        quality = torch.zeros_like(logits).flatten().scatter_reduce(0, cells, iou, "amax").view_as(logits)
+        positive = torch.zeros_like(logits, dtype=torch.bool).flatten().index_fill(0, cells, True).view_as(logits)
+        return varifocal(logits, quality, positive, self.alpha, self.gamma).sum((1, 2, 3))
+
+
+class CalibratedDetections(TopDetections):
+    """`TopDetections` by the score s_cls^phi * s_iou^(1 - phi), with s_iou the IoU score of the last layer.
+
+    Args:
+        detections: gives the class scores and the number of detections, `TopDetections` or `MixedDetections`.
+        phi: 1 is the class score alone, 0 the IoU score alone.
+
+    Raises:
+        ValueError: phi is not in [0, 1]; when called, the predictions have no IoU score.
+    """
+
+    def __init__(self, detections: TopDetections, phi: float = 0.5):
+        super().__init__(detections.num_detections)
+        if not 0 <= phi <= 1:
+            raise ValueError(f"phi must be in [0, 1], got {phi}")
+        self.detections, self.phi = detections, phi
+
+    def scores(self, predictions: Predictions) -> Tensor:
+        if predictions.quality is None:
+            raise ValueError("CalibratedDetections needs a decoder whose heads are CalibratedHeads")
+        quality = predictions.quality[-1].float().sigmoid()
+        return self.detections.scores(predictions) ** self.phi * quality ** (1 - self.phi)
