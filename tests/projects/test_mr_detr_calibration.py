@@ -152,6 +152,19 @@ def test_every_detector(name: str):
     assert all(head.weight.grad.any() for head in model.decoder.heads.quality_heads)
 
 
+@pytest.mark.parametrize("name", [f"mr_detr/mr_detr_pp_{name}_digits.py" for name in ("deformable", "dino", "align")])
+def test_beside_experts(name: str):
+    """The configs of Mr. DETR++ have the calibration, and everything in them learns."""
+    model = make_model(name, calibrated=False)
+    assert isinstance(model.decoder.heads, CalibratedHeads) and isinstance(model.postprocess, CalibratedDetections)
+    losses = losses_of(model, make_batch())
+    layers = len(model.decoder.layers)
+    groups = 6 if "ContrastiveDenoising" in {type(method).__name__ for method in model.methods} else 3
+    assert sum(key.startswith("loss_quality") for key in losses) == groups * layers
+    sum(losses.values()).backward()
+    assert [key for key, value in model.named_parameters() if value.grad is None] == []
+
+
 @pytest.mark.parametrize("name", DETECTORS)
 def test_inference_differs_in_the_scores_alone(name: str):
     model, plain = (each.eval() for each in make_pair(name))

@@ -2,6 +2,7 @@
 
 from detrx.projects.mr_detr import ScaleAwareEncoderLayer
 
+from .common.calibration import calibrate
 from .common.mixtures import decoder_ffn as _decoder_ffn
 from .common.mixtures import encoder_experts as _encoder_experts
 from .common.mixtures import expert_loads as _expert_loads
@@ -13,3 +14,5 @@ model.encoder.layer.experts = _encoder_experts
 model.encoder.layer.first_level = 2
 model.methods[0].routes = ["instruction", "gate"]
 model.methods.append(_expert_loads)
+
+calibrate(model)

@@ -2,6 +2,7 @@
 
 from detrx.projects.mr_detr import ScaleAwareEncoderLayer
 
+from .common.calibration import calibrate
 from .common.mixtures import decoder_ffn as _decoder_ffn
 from .common.mixtures import encoder_experts as _encoder_experts
 from .common.mixtures import expert_loads as _expert_loads
@@ -15,3 +16,5 @@ model.methods[1].routes = ["instruction", "gate"]
 model.methods.append(_expert_loads)
 model.decoder.layer.ffn.hidden_dim = 128
 model.encoder.layer.experts.hidden_dim = 128
+
+calibrate(model)
