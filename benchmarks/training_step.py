@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""What one-to-many training costs: a training step of Deformable-DETR++ (R50) without a method and with each.
+"""What one-to-many training costs: a training step of Deformable-DETR++ (R50) without a method and with each of them.
 
 First table: forward, losses and backward of a batch, from the neck's feature maps on (the backbone is the same for
-all). All models have the same main queries; H-DETR has its further ones. Second table: forward and backward of
-Mr. DETR's decoder, with the queries of its three routes in one pass, and in three passes of the same modules.
+all). All models have the same main queries, supervised in the same way; H-DETR has its further queries, Mr. DETR++
+its mixtures of experts. Second table: forward and backward of Mr. DETR's decoder, with the queries of its three routes
+in one pass, and in three passes of the same modules.
 
 The candidates take turns, so that a busy moment hits all of them. Weights are random.
 """
@@ -29,8 +30,12 @@ from detrx.modeling.targets import Targets
 from detrx.ops import extension_info
 
 PLAIN, HYBRID, ROUTES = "Deformable-DETR++", "+ H-DETR branch", "+ Mr. DETR"
-PLAIN_CONFIG = "deformable_detr/deformable_detr_plus_plus_r50.py"
-METHOD_CONFIGS = {HYBRID: "h_detr/h_deformable_detr_r50.py", ROUTES: "mr_detr/mr_detr_deformable_r50.py"}
+CONFIGS = {
+    PLAIN: "deformable_detr/deformable_detr_plus_plus_r50.py",
+    HYBRID: "h_detr/h_deformable_detr_r50.py",
+    ROUTES: "mr_detr/mr_detr_deformable_r50.py",
+    "+ Mr. DETR++": "mr_detr/mr_detr_pp_deformable_r50.py",
+}
 STRIDES = (8, 16, 32, 64)
 BARS = {HYBRID: 1.35, ROUTES: 1.35}
 """The time of the step as a multiple of the plain one's, at most."""
@@ -51,9 +56,8 @@ class FixedMaps(nn.Module):
 
 def make_model(args: argparse.Namespace, name: str, queries: int) -> DetectionTransformer:
     torch.manual_seed(0)
-    cfg = model_zoo.get_config(PLAIN_CONFIG).model
-    if name in METHOD_CONFIGS:
-        cfg.methods = model_zoo.get_config(METHOD_CONFIGS[name]).model.methods
+    cfg = model_zoo.get_config(CONFIGS[name]).model
+    cfg.criterion = model_zoo.get_config(CONFIGS[PLAIN]).model.criterion
     if name == HYBRID:
         cfg.methods[0].num_queries = args.hybrid_queries
     cfg.backbone = cfg.neck = None
@@ -92,7 +96,7 @@ def train_step(args: argparse.Namespace, model: DetectionTransformer, inputs: li
 def measure_steps(args: argparse.Namespace, queries: int) -> list[dict[str, object]]:
     inputs = make_inputs(args)
     steps: dict[str, Callable[[], None]] = {
-        name: partial(train_step, args, make_model(args, name, queries), inputs) for name in (PLAIN, *METHOD_CONFIGS)
+        name: partial(train_step, args, make_model(args, name, queries), inputs) for name in CONFIGS
     }
     peaks = {name: peak_mib(step, args.device) for name, step in steps.items()}
     times = medians(steps, args.rounds, args.device, warm_up=False)

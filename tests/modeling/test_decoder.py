@@ -16,6 +16,7 @@ from detrx.modeling import (
     Route,
     Tokenizer,
 )
+from detrx.modeling.queries import portions, put, take
 from detrx.modeling.tokens import masks_of_levels
 
 DIM, LEVELS, LAYERS = 16, 2, 2
@@ -135,6 +136,23 @@ def test_shared_components_run_once_for_all_groups():
     decoder.layers[0].ffn.register_forward_hook(lambda *args: calls.append(args))
     decoder([make_group("main", 3), make_group("other", 4)], memory)
     assert len(calls) == 2
+
+
+@pytest.mark.parametrize("owners", [[0, 0, 0, 0], [0, 0, 1, 1], [0, 1, 0, 1], [1, 0, 0, 2], [1, None, None, 0]])
+def test_portions_are_what_take_gives_with_the_same_gradient(owners):
+    sizes, start, slices = [2, 3, 1, 4], 0, []
+    for size in sizes:
+        slices.append(slice(start, start + size))
+        start += size
+    modules = [torch.nn.Linear(DIM, DIM) for _ in {*owners} - {None}]
+    served = [(module, [s for s, o in zip(slices, owners, strict=True) if o == i]) for i, module in enumerate(modules)]
+    x = torch.randn(2, start, DIM, requires_grad=True)
+    ours = put([(of, module(part)) for module, of, part in portions(x, served)])
+    expected = put([(of, module(take(x, of))) for module, of in served])
+    weights = torch.randn_like(ours)
+    gradients = [torch.autograd.grad(out, x, weights)[0] for out in (ours, expected)]
+    torch.testing.assert_close(ours, expected)
+    torch.testing.assert_close(*gradients)
 
 
 def test_points_become_boxes_under_refinement():
