@@ -33,6 +33,7 @@ from detrx.modeling import (
 from detrx.projects.h_detr import HybridBranch, HybridEpoch, HybridLayer
 from detrx.projects.mr_detr import MrDETR
 from detrx.projects.paq_detr import PatternContent, PatternDiversity, QualityAwareAssignment
+from detrx.projects.qr_detr import FixedRouter, QueryRouting
 from tests.modeling.small import make_input, make_model, with_boxes
 
 
@@ -117,6 +118,7 @@ METHODS: dict[str, Contract] = {
             **dict.fromkeys(("dab_detr", *TWO_STAGE), "needs a query source with a label_embedding"),
         },
     ),
+    "query_routing": Contract(lambda: QueryRouting(router=FixedRouter(1.0)), remains=("decoder.layers.",)),
     "encoder_supervision": Contract(
         encoder_supervision, refused=dict.fromkeys(TWO_STAGE, "is for detectors without EncoderProposals")
     ),
