@@ -83,7 +83,7 @@ class DetectionTransformer(nn.Module):
 
         Returns:
             training: weighted losses by name. Otherwise per image {"instances": Instances} with `pred_boxes` (xyxy in
-            pixels of the output frame), `scores` and `pred_classes`, by falling score.
+            pixels of the output frame), `scores`, `pred_classes` and `pred_queries`, by falling score.
         """
         images = self.preprocess(batched_inputs)
         memory = self.encode(images)

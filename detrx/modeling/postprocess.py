@@ -31,17 +31,19 @@ class TopDetections:
         return best, index // num_classes, index % num_classes
 
     def __call__(self, predictions: Predictions, image_sizes: Sequence[tuple[int, int]]) -> list[Instances]:
-        """Per image `pred_boxes` (xyxy in pixels of the unpadded input), `scores`, `pred_classes`, by falling score."""
+        """Per image `pred_boxes` (xyxy in pixels of the unpadded input), `scores`, `pred_classes` and `pred_queries`
+        (the index of the query), by falling score."""
         scores, queries, classes = self.select(self.scores(predictions))
         boxes = predictions.boxes[-1].float()
         boxes = cxcywh_to_xyxy(boxes).gather(1, queries[..., None].expand(-1, -1, 4))
         results = []
-        for image_scores, image_classes, image_boxes, (height, width) in zip(
-            scores, classes, boxes, image_sizes, strict=True
+        for image_scores, image_classes, image_queries, image_boxes, (height, width) in zip(
+            scores, classes, queries, boxes, image_sizes, strict=True
         ):
             found = Instances((height, width))
             found.pred_boxes = Boxes(image_boxes * image_boxes.new_tensor([width, height, width, height]))
             found.scores = image_scores
             found.pred_classes = image_classes
+            found.pred_queries = image_queries
             results.append(found)
         return results
