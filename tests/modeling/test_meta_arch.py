@@ -22,6 +22,15 @@ def test_training_returns_losses_for_every_layer():
     assert all(value.ndim == 0 and torch.isfinite(value) for value in losses.values())
 
 
+def test_detections_tell_their_queries():
+    """A query can be detected as several classes."""
+    logits = torch.tensor([[0.0, 9.0, 8.0], [3.0, 2.9, 0.0], [0.0, 0.0, 5.0]])
+    boxes = torch.tensor([[0.5, 0.5, 0.1, 0.1], [0.5, 0.5, 0.2, 0.2], [0.5, 0.5, 0.4, 0.4]])
+    (found,) = TopDetections(num_detections=4)(Predictions(logits[None, None], boxes[None, None]), [(10, 10)])
+    assert found.pred_queries.tolist() == [0, 0, 2, 1] and found.pred_classes.tolist() == [1, 2, 2, 0]
+    torch.testing.assert_close(found.pred_boxes.area(), torch.tensor([1.0, 1.0, 16.0, 4.0]))
+
+
 @torch.no_grad()
 def test_inference_returns_sorted_instances_in_the_output_frame():
     model = make_model().eval()

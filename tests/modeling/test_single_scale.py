@@ -214,7 +214,7 @@ def test_a_query_is_detected_once():
     logits = torch.tensor([[0.0, 2.0, 1.0, 9.0], [3.0, 2.9, 0.0, 0.0], [0.0, 0.0, 5.0, 0.0]])
     predictions = Predictions(logits[None, None], torch.full((1, 1, 3, 4), 0.5))
     (found,) = TopQueries(num_detections=10)(predictions, [(10, 10)])
-    assert found.pred_classes.tolist() == [2, 0, 1]
+    assert found.pred_classes.tolist() == [2, 0, 1] and found.pred_queries.tolist() == [2, 1, 0]
     expected = logits.softmax(-1)[[2, 1, 0], [2, 0, 1]]
     torch.testing.assert_close(found.scores, expected)
     assert len(TopQueries(num_detections=2)(predictions, [(10, 10)])[0]) == 2
