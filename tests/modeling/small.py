@@ -45,3 +45,11 @@ def with_boxes(each: dict, count: int) -> dict:
     boxes = Boxes(torch.cat([corner, corner + 8], dim=1))
     each["instances"] = Instances((height, width), gt_boxes=boxes, gt_classes=torch.randint(10, (count,)))
     return each
+
+
+def all_detections(model: DetectionTransformer, images: list[dict]) -> Instances:
+    """The detections of the first image: all pairs of query and class in the order of the queries, as rounding decides
+    on the order of equal scores, and on which of them are detected."""
+    model.postprocess.num_detections = 10**6
+    found = model(images)[0]["instances"]
+    return found[(found.pred_queries * 1000 + found.pred_classes).argsort()]

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from detrx.d2.modeling import META_ARCH_REGISTRY
-from detrx.modeling import DetectionTransformer, Method, Predictions, Step
-from tests.modeling.small import make_input, make_model, with_boxes
+from detrx.modeling import DetectionTransformer, Method, Predictions, Step, TopDetections
+from tests.modeling.small import all_detections, make_input, make_model, with_boxes
 
 
 def test_registered():
@@ -59,13 +59,12 @@ DETECTORS = ["deformable_detr/deformable_detr_digits.py", "dino/dino_digits.py",
 def test_a_padded_image_gives_the_detections_of_the_image_alone(config: str):
     model = make_model(config).eval()
     small, large = make_input(70, 90), make_input(128, 160)
-    alone = model([small])[0]["instances"]
-    padded = model([small, large])[0]["instances"]
+    alone, padded = all_detections(model, [small]), all_detections(model, [small, large])
     torch.testing.assert_close(padded.scores, alone.scores, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(padded.pred_boxes.tensor, alone.pred_boxes.tensor, atol=1e-3, rtol=1e-4)
     assert torch.equal(padded.pred_classes, alone.pred_classes)
     model.mask_padding = False
-    assert not torch.allclose(model([small, large])[0]["instances"].scores, alone.scores, atol=1e-5)
+    assert not torch.allclose(all_detections(model, [small, large]).scores, alone.scores, atol=1e-5)
 
 
 @pytest.mark.parametrize("config", DETECTORS)

@@ -28,7 +28,7 @@ from detrx.modeling import (
 )
 from detrx.modeling.matching import Assignment
 from detrx.modeling.tokens import masks_of_levels
-from tests.modeling.small import make_input, make_model, with_boxes
+from tests.modeling.small import all_detections, make_input, make_model, with_boxes
 
 DIM, HEADS = 16, 4
 DETECTORS = ["detr", "conditional_detr", "dab_detr", "dn_detr"]
@@ -225,12 +225,12 @@ def test_a_query_is_detected_once():
 def test_a_padded_image_gives_the_detections_of_the_image_alone(name: str):
     model = make_model(f"{name}/{name}_digits.py").eval()
     small, large = make_input(70, 90), make_input(128, 160)
-    alone, padded = model([small])[0]["instances"], model([small, large])[0]["instances"]
+    alone, padded = all_detections(model, [small]), all_detections(model, [small, large])
     torch.testing.assert_close(padded.scores, alone.scores, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(padded.pred_boxes.tensor, alone.pred_boxes.tensor, atol=1e-3, rtol=1e-4)
     assert torch.equal(padded.pred_classes, alone.pred_classes)
     model.mask_padding = False
-    assert not torch.allclose(model([small, large])[0]["instances"].scores, alone.scores, atol=1e-5)
+    assert not torch.allclose(all_detections(model, [small, large]).scores, alone.scores, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", DETECTORS)
