@@ -1,4 +1,4 @@
-"""Datasets that are registered when `detrx.data` is imported: digits, digits_hard, and COCO 2017."""
+"""Datasets that are registered when `detrx.data` is imported: digits, digits_large, digits_hard, and COCO 2017."""
 
 import functools
 import os

@@ -10,7 +10,7 @@ from detrx.data import (
     get_detection_dataset_dicts,
 )
 
-# Handwritten digits on 128 px canvases, generated when first asked for. For the harder variant:
+# Handwritten digits on 128 px canvases, generated when first asked for. For the harder variant (or digits_large):
 #   dataloader.train.dataset.names=digits_hard_train dataloader.test.dataset.names=digits_hard_val
 dataloader = OmegaConf.create()
 

@@ -54,3 +54,27 @@ def shrink(model):
     model.query_source.num_queries = 50
     model.postprocess.num_detections = 50
     model.methods.append(encoder_supervision)
+
+
+def use_teacher_backbone(model):
+    """After `shrink`: a wide and deeper backbone, for the teacher of a distillation."""
+    model.backbone = L(TimmBackbone)(
+        name="resnet18",
+        out_features=["res4"],
+        model_args=dict(
+            layers=[1, 2, 2, 1], channels=[64, 128, 192, 192], stem_width=32, stem_type="deep", output_stride=8
+        ),
+    )
+    model.neck.in_features = ["res4"]
+    model.neck.in_channels = [192]
+
+
+def use_student_backbone(model):
+    """After `shrink`: a thin backbone that ends at stride 8, for the student of a distillation."""
+    model.backbone = L(TimmBackbone)(
+        name="resnet18",
+        out_features=["res3"],
+        model_args=dict(layers=[1, 2, 1, 1], channels=[32, 64, 64, 64], stem_width=16, stem_type="deep"),
+    )
+    model.neck.in_features = ["res3"]
+    model.neck.in_channels = [64]

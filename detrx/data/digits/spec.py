@@ -75,6 +75,7 @@ class DigitsSpec:
 
 VARIANTS = {
     "digits": DigitsSpec(),
+    "digits_large": DigitsSpec(digit_size=(28, 56), digits_per_image=(1, 5), shapes_per_image=(1, 5)),
     "digits_hard": DigitsSpec(
         canvas=192, digit_size=(8, 48), digits_per_image=(1, 20), shapes_per_image=(4, 16), noise=(0.0, 18.0)
     ),
