@@ -3,6 +3,7 @@
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .linear import Linear
@@ -35,7 +36,7 @@ class FFN(nn.Module):
     def __init__(self, embed_dim: int, hidden_dim: int, dropout: float = 0.0, activation: nn.Module | None = None):
         super().__init__()
         self.linear1 = Linear(embed_dim, hidden_dim)
-        self.activation = nn.ReLU(inplace=True) if activation is None else activation
+        self.activation = activation
         self.linear2 = Linear(hidden_dim, embed_dim)
         self.dropout = nn.Dropout(dropout)
         self.reset_parameters()
@@ -51,4 +52,10 @@ class FFN(nn.Module):
         return torch.cat([self._block(part) for part in x.split(_ROWS, dim=-2)], dim=-2)
 
     def _block(self, x: Tensor) -> Tensor:
-        return self.linear2(self.dropout(self.activation(self.linear1(x))))
+        hidden = self.linear1(x)
+        if self.activation is not None:
+            hidden = self.activation(hidden)
+        else:
+            # The output of a Linear is a view: if it was changed in place, autograd would copy its whole gradient.
+            hidden = F.relu(hidden, inplace=not hidden.requires_grad)
+        return self.linear2(self.dropout(hidden))
