@@ -84,7 +84,12 @@ class DetectionTransformer(nn.Module):
         Returns:
             training: weighted losses by name. Otherwise per image {"instances": Instances} with `pred_boxes` (xyxy in
             pixels of the output frame), `scores`, `pred_classes` and `pred_queries`, by falling score.
+
+        Raises:
+            ValueError: training without a criterion.
         """
+        if self.training and self.criterion is None:
+            raise ValueError("model.criterion is None, but training needs a Criterion")
         images = self.preprocess(batched_inputs)
         memory = self.encode(images)
         if self.training:

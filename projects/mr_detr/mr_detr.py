@@ -70,6 +70,8 @@ class AuxiliaryRoute(nn.Module):
                 f'route {name!r} has unknown components {sorted(unknown)}; give "shared" or a combination of '
                 f'{", ".join(COMPONENTS)}, instruction and gate, joined by "+"'
             )
+        if len(set(own)) < len(own):
+            raise ValueError(f"route {name!r} names a component twice")
         if "gate" in own:
             self.check_gate(name, own, layers)
         self.own = nn.ModuleDict()

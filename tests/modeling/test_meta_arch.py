@@ -22,6 +22,13 @@ def test_training_returns_losses_for_every_layer():
     assert all(value.ndim == 0 and torch.isfinite(value) for value in losses.values())
 
 
+def test_training_without_a_criterion():
+    model = make_model().train()
+    model.criterion = None
+    with pytest.raises(ValueError, match="model.criterion is None, but training needs"):
+        model([with_boxes(make_input(64, 64), 1)])
+
+
 def test_detections_tell_their_queries():
     """A query can be detected as several classes."""
     logits = torch.tensor([[0.0, 9.0, 8.0], [3.0, 2.9, 0.0], [0.0, 0.0, 5.0]])

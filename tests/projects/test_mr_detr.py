@@ -137,6 +137,7 @@ def multiply_adds(model: DetectionTransformer, groups: list[QueryGroup], memory:
     "options, message",
     [
         ({"routes": ["attention"]}, "unknown components"),
+        ({"routes": ["ffn+self_attn+ffn"]}, "names a component twice"),
         ({"routes": []}, "at least one and all different"),
         ({"routes": ["ffn", "ffn"]}, "at least one and all different"),
         ({"routes": "ffn"}, "routes must be a list of routes, .* got 'ffn'"),
