@@ -25,7 +25,7 @@ def test_training_returns_losses_for_every_layer():
 def test_training_without_a_criterion():
     model = make_model().train()
     model.criterion = None
-    with pytest.raises(ValueError, match="model.criterion is None, but training needs"):
+    with pytest.raises(ValueError, match=r"model\.criterion is None, but training needs"):
         model([with_boxes(make_input(64, 64), 1)])
 
 
