@@ -1,6 +1,13 @@
 """Building blocks that know nothing of detectors: boxes, attention, feed-forward networks, position embeddings."""
 
-from .attention import Attention, ConditionalSelfAttention, MultiheadAttention, reset_linears
+from .attention import (
+    Attention,
+    AttentionInputs,
+    ConditionalSelfAttention,
+    MultiheadAttention,
+    recording,
+    reset_linears,
+)
 from .boxes import cxcywh_to_xyxy, inverse_sigmoid, iou_xyxy, xyxy_to_cxcywh
 from .deformable_attention import MultiScaleDeformableAttention
 from .linear import Linear
@@ -13,6 +20,7 @@ __all__ = [
     "FFN",
     "MLP",
     "Attention",
+    "AttentionInputs",
     "ConditionalSelfAttention",
     "ExpertLoad",
     "Gate",
@@ -26,6 +34,7 @@ __all__ = [
     "inverse_sigmoid",
     "iou_xyxy",
     "is_recomputing",
+    "recording",
     "reset_linears",
     "run_layer",
     "sine_embedding",

@@ -1,12 +1,40 @@
 """Multi-head attention, split so that several query groups can share one projection."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+@dataclass(frozen=True)
+class AttentionInputs:
+    """What one call of `Attention.attend` compared.
+
+    Attributes:
+        q: (B, heads, N, d) projected queries.
+        k: (B, heads, M, d) projected keys.
+        blocked: bool, broadcastable to (B, heads, N, M), True where a query must not see a key; None: all see all.
+    """
+
+    q: Tensor
+    k: Tensor
+    blocked: Tensor | None
+
+    def weights(self) -> Tensor:
+        """The attention map (B, heads, N, M), before dropout, in float32."""
+        scores = (self.q * self.q.shape[-1] ** -0.5 @ self.k.transpose(-1, -2)).float()
+        return (scores if self.blocked is None else scores.masked_fill(self.blocked, float("-inf"))).softmax(-1)
+
+
 class Attention(nn.Module):
-    """Scaled dot-product attention between queries, keys and values that a subclass projects."""
+    """Scaled dot-product attention between queries, keys and values that a subclass projects.
+
+    Attributes:
+        record: where to note down what is compared, see `recording`; None: nowhere.
+    """
 
     def __init__(self, embed_dim: int, num_heads: int, dropout: float = 0.0):
         super().__init__()
@@ -15,6 +43,7 @@ class Attention(nn.Module):
         self.num_heads = num_heads
         self.dropout = dropout
         self.out_proj = nn.Linear(embed_dim, embed_dim)
+        self.record: list[AttentionInputs] | None = None
 
     def split_heads(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, heads, N, C / heads)."""
@@ -31,11 +60,30 @@ class Attention(nn.Module):
         Returns:
             (B, N, heads * e), before the output projection.
         """
+        if self.record is not None:
+            self.record.append(AttentionInputs(q, k, blocked))
         visible = None if blocked is None else ~blocked
         out = F.scaled_dot_product_attention(
             q, k, v, attn_mask=visible, dropout_p=self.dropout if self.training else 0.0
         )
         return out.transpose(1, 2).flatten(2)
+
+
+@contextmanager
+def recording(attentions: Sequence[Attention]) -> Iterator[list[list[AttentionInputs]]]:
+    """Inside of the context the calls of `attend` of some modules are noted down; gives a list of them for each module.
+
+    Attention runs as always: maps are computed from the notes, by whoever needs them (`AttentionInputs.weights`). With
+    activation checkpointing only the first of two runs is in the context.
+    """
+    records: list[list[AttentionInputs]] = [[] for _ in attentions]
+    for attention, record in zip(attentions, records, strict=True):
+        attention.record = record
+    try:
+        yield records
+    finally:
+        for attention in attentions:
+            attention.record = None
 
 
 class MultiheadAttention(Attention):

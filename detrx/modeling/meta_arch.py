@@ -1,6 +1,7 @@
 """The meta-architecture of all detection transformers."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -91,12 +92,11 @@ class DetectionTransformer(nn.Module):
         if self.training and self.criterion is None:
             raise ValueError("model.criterion is None, but training needs a Criterion")
         images = self.preprocess(batched_inputs)
-        memory = self.encode(images)
         if self.training:
             instances = [each["instances"] for each in batched_inputs]
             image_ids = [each.get("image_id", index) for index, each in enumerate(batched_inputs)]
             targets = Targets.from_instances(instances, image_ids, self.device)
-            predictions, supervisions, step = self.train_step(memory, targets)
+            predictions, supervisions, step = self.train_step(images, targets)
             losses = self.criterion(predictions, targets, supervisions)
             for method in self.methods:
                 own = method.extra_losses(step, predictions)
@@ -105,7 +105,7 @@ class DetectionTransformer(nn.Module):
                 losses |= own
             return losses
         results = []
-        detections = self.postprocess(self.decode(memory)["main"], images.image_sizes)
+        detections = self.postprocess(self.decode(self.encode(images))["main"], images.image_sizes)
         for each, (image_height, image_width), found in zip(
             batched_inputs, images.image_sizes, detections, strict=True
         ):
@@ -152,17 +152,18 @@ class DetectionTransformer(nn.Module):
         main, predictions = self.query_source(memory)
         return predictions | self.decoder([main], memory)
 
-    def train_step(
-        self, memory: MultiScaleTokens, targets: Targets
-    ) -> tuple[dict[str, Predictions], list[Supervision], Step]:
+    def train_step(self, images: ImageList, targets: Targets) -> tuple[dict[str, Predictions], list[Supervision], Step]:
         """Predictions of all groups and of the encoder by name, their supervisions, those of methods last, and what the
-        methods were given."""
+        methods were given; `images` are those of `preprocess`."""
+        for method in self.methods:
+            method.prepare(self)
+        memory = self.encode(images)
         supervisions = self.criterion.supervisions
         for method in self.methods:
             supervisions = method.supervise(supervisions)
         asking = [method for method in self.methods if method.further is not None]
         (main, *further), predictions = self.query_source.groups(memory, [method.further for method in asking])
-        step = Step(self, memory, main, predictions, targets, dict(zip(asking, further, strict=True)))
+        step = Step(self, memory, main, predictions, targets, dict(zip(asking, further, strict=True)), images=images)
         branches: list[Branch] = []
         names = {main.name, *predictions}
         for method in self.methods:
@@ -171,8 +172,11 @@ class DetectionTransformer(nn.Module):
         for branch in branches:
             predictions = predictions | branch.predictions
         groups = [branch.group for branch in branches if branch.group is not None]
-        predictions = predictions | self.decoder([main, *groups], memory)
         step = replace(step, branches=tuple(branches))
+        with ExitStack() as watching:
+            for method in self.methods:
+                watching.enter_context(method.during_decoder(step))
+            predictions = predictions | self.decoder([main, *groups], memory)
         for method in self.methods:
             for branch in named_apart(method, method.after_decoder(step, predictions), names):
                 predictions = predictions | branch.predictions

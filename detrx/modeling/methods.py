@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
+
+from detrx.d2.structures import ImageList
 
 from .criterion import Supervision
 from .queries import Predictions, QueryGroup
@@ -30,6 +33,7 @@ class Step:
         targets: the ground truth.
         further: the queries that the source made for each method with `further`.
         branches: those of the methods that stand before this one.
+        images: normalised and padded, as the backbone gets them.
     """
 
     model: DetectionTransformer
@@ -39,6 +43,7 @@ class Step:
     targets: Targets
     further: Mapping[Method, QueryGroup] = field(default_factory=dict)
     branches: tuple[Branch, ...] = ()
+    images: ImageList | None = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,9 @@ class Method(nn.Module):
             ValueError: the method does not work for this detector.
         """
 
+    def prepare(self, model: DetectionTransformer) -> None:
+        """Called when a training step begins, before anything of the model runs; may change values of parameters."""
+
     def supervise(self, supervisions: Sequence[Supervision]) -> Sequence[Supervision]:
         """The supervisions of the detector itself in this step, given those that would be without the method."""
         return supervisions
@@ -87,9 +95,17 @@ class Method(nn.Module):
         """What the method adds to this training step."""
         return []
 
+    def during_decoder(self, step: Step) -> AbstractContextManager[object]:
+        """A context in which the decoder runs, for a method that watches it.
+
+        Args:
+            step: as `branches` got it, with the branches of all methods.
+        """
+        return nullcontext()
+
     def after_decoder(self, step: Step, predictions: Mapping[str, Predictions]) -> list[Branch]:
-        """Predictions of the method's own that could not be made before the decoder ran, and their supervisions; no
-        query groups.
+        """Predictions of the method's own that could not be made before the decoder ran, and supervisions of these or
+        of other groups; no query groups.
 
         Args:
             step: as `branches` got it, with the branches of all methods.

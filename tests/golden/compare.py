@@ -58,7 +58,7 @@ def assert_training(model: DetectionTransformer, golden: Golden, run: str) -> No
     batch = golden.batch(ground_truth)
     seed = golden.sizes["dn_seed"] + (ground_truth != "normal")
     torch.manual_seed(seed)
-    predictions, supervisions, _ = model.train_step(model.encode(model.preprocess(batch)), golden.targets(ground_truth))
+    predictions, supervisions, _ = model.train_step(model.preprocess(batch), golden.targets(ground_truth))
     if f"{run}/pred_logits" in golden.expected:
         assert_predictions(predictions, expected)
     assert_matches(model, predictions, supervisions, golden, run, ground_truth)

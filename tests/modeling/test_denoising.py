@@ -32,7 +32,7 @@ def make_targets(*counts: int) -> Targets:
 
 def training_step(model: DetectionTransformer, batch: list[dict]) -> dict[str, torch.Tensor]:
     targets = Targets.from_instances([each["instances"] for each in batch], range(len(batch)), torch.device("cpu"))
-    return model.train_step(model.encode(model.preprocess(batch)), targets)[0]
+    return model.train_step(model.preprocess(batch), targets)[0]
 
 
 def test_noise_of_labels():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from detrx.d2.config import LazyCall as L
+from detrx.d2.structures import ImageList
 from detrx.d2.utils import EventStorage
 from detrx.modeling import (
     ContrastiveDenoising,
@@ -30,6 +31,8 @@ from detrx.modeling import (
     Targets,
     TopKAssigner,
 )
+from detrx.projects.d3etr import Distillation
+from detrx.projects.d3etr.teacher import Lesson, Teacher, freeze
 from detrx.projects.h_detr import HybridBranch, HybridEpoch, HybridLayer
 from detrx.projects.mr_detr import MrDETR
 from detrx.projects.paq_detr import PatternContent, PatternDiversity, QualityAwareAssignment
@@ -98,6 +101,28 @@ def encoder_supervision() -> EncoderSupervision:
     return EncoderSupervision(proposals, Supervision("encoder", TopKAssigner(MatchingCost()), losses, suffix="_enc"))
 
 
+class SameKind(Teacher):
+    """A teacher of the student's kind, with other weights: a changed copy of the student in the first step."""
+
+    def __init__(self):
+        super().__init__("", "", allow_untrained=True)
+
+    def teach(self, student: DetectionTransformer, images: ImageList, watched: Sequence[str]) -> Lesson:
+        if self._model is None:
+            self._model = freeze(copy.deepcopy(student))
+            self._model.methods = nn.ModuleList()
+            generator = torch.Generator().manual_seed(0)
+            for parameter in self._model.parameters():
+                parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
+        return super().teach(student, images, watched)
+
+
+def distillation(**options: object) -> Distillation:
+    method = Distillation("", inherit=[], **options)
+    method.teacher = SameKind()
+    return method
+
+
 METHODS: dict[str, Contract] = {
     "hybrid_branch": Contract(lambda: HybridBranch(num_queries=12, copies=3)),
     "hybrid_epoch": Contract(lambda: HybridEpoch(max_iter=10, copies=2)),
@@ -119,6 +144,11 @@ METHODS: dict[str, Contract] = {
         },
     ),
     "query_routing": Contract(lambda: QueryRouting(router=FixedRouter(1.0)), remains=("decoder.layers.",)),
+    "distillation": Contract(
+        distillation,
+        refused=dict.fromkeys(("deformable_detr", *TWO_STAGE), "of cross_attn compares dense attention maps"),
+    ),
+    "distillation_of_predictions": Contract(lambda: distillation(losses=["prediction"])),
     "encoder_supervision": Contract(
         encoder_supervision, refused=dict.fromkeys(TWO_STAGE, "is for detectors without EncoderProposals")
     ),
@@ -174,7 +204,7 @@ def training_step(
     torch.manual_seed(0)
     targets = Targets.from_instances([each["instances"] for each in batch], range(len(batch)), torch.device("cpu"))
     with EventStorage(iteration):
-        return model.train().train_step(model.encode(model.preprocess(batch)), targets)[:2]
+        return model.train().train_step(model.preprocess(batch), targets)[:2]
 
 
 def losses_of(model: DetectionTransformer, batch: list[dict], iteration: int = 0) -> dict[str, torch.Tensor]:

@@ -37,7 +37,7 @@ def predict(model: DetectionTransformer, batch: list[dict]) -> dict:
     """Predictions of a training step, by group."""
     torch.manual_seed(0)
     targets = Targets.from_instances([each["instances"] for each in batch], (0, 1), model.device)
-    return model.train().train_step(model.encode(model.preprocess(batch)), targets)[0]
+    return model.train().train_step(model.preprocess(batch), targets)[0]
 
 
 def mr_detr(model: DetectionTransformer) -> MrDETR:

@@ -9,6 +9,7 @@ import torch
 
 TINY = {
     "training_step": "--size 128 --batch 1 --queries 10 --hybrid-queries 20 --rounds 1",
+    "distillation_step": "--size 64 --batch 1 --rounds 1 --configs d3etr/d3etr_detr_digits.py",
     "moe": "--shapes decoder --rounds 1",
     "query_routing": "--queries 16 --batch 1 --rounds 1",
     "routed_decoder": "--size 64 --queries 16 --rounds 1",

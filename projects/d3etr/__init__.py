@@ -1,0 +1,5 @@
+"""D3ETR: decoder distillation, as a method."""
+
+from .distillation import Distillation
+
+__all__ = ["Distillation"]

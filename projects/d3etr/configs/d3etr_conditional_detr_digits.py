@@ -1,0 +1,14 @@
+"""D3ETR on Conditional DETR for large digits: a thin backbone learns from a wide one. `checkpoint` has to be set."""
+
+from detrx.d2.config import LazyCall as L
+from detrx.projects.d3etr import Distillation
+
+from ....configs.conditional_detr.conditional_detr_student_digits import (
+    dataloader,
+    lr_multiplier,
+    model,
+    optimizer,
+    train,
+)
+
+model.methods.append(L(Distillation)(teacher="conditional_detr/conditional_detr_teacher_digits.py", checkpoint=""))

@@ -1,0 +1,301 @@
+"""Decoder distillation (D3ETR): a frozen teacher, whose decoder's predictions and attention maps a student learns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+
+from detrx.layers import AttentionInputs, recording
+from detrx.modeling import Branch, DetectionTransformer, Method, Predictions, QueryGroup, Step, Supervision
+from detrx.modeling.losses import Loss
+from detrx.modeling.matching import Assigner
+from detrx.modeling.queries import QueryLayout
+
+from .losses import AttentionDistillation, ClassDistillation, GIoUDistillation, L1Distillation
+from .matching import AdaptiveMatcher, DistillationCost, OfTeacher, SoftClasses, in_order
+from .teacher import Lesson, Teacher, attentions_of, has_softmax, inherit
+
+LOSSES = ("prediction", "self_attention", "cross_attention")
+MATCHING = ("adaptive", "index", "random")
+CONSTRAINTS = ("none", "last", "all")
+GROUP = "teacher"
+COMPONENTS = {"self_attention": "self_attn", "cross_attention": "cross_attn"}
+
+
+class Distillation(Method):
+    """A student learns from a teacher of the same kind: from the predictions and attention maps of its decoder.
+
+    The student's main queries are paired with the teacher's by their predictions, in each decoder layer (adaptive
+    matching). The teacher's queries also pass the student's decoder, as an auxiliary group that does not meet the main
+    one; each is paired with itself in the teacher (fixed matching), and the group is supervised by the ground truth as
+    the main one is. If the decoders have different numbers of layers, their last ones are paired.
+
+    The teacher is loaded at the first training step. It is no part of the student: neither of its parameters, state
+    dict and copies, nor of inference.
+
+    Args:
+        teacher: file of a config, or a name in the model zoo, or a config with a `model`.
+        checkpoint: file of the teacher's weights.
+        losses: what is learned, some of `LOSSES`, in both groups.
+        matching: how main queries are paired: "adaptive"; "index", by their place (no matching); "random", with random
+            ones, drawn for each image and step; None: they learn nothing from the teacher.
+        auxiliary: how those of the auxiliary group are paired: "index" is fixed matching; None: there is no such group.
+        constraint: in which layers the auxiliary group has the assignment of the teacher's predictions to the ground
+            truth instead of its own: "none", "last" or "all".
+        inherit: parts of the student that get the teacher's weights when a training starts, not when it is resumed.
+        class_weight, l1_weight, giou_weight: of the predictions in losses and cost (Eqs. 5 and 10).
+        self_attention_weight, cross_attention_weight: of the maps.
+        class_reduction: "sum" or "mean" over the classes, in loss and cost.
+        auxiliary_weight: factor of all losses of the auxiliary group.
+        share_images: the teacher gets the images as the student normalised them; see `Teacher`.
+        keep_maps: keep the attention maps of all layers for the backward pass; otherwise they are computed again.
+        allow_untrained: an empty `checkpoint` means random weights, for tests.
+    """
+
+    def __init__(
+        self,
+        teacher: str | Mapping[str, object],
+        checkpoint: str = "",
+        losses: Sequence[str] = LOSSES,
+        matching: str | None = "adaptive",
+        auxiliary: str | None = "index",
+        constraint: str = "last",
+        inherit: Sequence[str] = ("encoder", "decoder"),
+        class_weight: float = 20.0,
+        l1_weight: float = 5.0,
+        giou_weight: float = 2.0,
+        self_attention_weight: float = 1e4,
+        cross_attention_weight: float = 1e4,
+        class_reduction: str = "sum",
+        auxiliary_weight: float = 1.0,
+        share_images: bool = True,
+        keep_maps: bool = True,
+        allow_untrained: bool = False,
+    ):
+        super().__init__()
+        if isinstance(losses, str) or set(losses) - set(LOSSES):
+            raise ValueError(f"losses must be a list of some of {LOSSES}, got {losses!r}")
+        for key, value, known in (
+            ("matching", matching, (*MATCHING, None)),
+            ("auxiliary", auxiliary, (*MATCHING, None)),
+            ("constraint", constraint, CONSTRAINTS),
+        ):
+            if value not in known:
+                raise ValueError(f"{key} must be one of {known}, got {value!r}")
+        if isinstance(inherit, str):
+            raise ValueError(f'inherit must be a list of parts, such as ["encoder", "decoder"], got {inherit!r}')
+        weights = {"class": class_weight, "l1": l1_weight, "giou": giou_weight, "auxiliary": auxiliary_weight}
+        weights |= {"self_attention": self_attention_weight, "cross_attention": cross_attention_weight}
+        if negative := [f"{key}_weight" for key, value in weights.items() if value < 0]:
+            raise ValueError(f"weights must not be negative, got {', '.join(negative)} below 0")
+        self.teacher = Teacher(teacher, checkpoint, allow_untrained, share_images)
+        self.losses = tuple(losses)
+        self.matching, self.auxiliary, self.constraint = matching, auxiliary, constraint
+        self.inherit = tuple(inherit)
+        self.class_weight, self.l1_weight, self.giou_weight = class_weight, l1_weight, giou_weight
+        self.map_weights = {"self_attention": self_attention_weight, "cross_attention": cross_attention_weight}
+        self.class_reduction, self.auxiliary_weight, self.keep_maps = class_reduction, auxiliary_weight, keep_maps
+        SoftClasses(reduction=class_reduction)
+        if self.inherit:
+            self.register_buffer("inherited", torch.tensor(False))
+        self._has_inherited: bool | None = None  # of the buffer, which may be on another device
+        self._lesson: Lesson | None = None
+        self._records: dict[str, list[list[AttentionInputs]]] = {}
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_lesson": None, "_records": {}}
+
+    def extra_repr(self) -> str:
+        return f"teacher={self.teacher}"
+
+    @property
+    def watched(self) -> list[str]:
+        """Components of decoder layers whose attention is compared."""
+        if self.matching is None and self.auxiliary is None:
+            return []
+        return [COMPONENTS[loss] for loss in self.losses if loss in COMPONENTS]
+
+    def attach(self, model: DetectionTransformer) -> None:
+        for component in self.watched:
+            attentions_of(model, component, "the student")
+
+    def prepare(self, model: DetectionTransformer) -> None:
+        if not self.inherit or self._has_inherited:
+            return
+        if not self.inherited:
+            inherit(model, self.teacher.on(model.device), self.inherit)
+            self.inherited.fill_(True)
+        self._has_inherited = True
+
+    def branches(self, step: Step) -> list[Branch]:
+        model = step.model
+        if self.matching is None and self.auxiliary is None:
+            return []
+        lesson = self.teacher.teach(model, step.images, self.watched)
+        lesson = lesson.of_last_layers(min(len(model.decoder.layers), len(lesson.predictions.logits)))
+        if has_softmax(model) != has_softmax(self.teacher.on(model.device)):
+            raise ValueError(
+                "Distillation: of student and teacher one has a softmax with a class for no object, the other has a "
+                "sigmoid for each class"
+            )
+        self._lesson = lesson
+        if self.auxiliary is None:
+            return []
+        check_queries(step.main, lesson.queries)
+        return [Branch(replace(lesson.queries, name=GROUP), self.ground_truth(model, lesson))]
+
+    def ground_truth(self, model: DetectionTransformer, lesson: Lesson) -> list[Supervision]:
+        """How the auxiliary group is supervised by the ground truth."""
+        layers, taught = len(model.decoder.layers), len(lesson.predictions.logits)
+        start = {"none": layers, "last": layers - 1, "all": layers - taught}[self.constraint]
+        result = []
+        for each in model.criterion.supervisions:
+            if each.group != "main":
+                continue
+            each = each.replace(
+                group=GROUP, suffix=f"{each.suffix}_{GROUP}", weight=each.weight * self.auxiliary_weight
+            )
+            first, stop, _ = each.layers.indices(layers)
+            if first < min(stop, start):
+                result.append(each.replace(layers=slice(first, min(stop, start))))
+            if (first := max(first, start)) < stop:
+                shift = layers - taught
+                predictions = lesson.predictions.of_layers(slice(first - shift, stop - shift))
+                assigner = OfTeacher(each.assigner, predictions)
+                result.append(each.replace(assigner=assigner, layers=slice(first, stop)))
+        return result
+
+    @contextmanager
+    def during_decoder(self, step: Step) -> Iterator[None]:
+        attentions = [attentions_of(step.model, component, "the student") for component in self.watched]
+        with recording([each for of_layers in attentions for each in of_layers]) as records:
+            yield
+        records = iter(records)
+        self._records = {
+            component: [next(records) for _ in of_layers]
+            for component, of_layers in zip(self.watched, attentions, strict=True)
+        }
+
+    def after_decoder(self, step: Step, predictions: Mapping[str, Predictions]) -> list[Branch]:
+        """What student and teacher are compared by, in each group."""
+        lesson, records = self._lesson, self._records
+        self._lesson, self._records = None, {}
+        groups = {"main": self.matching, GROUP: self.auxiliary}
+        supervisions = []
+        for group, matching in groups.items():
+            if matching is not None and self.losses:
+                attention = self.attention_of(group, step, records)
+                supervisions.append(self.distill(group, matching, step, predictions[group], lesson, attention))
+        return [Branch(None, supervisions)] if supervisions else []
+
+    def attention_of(
+        self, name: str, step: Step, records: Mapping[str, Sequence[Sequence[AttentionInputs]]]
+    ) -> dict[str, list[AttentionInputs]]:
+        """By component, what it compared in each layer for the queries of a group."""
+        groups: list[QueryGroup] = [step.main]
+        groups += [branch.group for branch in step.branches if branch.group is not None]
+        layout = QueryLayout(groups)
+        place, found = layout.slices[name], {}
+        for component, of_layers in records.items():
+            found[component] = []
+            for index, calls in enumerate(of_layers):
+                default = getattr(step.model.decoder.layers[index], component)
+                served = dict(layout.by_component(component, index, default))[default]
+                if component == "self_attn":  # is called for each group
+                    found[component].append(calls[served.index(place)])
+                else:
+                    start = sum(other.stop - other.start for other in served if other.start < place.start)
+                    (call,) = calls
+                    found[component].append(replace(call, q=call.q[:, :, start : start + place.stop - place.start]))
+        return found
+
+    def distill(
+        self,
+        group: str,
+        matching: str,
+        step: Step,
+        predictions: Predictions,
+        lesson: Lesson,
+        attention: Mapping[str, Sequence[AttentionInputs]],
+    ) -> Supervision:
+        """The comparison of one group of the student with the teacher.
+
+        Raises:
+            ValueError: they have different classes, heads or tokens.
+        """
+        taught, teacher = len(lesson.predictions.logits), lesson.predictions
+        layers = slice(len(predictions.logits) - taught, None)
+        if predictions.logits.shape[-1] != teacher.logits.shape[-1]:
+            raise ValueError(
+                f"Distillation: the student predicts {predictions.logits.shape[-1]} classes, the teacher "
+                f"{teacher.logits.shape[-1]}"
+            )
+        classes = SoftClasses(has_softmax(step.model), self.class_reduction)
+        losses: list[Loss] = []
+        if "prediction" in self.losses:
+            losses += [
+                ClassDistillation(self.class_weight, teacher, classes),
+                L1Distillation(self.l1_weight, teacher),
+                GIoUDistillation(self.giou_weight, teacher),
+            ]
+        for loss, component in COMPONENTS.items():
+            if loss in self.losses:
+                own, other = attention[component][layers], lesson.attention[component]
+                check_maps(component, own, other, step.memory.shapes, lesson.shapes)
+                name, between_queries = f"loss_distill_{component}", component == "self_attn"
+                weight = self.map_weights[loss]
+                losses.append(AttentionDistillation(weight, name, own, other, between_queries, self.keep_maps))
+        return Supervision(
+            group,
+            self.assigner(matching, classes, predictions, teacher),
+            losses,
+            suffix="" if group == "main" else f"_{group}",
+            layers=(layers.start, None),
+            weight=1.0 if group == "main" else self.auxiliary_weight,
+        )
+
+    def assigner(self, matching: str, classes: SoftClasses, student: Predictions, teacher: Predictions) -> Assigner:
+        """The one that pairs their predictions."""
+        if matching == "adaptive":
+            cost = DistillationCost(classes, self.class_weight, self.l1_weight, self.giou_weight)
+            return AdaptiveMatcher(cost, teacher)
+        return in_order(student, teacher, shuffle=matching == "random")
+
+
+def check_queries(student: QueryGroup, teacher: QueryGroup) -> None:
+    """Raise ValueError if the student's decoder cannot work on the teacher's queries."""
+
+    def kind(group: QueryGroup) -> dict[str, int | None]:
+        parts = {"content": group.content, "pos": group.pos, "reference": group.reference}
+        return {key: None if part is None else part.shape[-1] for key, part in parts.items()}
+
+    if kind(student) != kind(teacher):
+        raise ValueError(
+            "Distillation: the teacher's queries cannot pass the student's decoder, they have other widths (None: no "
+            f"such part): {kind(teacher)} instead of {kind(student)}; set auxiliary=None to do without fixed matching"
+        )
+
+
+def check_maps(
+    component: str,
+    student: Sequence[AttentionInputs],
+    teacher: Sequence[AttentionInputs],
+    student_shapes: Sequence[tuple[int, int]],
+    teacher_shapes: Sequence[tuple[int, int]],
+) -> None:
+    """Raise ValueError if attention maps cannot be compared."""
+    own, other = [each.q.shape[1] for each in student], [each.q.shape[1] for each in teacher]
+    if own != other:
+        raise ValueError(
+            f"Distillation: {component} has {own[-1]} heads in the student and {other[-1]} in the teacher, so their "
+            "maps cannot be compared: leave it out of `losses`"
+        )
+    if component == "cross_attn" and student_shapes != teacher_shapes:
+        raise ValueError(
+            f"Distillation: the student has maps of tokens of the sizes {list(student_shapes)}, the teacher of "
+            f"{list(teacher_shapes)}, so cross-attention cannot be compared: give them backbones of the same stride, "
+            "or leave it out of `losses`"
+        )

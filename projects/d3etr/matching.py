@@ -1,0 +1,159 @@
+"""Which prediction of the student learns from which one of the teacher (MixMatcher)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from detrx.layers import cxcywh_to_xyxy, iou_xyxy
+from detrx.modeling import KnownPairs, Predictions, Targets
+from detrx.modeling.matching import Assigner, Assignment, assign_all
+
+REDUCTIONS = ("sum", "mean")
+_LEAST = 1e-7
+
+
+@dataclass(frozen=True)
+class SoftClasses:
+    """How soft classes are compared: binary cross entropy of each class's probability, from the teacher's.
+
+    Args:
+        softmax: logits are those of a softmax whose last one means "no object", which then is one of the classes; else
+            each class has a sigmoid.
+        reduction: "sum" or "mean" over the classes.
+    """
+
+    softmax: bool = False
+    reduction: str = "sum"
+
+    def __post_init__(self) -> None:
+        if self.reduction not in REDUCTIONS:
+            raise ValueError(f"class_reduction must be one of {REDUCTIONS}, got {self.reduction!r}")
+
+    def logs(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """(..., K) logits -> log p and log (1 - p), float32."""
+        logits = logits.float()
+        if not self.softmax:
+            return F.logsigmoid(logits), F.logsigmoid(-logits)
+        log_p = logits.log_softmax(-1)
+        return log_p, (1 - log_p.exp()).clamp(min=_LEAST).log()
+
+    def reduce(self, values: Tensor) -> Tensor:
+        """(..., K) -> (...)."""
+        return values.sum(-1) if self.reduction == "sum" else values.mean(-1)
+
+    def divergence(self, logits: Tensor, teacher: Tensor) -> Tensor:
+        """(..., K) logits of both -> (...) cross entropy less the teacher's own entropy: 0 where they are equal, with
+        the gradient of the cross entropy."""
+        own, other = self.logs(logits), self.logs(teacher)
+        p = other[0].exp()
+        return self.reduce(p * (other[0] - own[0]) + (1 - p) * (other[1] - own[1]))
+
+    def pairwise(self, logits: Tensor, teacher: Tensor) -> Tensor:
+        """(..., N, K) and (..., M, K) logits -> (..., N, M) cross entropy of all pairs."""
+        log_p, log_not = self.logs(logits)
+        p = self.logs(teacher)[0].exp().transpose(-1, -2)
+        total = -(log_p @ p + log_not @ (1 - p))
+        return total if self.reduction == "sum" else total / logits.shape[-1]
+
+
+@dataclass(frozen=True)
+class DistillationCost:
+    """Eq. 5: cross entropy of soft classes, L1 of cxcywh, and -GIoU of boxes, weighted."""
+
+    classes: SoftClasses
+    class_weight: float = 20.0
+    l1_weight: float = 5.0
+    giou_weight: float = 2.0
+
+    @torch.no_grad()
+    def __call__(self, student: Predictions, teacher: Predictions) -> Tensor:
+        """(T, B, N, M) float32 cost of each pair of N predictions of the student and M of the teacher."""
+        costs = []
+        # Layer by layer: boxes of all pairs take much memory.
+        with torch.autocast(student.boxes.device.type, enabled=False):
+            for logits, boxes, other_logits, other_boxes in zip(
+                student.logits.float(), student.boxes.float(), teacher.logits, teacher.boxes, strict=True
+            ):
+                cost = self.class_weight * self.classes.pairwise(logits, other_logits)
+                cost += self.l1_weight * torch.cdist(boxes, other_boxes, p=1)
+                corners, other_corners = cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(other_boxes)
+                cost -= self.giou_weight * iou_xyxy(corners[:, :, None], other_corners[:, None])[1]
+                costs.append(cost)
+        return torch.stack(costs)
+
+
+class AdaptiveMatcher(Assigner):
+    """Adaptive matching: pairs of least total cost, for each layer and image by itself.
+
+    `truth` of a pair is a query of the teacher. There are as many pairs as the one with fewer queries has; of the other
+    one, those that fit worst have none. Pairs are in order of layer, image and the student's query.
+
+    Args:
+        cost: of pairs.
+        teacher: predictions (T, B, M, ...) of the layers that are matched.
+    """
+
+    def __init__(self, cost: DistillationCost, teacher: Predictions):
+        self.cost, self.teacher = cost, teacher
+
+    def host_cost(self, predictions: Predictions, targets: Targets) -> Tensor:
+        return self.cost(predictions, self.teacher)
+
+    def solve(self, cost: np.ndarray, targets: Targets) -> np.ndarray:
+        if bad := [image for image, of_image in enumerate(np.isfinite(cost).all((0, 2, 3))) if not of_image]:
+            raise FloatingPointError(
+                "predictions of student or teacher are NaN or infinite for image ids "
+                f"{[targets.image_ids[image] for image in bad]}"
+            )
+        rows = []
+        for layer, image in np.ndindex(cost.shape[:2]):
+            query, truth = linear_sum_assignment(cost[layer, image])
+            rows.append(np.stack([np.full_like(query, layer), np.full_like(query, image), query, truth], axis=1))
+        return np.concatenate(rows)
+
+    def assign(self, predictions: Predictions, targets: Targets) -> Assignment:
+        return assign_all([(self, predictions, targets)])[0]
+
+
+class OfTeacher(Assigner):
+    """Which ground truth each prediction of the teacher gets, as the assignment of the group that has its queries
+    (Eq. 7).
+
+    Args:
+        assigner: finds it.
+        teacher: predictions of the layers that are assigned.
+    """
+
+    def __init__(self, assigner: Assigner, teacher: Predictions):
+        self.assigner, self.teacher = assigner, teacher
+
+    def host_cost(self, predictions: Predictions, targets: Targets) -> Tensor | None:
+        return self.assigner.host_cost(self.teacher, targets)
+
+    def solve(self, cost: np.ndarray, targets: Targets) -> np.ndarray:
+        return self.assigner.solve(cost, targets)
+
+    def assign(self, predictions: Predictions, targets: Targets) -> Assignment:
+        return self.assigner.assign(self.teacher, targets)
+
+
+def in_order(student: Predictions, teacher: Predictions, shuffle: bool = False) -> KnownPairs:
+    """Pairs of equal place, or of a student's query and a random one of the teacher, in all layers.
+
+    Args:
+        student, teacher: predictions; of the one with more queries the last ones (or random ones) have no pair.
+        shuffle: draw the teacher's queries, for each image.
+    """
+    _, images, own = student.logits.shape[:3]
+    other, device = teacher.logits.shape[2], student.logits.device
+    count = min(own, other)
+    orders = [torch.randperm(other) if shuffle else torch.arange(other) for _ in range(images)]
+    image = torch.arange(images, device=device).repeat_interleave(count)
+    query = torch.arange(count, device=device).repeat(images)
+    return KnownPairs(image, query, torch.cat([order[:count] for order in orders]).to(device))
