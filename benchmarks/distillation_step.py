@@ -4,7 +4,7 @@ step without it.
 
 For each config: forward, losses and backward of a batch of the student alone; the forward pass of the teacher on the
 same images, without gradients; and a step of both with all parts of the distillation. The bar is on the ratio of the
-last one to the sum of the others. The candidates take turns, so that a busy moment hits all of them. Weights are random.
+last one to the sum of the others. The candidates take turns, so that a busy moment hits all. Weights are random.
 """
 
 import argparse

@@ -21,7 +21,7 @@ from detrx.projects.d3etr.matching import AdaptiveMatcher, DistillationCost, OfT
 from detrx.projects.d3etr.teacher import freeze
 from detrx.projects.qr_detr import FixedRouter, QueryRouting
 from tests.modeling.small import make_model
-from tests.projects.contract import detector, distillation, losses_of, make_batch, switch_on, training_step
+from tests.projects.contract import METHODS, detector, distillation, losses_of, make_batch, switch_on, training_step
 
 NOTHING = Targets(torch.zeros(2, 0, dtype=torch.long), torch.zeros(2, 0, 4), (0, 0), ("a", "b"))
 
@@ -348,6 +348,19 @@ def test_queries_of_the_teacher_are_the_auxiliary_group():
     assert group.sees == () and all("teacher" not in each.sees for each in seen)
 
 
+@pytest.mark.parametrize("other", ["hybrid_branch", "mr_detr_all_own"])
+@pytest.mark.parametrize("first", [True, False])
+def test_other_methods_change_nothing(other: str, first: bool):
+    """Their groups are in the same decoder, with attentions of its own or theirs."""
+    batch = make_batch()
+    expected = losses_of(switch_on(quiet(detector("conditional_detr")), distillation()), batch)
+    methods = [METHODS[other].make(), distillation()]
+    found = losses_of(switch_on(quiet(detector("conditional_detr")), *(methods if first else methods[::-1])), batch)
+    assert len(found) > len(expected)
+    for key, loss in expected.items():
+        torch.testing.assert_close(found[key], loss, atol=1e-3, rtol=1e-3, msg=lambda m, key=key: f"{key}: {m}")
+
+
 @pytest.mark.parametrize(("queries", "layers"), [(14, 3), (6, 3), (10, 5), (10, 2)])
 def test_other_numbers_of_queries_and_layers(queries: int, layers: int):
     """The last layers are compared; with fewer queries of the teacher some of the student's learn nothing."""
@@ -417,6 +430,6 @@ def test_values_that_make_no_sense(arguments: dict, message: str):
 def test_routed_layers_have_no_maps_of_all_queries():
     model = switch_on(detector("conditional_detr"), QueryRouting(router=FixedRouter(1.0)))
     with pytest.raises(ValueError, match="decoder layer 0 of the student is a RoutedDecoderLayer"):
-        switch_on(model, distillation())
+        switch_on(copy.deepcopy(model), distillation())
     losses = losses_of(switch_on(model, distillation(losses=["prediction"])), make_batch())
     assert np.isfinite([loss.item() for loss in losses.values()]).all()
