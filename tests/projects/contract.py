@@ -117,9 +117,13 @@ class SameKind(Teacher):
         return super().teach(student, images, watched)
 
 
-def distillation(**options: object) -> Distillation:
+def distillation(teacher: DetectionTransformer | None = None, **options: object) -> Distillation:
+    """From a copy of `teacher`; None: `SameKind`."""
     method = Distillation("", inherit=[], **options)
     method.teacher = SameKind()
+    if teacher is not None:
+        method.teacher._model = freeze(copy.deepcopy(teacher))
+        method.teacher._model.methods = nn.ModuleList()
     return method
 
 
