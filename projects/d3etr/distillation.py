@@ -101,7 +101,7 @@ class Distillation(Method):
         SoftClasses(reduction=class_reduction)
         if self.inherit:
             self.register_buffer("inherited", torch.tensor(False))
-        self._has_inherited: bool | None = None  # of the buffer, which may be on another device
+        self._has_inherited = False  # reading the buffer waits for the device
         self._lesson: Lesson | None = None
         self._records: dict[str, list[list[AttentionInputs]]] = {}
 
@@ -136,11 +136,7 @@ class Distillation(Method):
             return []
         lesson = self.teacher.teach(model, step.images, self.watched)
         lesson = lesson.of_last_layers(min(len(model.decoder.layers), len(lesson.predictions.logits)))
-        if has_softmax(model) != has_softmax(self.teacher.on(model.device)):
-            raise ValueError(
-                "Distillation: of student and teacher one has a softmax with a class for no object, the other has a "
-                "sigmoid for each class"
-            )
+        check_classes(model, self.teacher.on(model.device))
         self._lesson = lesson
         if self.auxiliary is None:
             return []
@@ -224,15 +220,10 @@ class Distillation(Method):
         """The comparison of one group of the student with the teacher.
 
         Raises:
-            ValueError: they have different classes, heads or tokens.
+            ValueError: they have different numbers of heads, or different tokens.
         """
         taught, teacher = len(lesson.predictions.logits), lesson.predictions
         layers = slice(len(predictions.logits) - taught, None)
-        if predictions.logits.shape[-1] != teacher.logits.shape[-1]:
-            raise ValueError(
-                f"Distillation: the student predicts {predictions.logits.shape[-1]} classes, the teacher "
-                f"{teacher.logits.shape[-1]}"
-            )
         classes = SoftClasses(has_softmax(step.model), self.class_reduction)
         losses: list[Loss] = []
         if "prediction" in self.losses:
@@ -263,6 +254,18 @@ class Distillation(Method):
             cost = DistillationCost(classes, self.class_weight, self.l1_weight, self.giou_weight)
             return AdaptiveMatcher(cost, teacher)
         return in_order(student, teacher, shuffle=matching == "random")
+
+
+def check_classes(student: DetectionTransformer, teacher: DetectionTransformer) -> None:
+    """Raise ValueError if the classes that they predict cannot be compared."""
+    own, other = (model.decoder.heads.class_heads[-1].out_features for model in (student, teacher))
+    if has_softmax(student) != has_softmax(teacher):
+        raise ValueError(
+            "Distillation: of student and teacher one has a softmax with a class for no object, the other has a "
+            "sigmoid for each class"
+        )
+    if own != other:
+        raise ValueError(f"Distillation: the student predicts {own} classes, the teacher {other}")
 
 
 def check_queries(student: QueryGroup, teacher: QueryGroup) -> None:

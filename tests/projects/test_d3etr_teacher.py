@@ -9,6 +9,8 @@ from omegaconf import DictConfig
 
 from detrx import model_zoo
 from detrx.checkpoint.checkpointer import CheckpointError
+from detrx.d2.config import LazyCall as L
+from detrx.d2.config import instantiate
 from detrx.engine import ModelEMA
 from detrx.modeling import DetectionTransformer
 from detrx.projects.d3etr import Distillation
@@ -62,6 +64,12 @@ def test_teacher_has_the_averaged_weights_of_its_checkpoint(checkpoint: str):
     assert not any(p.requires_grad for p in model.parameters()) and not model.training
     assert not len(model.methods)
     assert teacher.on(torch.device("cpu")) is model, "the teacher is loaded twice"
+
+
+def test_teacher_as_a_node_of_the_config():
+    method = instantiate(L(Distillation)(teacher=small_config(), allow_untrained=True))
+    assert method.teacher._model is None, "the teacher is built with the student"
+    assert method.teacher.on(torch.device("cpu")).query_source.pos.weight.shape == (10, 64)
 
 
 def test_teacher_is_never_trained_and_no_part_of_the_student(checkpoint: str):
