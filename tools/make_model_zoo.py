@@ -15,8 +15,9 @@ PAGE = ROOT / "MODEL_ZOO.md"
 HEADER = """# Model zoo
 
 Written by `python tools/make_model_zoo.py` from the records in `benchmarks/results/studies`; every figure was measured
-with the command above its table. AP is COCO AP in percent on 300 images of generated digits (`digits_val`), mean and
-sample standard deviation over seeds; parameters, GFLOPs (multiply-adds) and ms are those of inference with one image.
+with the command above its table. AP is COCO AP in percent on 300 images of generated digits (`digits_val`, where a
+study does not say otherwise), mean and sample standard deviation over seeds; parameters, GFLOPs (multiply-adds) and ms
+(not measured everywhere) are those of inference with one image.
 A few minutes of training on a CPU say which detector learns and what it costs, not which is best on COCO.
 """
 
@@ -25,7 +26,8 @@ def page(records: list[dict[str, Any]]) -> str:
     """The Markdown of all records."""
     parts = [HEADER]
     for record in records:
-        device = record["gpu"] or f"{record['cpu']}, {record['threads']} threads of {record['cores']} cores"
+        threads = f"{record['threads']} thread{'s' * (record['threads'] > 1)}"
+        device = record["gpu"] or f"{record['cpu']}, {threads} of {record['cores']} cores"
         height, width = record["size"]
         parts.append(
             f"\n## {record['title']}\n\n{record['description']}\n\n    {record['command']}\n\n"

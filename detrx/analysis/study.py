@@ -192,7 +192,7 @@ def markdown_table(record: dict[str, Any]) -> str:
     for name, row in record["variants"].items():
         metrics = " | ".join(text(row["result"][key]) for key in METRICS)
         losses = " -> ".join(f"{row['result'][key]['mean']:.1f}" for key in ("first_loss", "last_loss"))
-        time = "" if row["ms_per_image"] is None else f"{row['ms_per_image']:.1f}"
+        time = "-" if row["ms_per_image"] is None else f"{row['ms_per_image']:.1f}"
         cost = f"{row['parameters'] / 1e6:.2f} | {row['flops'] / 1e9:.3f} | {time}"
         lines.append(f"| {name} | {metrics} | {losses} | {cost} | {len(row['seeds'])} |")
     return "\n".join(lines) + "\n"
