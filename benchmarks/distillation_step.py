@@ -11,17 +11,16 @@ import argparse
 import shlex
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
 import torch
 from harness import machine, medians, peak_mib, print_table, write_json
 from omegaconf import DictConfig
+from training import add_batch_arguments, autocast, check_batch_arguments, make_inputs, train_step
 
 from detrx import model_zoo
 from detrx.d2.config import instantiate
-from detrx.d2.structures import Boxes, Instances
 from detrx.engine.config import without_pretrained
 from detrx.modeling import DetectionTransformer
 from detrx.projects.d3etr import Distillation
@@ -34,33 +33,6 @@ BAR = 1.25
 def make_model(args: argparse.Namespace, cfg: DictConfig) -> DetectionTransformer:
     torch.manual_seed(0)
     return instantiate(without_pretrained(cfg)).to(args.device).train()
-
-
-def make_inputs(args: argparse.Namespace, classes: int) -> list[dict[str, Any]]:
-    """A batch of square images of noise with boxes of a tenth to half of their sides."""
-    generator = torch.Generator().manual_seed(0)
-    inputs = []
-    for _ in range(args.batch):
-        count = int(torch.randint(*args.boxes, (), generator=generator))
-        size = args.size * (0.1 + 0.4 * torch.rand(count, 2, generator=generator))
-        corner = (args.size - size) * torch.rand(count, 2, generator=generator)
-        image = torch.randint(256, (3, args.size, args.size), generator=generator, dtype=torch.uint8)
-        instances = Instances((args.size, args.size))
-        instances.gt_boxes = Boxes(torch.cat([corner, corner + size], 1))
-        instances.gt_classes = torch.randint(classes, (count,), generator=generator)
-        inputs.append({"image": image, "instances": instances})
-    return inputs
-
-
-def autocast(args: argparse.Namespace) -> AbstractContextManager:
-    return torch.autocast(args.device, torch.bfloat16, enabled=args.dtype == "bfloat16")
-
-
-def train_step(args: argparse.Namespace, model: DetectionTransformer, inputs: list[dict[str, Any]]) -> None:
-    model.zero_grad()
-    with autocast(args):
-        losses = model(inputs)
-    torch.stack(list(losses.values())).sum().backward()
 
 
 @torch.no_grad()
@@ -101,22 +73,14 @@ def measure(args: argparse.Namespace, name: str) -> dict[str, object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="bfloat16: autocast")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
+    add_batch_arguments(parser, size=128, batch=4, boxes=(1, 5))
     parser.add_argument("--configs", nargs="+", default=list(CONFIGS), help="in the model zoo (default: digits)")
-    parser.add_argument("--size", type=int, default=128, help="side of the images (default: 128)")
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--boxes", nargs=2, type=int, default=[1, 6], metavar=("LOW", "HIGH"), help="in an image")
     parser.add_argument(
         "--recompute-maps", dest="keep_maps", action="store_false", help="see keep_maps of Distillation"
     )
     parser.add_argument("--rounds", type=int, default=20, help="measurements per median (default: 20)")
     args = parser.parse_args()
-    if args.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: torch sees no GPU")
-    if not 0 <= args.boxes[0] < args.boxes[1]:
-        parser.error(f"--boxes {args.boxes[0]} {args.boxes[1]}: expected 0 <= LOW < HIGH (HIGH itself is not drawn)")
+    check_batch_arguments(parser, args)
     torch.set_num_threads(args.threads)
 
     where = machine(args.device) | {"dtype": args.dtype}

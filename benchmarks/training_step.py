@@ -13,17 +13,16 @@ import argparse
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
 import torch
 from harness import machine, medians, peak_mib, print_table, write_json
 from torch import Tensor, nn
+from training import add_batch_arguments, autocast, check_batch_arguments, make_inputs, train_step
 
 from detrx import model_zoo
 from detrx.d2.config import instantiate
-from detrx.d2.structures import Boxes, Instances
 from detrx.modeling import DetectionTransformer, MultiScaleTokens, Predictions, QueryGroup
 from detrx.modeling.methods import Step
 from detrx.modeling.targets import Targets
@@ -37,6 +36,7 @@ CONFIGS = {
     "+ Mr. DETR++": "mr_detr/mr_detr_pp_deformable_r50.py",
 }
 STRIDES = (8, 16, 32, 64)
+NUM_CLASSES = 80
 BARS = {HYBRID: 1.35, ROUTES: 1.35}
 """The time of the step as a multiple of the plain one's, at most."""
 DECODER_BAR = 1.3
@@ -67,34 +67,8 @@ def make_model(args: argparse.Namespace, name: str, queries: int) -> DetectionTr
     return model.to(args.device).train()
 
 
-def make_inputs(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """A batch of square images with boxes of a tenth to half of their sides."""
-    generator = torch.Generator().manual_seed(0)
-    inputs = []
-    for _ in range(args.batch):
-        low, high = args.boxes
-        count = int(torch.randint(low, high + 1, (), generator=generator))
-        size = args.size * (0.1 + 0.4 * torch.rand(count, 2, generator=generator))
-        corner = (args.size - size) * torch.rand(count, 2, generator=generator)
-        boxes, classes = Boxes(torch.cat([corner, corner + size], 1)), torch.randint(80, (count,), generator=generator)
-        instances = Instances((args.size, args.size), gt_boxes=boxes, gt_classes=classes)
-        inputs.append({"image": torch.zeros(3, args.size, args.size, dtype=torch.uint8), "instances": instances})
-    return inputs
-
-
-def autocast(args: argparse.Namespace) -> AbstractContextManager:
-    return torch.autocast(args.device, torch.bfloat16, enabled=args.dtype == "bfloat16")
-
-
-def train_step(args: argparse.Namespace, model: DetectionTransformer, inputs: list[dict[str, Any]]) -> None:
-    model.zero_grad()
-    with autocast(args):
-        losses = model(inputs)
-    torch.stack(list(losses.values())).sum().backward()
-
-
 def measure_steps(args: argparse.Namespace, queries: int) -> list[dict[str, object]]:
-    inputs = make_inputs(args)
+    inputs = make_inputs(args, NUM_CLASSES)
     steps: dict[str, Callable[[], None]] = {
         name: partial(train_step, args, make_model(args, name, queries), inputs) for name in CONFIGS
     }
@@ -118,7 +92,7 @@ class DecoderRun:
     def __init__(self, args: argparse.Namespace, queries: int):
         self.args = args
         self.model = make_model(args, ROUTES, queries)
-        instances = [each["instances"] for each in make_inputs(args)]
+        instances = [each["instances"] for each in make_inputs(args, NUM_CLASSES)]
         targets = Targets.from_instances(instances, range(args.batch), torch.device(args.device))
         with torch.no_grad():
             self.memory: MultiScaleTokens = self.model.encoder(self.model.tokenizer(self.model.backbone(None), None))
@@ -186,18 +160,12 @@ def missed_bars(steps: list[dict[str, Any]], decoders: list[dict[str, Any]]) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="bfloat16: autocast")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
+    add_batch_arguments(parser, size=640, batch=2, boxes=(10, 20))
     parser.add_argument("--queries", nargs="+", type=int, default=[300, 900])
     parser.add_argument("--hybrid-queries", type=int, default=1500, help="further queries of H-DETR (default: 1500)")
-    parser.add_argument("--size", type=int, default=640, help="side of the images, a multiple of 64 (default: 640)")
-    parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--boxes", nargs=2, type=int, default=[10, 20], metavar=("LOW", "HIGH"), help="in an image")
     parser.add_argument("--rounds", type=int, default=3, help="measurements per median (default: 3)")
     args = parser.parse_args()
-    if args.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: torch sees no GPU")
+    check_batch_arguments(parser, args)
     if args.size % STRIDES[-1]:
         parser.error(f"--size {args.size}: expected a multiple of {STRIDES[-1]}")
     torch.set_num_threads(args.threads)

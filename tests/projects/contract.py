@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 from omegaconf import DictConfig
-from torch import nn
+from torch import Tensor, nn
 
 from detrx.d2.config import LazyCall as L
 from detrx.d2.structures import ImageList
@@ -176,6 +176,18 @@ def detector(name: str, *without: type[Method]) -> DetectionTransformer:
     model = copy.deepcopy(_detector(name))
     model.methods = nn.ModuleList(method for method in model.methods if not isinstance(method, without))
     return model
+
+
+class Inference(nn.Module):
+    """What is exported: normalised images (B, 3, H, W) -> logits and boxes of all layers."""
+
+    def __init__(self, model: DetectionTransformer):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        main = self.model.predict(images, None)["main"]
+        return main.logits, main.boxes
 
 
 def switch_on(model: DetectionTransformer, *methods: Method) -> DetectionTransformer:

@@ -19,6 +19,7 @@ from tests.projects.contract import (
     ONCE,
     PAIRS,
     REFUSED,
+    Inference,
     detector,
     make_batch,
     switch_on,
@@ -44,16 +45,6 @@ class Recorder(TorchDispatchMode):
         self.operations.append((str(func), *(tuple(tensor.shape) for tensor in tensors)))
         self.read |= {tensor.untyped_storage().data_ptr() for tensor in tensors}
         return func(*args, **(kwargs or {}))
-
-
-class Inference(nn.Module):
-    def __init__(self, model: DetectionTransformer):
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        main = self.model.predict(images, None)["main"]
-        return main.logits, main.boxes
 
 
 def without_methods(model: DetectionTransformer) -> DetectionTransformer:

@@ -17,7 +17,7 @@ from detrx.projects.h_detr import HybridBranch
 from detrx.projects.mr_detr import MrDETR
 from detrx.projects.qr_detr import FixedRouter, QueryRouting, force_routers
 from tests.modeling.small import make_input, make_model
-from tests.projects.contract import DETECTORS, detector, losses_of, make_batch, switch_on, training_step
+from tests.projects.contract import DETECTORS, Inference, detector, losses_of, make_batch, switch_on, training_step
 
 QUERIES, LAYERS = 10, 3
 CONFIGS = [f"qr_detr/qr_{name}_digits.py" for name in ("deformable_detr", "conditional_detr", "dab_detr")]
@@ -166,16 +166,6 @@ def test_exit_heads_are_not_at_inference(config: str):
         expected, found = model.predict(image, None)["main"], program.module()(image)
         torch.testing.assert_close(found[0], expected.logits, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(found[1], expected.boxes, atol=1e-4, rtol=1e-4)
-
-
-class Inference(nn.Module):
-    def __init__(self, model: DetectionTransformer):
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        main = self.model.predict(images, None)["main"]
-        return main.logits, main.boxes
 
 
 @torch.no_grad()
