@@ -41,6 +41,7 @@ from detrx.engine import (
     resolve_seed,
     run_job,
 )
+from detrx.modeling import DetectionTransformer
 
 logger = logging.getLogger("detrx.train_net")
 
@@ -108,6 +109,8 @@ def do_train(args: argparse.Namespace, cfg: DictConfig) -> None:
     else:
         start_iter = 0
         _start_anew(args, settings, checkpointer)
+    if isinstance(model, DetectionTransformer):
+        model.prepare_training()
     if ema is not None and ema.updates == 0:  # the weights may have been loaded or sent from rank 0 since it was made
         ema.reset(model)
 

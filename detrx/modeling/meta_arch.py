@@ -152,11 +152,16 @@ class DetectionTransformer(nn.Module):
         main, predictions = self.query_source(memory)
         return predictions | self.decoder([main], memory)
 
+    def prepare_training(self) -> None:
+        """Let methods change parameters. Every training step begins with it; who copies the model for an average before
+        the first one calls it first."""
+        for method in self.methods:
+            method.prepare(self)
+
     def train_step(self, images: ImageList, targets: Targets) -> tuple[dict[str, Predictions], list[Supervision], Step]:
         """Predictions of all groups and of the encoder by name, their supervisions, those of methods last, and what the
         methods were given; `images` are those of `preprocess`."""
-        for method in self.methods:
-            method.prepare(self)
+        self.prepare_training()
         memory = self.encode(images)
         supervisions = self.criterion.supervisions
         for method in self.methods:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = "tests/integration/tiny_digits.py"
@@ -93,12 +94,41 @@ def test_resume_in_the_middle_of_the_epoch_scheme(tmp_path: Path, datasets: Path
         "model.methods=[{_target_: detrx.projects.h_detr.HybridEpoch, max_iter: 6, rho: 0.5, copies: 3}]",
         "train.eval_period=0", "train.checkpointer.period=2",
     ]  # fmt: skip
-    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    whole, resumed = train_whole_and_resumed(tmp_path, datasets, options)
+    assert [line["iteration"] for line in whole[:2]] == [0, 1]
+    assert resumed == whole[1:]
+
+
+def train_whole_and_resumed(folder: Path, datasets: Path, options: Sequence[str]) -> tuple[list[dict], list[dict]]:
+    """Metrics of a training, in `folder`/whole, and of one that continues at its checkpoint of iteration 1.
+
+    What is smoothed is written again for the last iteration before it.
+    """
+    whole, resumed = folder / "whole", folder / "resumed"
     run_tool("lazyconfig_train_net.py", *options, f"train.output_dir={whole}", datasets=datasets)
     resumed.mkdir()
     shutil.copy(whole / "model_0000001.pth", resumed)
     (resumed / "last_checkpoint").write_text("model_0000001.pth")
     run_tool("lazyconfig_train_net.py", "--resume", *options, f"train.output_dir={resumed}", datasets=datasets)
-    expected = metrics(whole)
-    assert [line["iteration"] for line in expected[:2]] == [0, 1]
-    assert metrics(resumed) == expected[1:]  # what is smoothed is written again for the last iteration before it
+    return metrics(whole), metrics(resumed)
+
+
+def test_distillation_from_a_trained_teacher(tmp_path: Path, datasets: Path):
+    """The averaged weights, too, begin as the teacher's; a resumed training does not begin with them again."""
+    train(tmp_path / "teacher", datasets)
+    teacher = tmp_path / "teacher" / "model_final.pth"
+    options = [
+        f"model.methods=[{{_target_: detrx.projects.d3etr.Distillation, teacher: {CONFIG}, checkpoint: {teacher}, "
+        "losses: [prediction, self_attention]}]",
+        "train.eval_period=0", "train.checkpointer.period=2", "train.ema.enabled=True", "train.ema.decay=0.99",
+    ]  # fmt: skip
+    whole, resumed = train_whole_and_resumed(tmp_path, datasets, options)
+    lines = [line for line in whole if "total_loss" in line]
+    assert len(lines) == 6
+    assert all(line[f"loss_distill_{key}"] > 0 for line in lines for key in ("bbox", "self_attn_teacher"))
+    assert resumed == whole[1:]
+    taught = torch.load(teacher, weights_only=True)
+    expected = taught["ema"]["model"] if "ema" in taught else taught["model"]
+    found = torch.load(tmp_path / "whole" / "model_0000001.pth", weights_only=True)["ema"]["model"]
+    inherited = [key for key in found if key.startswith(("encoder.", "decoder."))]
+    assert inherited and all(torch.allclose(found[key], expected[key], atol=1e-3) for key in inherited)
