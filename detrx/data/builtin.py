@@ -12,8 +12,8 @@ from .digits import CLASSES, SPLITS, VARIANTS, prepare
 
 
 def datasets_root() -> Path:
-    """The folder that holds all datasets: $DETECTRON2_DATASETS, by default ./datasets."""
-    return Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
+    """The folder that holds all datasets: $DETECTRON2_DATASETS; where that is not set, or empty, ./datasets."""
+    return Path(os.environ.get("DETECTRON2_DATASETS") or "datasets").expanduser()
 
 
 class DigitsMetadata(Metadata):

@@ -75,7 +75,7 @@ def _clear_errors(json_file: str, name: str | None) -> Iterator[None]:
         if "://" in json_file:  # not a local file: nothing to look at here
             raise
         if not os.path.isfile(json_file):
-            datasets = os.environ.get("DETECTRON2_DATASETS", "datasets")
+            datasets = os.environ.get("DETECTRON2_DATASETS") or "datasets"
             raise FileNotFoundError(
                 f"annotation file {json_file} of dataset {name!r} does not exist (DETECTRON2_DATASETS is {datasets!r})"
             ) from error

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from detrx.d2.structures import ImageList
+from detrx.d2.utils import EventStorage, get_event_storage
 
 from .criterion import Supervision
 from .queries import Predictions, QueryGroup
@@ -121,3 +122,13 @@ class Method(nn.Module):
             predictions: of all groups, by name.
         """
         return {}
+
+
+def log_storage(period: int) -> EventStorage | None:
+    """The trainer's event storage in every `period`-th iteration; None in the others, and outside of a training, where
+    nobody would read what is logged."""
+    try:
+        storage = get_event_storage()
+    except AssertionError:
+        return None
+    return None if (storage.iter + 1) % period else storage

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from detrx.d2.utils import get_event_storage
 from detrx.layers import FFN, ExpertLoad, Gate, MixtureFFN, MultiScaleDeformableAttention
 from detrx.modeling import DeformableEncoderLayer, DetectionTransformer, Method, MultiScaleTokens, Predictions, Step
+from detrx.modeling.methods import log_storage
 
 
 class ScaleAwareEncoderLayer(DeformableEncoderLayer):
@@ -98,11 +98,8 @@ class ExpertLoads(Method):
         }
 
     def log(self, loads: Mapping[str, list[ExpertLoad]]) -> None:
-        try:
-            storage = get_event_storage()
-        except AssertionError:  # outside of a training there is nobody to read it
-            return
-        if (storage.iter + 1) % self.period:
+        storage = log_storage(self.period)
+        if storage is None:
             return
         names = [f"moe/{where}_{statistic}" for where in loads for statistic in ("max_over_mean", "effective_experts")]
         values = torch.cat([torch.stack([unevenness(load) for load in each]).mean(0) for each in loads.values()])

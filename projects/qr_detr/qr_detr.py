@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from detrx.d2.utils import get_event_storage
 from detrx.modeling import Branch, DecoderLayer, Denoising, DetectionTransformer, Method, Predictions, Step, Supervision
+from detrx.modeling.methods import log_storage
 
 from .routed_layer import FFN_ON, REGROUP, WRAPPED, Routed, RoutedDecoderLayer
 from .router import QueryRouter
@@ -129,11 +129,8 @@ class QueryRouting(Method):
 
     def log(self, counts: list[Tensor]) -> None:
         """How many queries of an image pass each router, on average."""
-        try:
-            storage = get_event_storage()
-        except AssertionError:  # outside of a training there is nobody to read it
-            return
-        if (storage.iter + 1) % self.period:
+        storage = log_storage(self.period)
+        if storage is None:
             return
         means = torch.stack(counts).float().mean(1).tolist()
         for index, value in enumerate(means):

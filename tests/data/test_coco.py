@@ -1,9 +1,10 @@
 import json
+from pathlib import Path
 
 import pytest
 
 from detrx.d2.data import DatasetCatalog, MetadataCatalog, register_coco_instances
-from detrx.data import get_detection_dataset_dicts, load_coco
+from detrx.data import datasets_root, get_detection_dataset_dicts, load_coco
 
 
 @pytest.fixture
@@ -91,3 +92,12 @@ def test_categories_other_than_the_registered_classes(register, coco):
     name = register(coco, thing_classes=["cat", "horse"])
     with pytest.raises(ValueError, match=r"categories \['cat', 'dog'\] are not the classes \['cat', 'horse'\]"):
         get_detection_dataset_dicts(name)
+
+
+@pytest.mark.parametrize(("value", "expected"), [(None, "datasets"), ("", "datasets"), ("/elsewhere", "/elsewhere")])
+def test_folder_of_datasets(monkeypatch, value: str | None, expected: str):
+    """An empty variable is no folder: the current one must not fill with data."""
+    monkeypatch.delenv("DETECTRON2_DATASETS", raising=False)
+    if value is not None:
+        monkeypatch.setenv("DETECTRON2_DATASETS", value)
+    assert datasets_root() == Path(expected)
