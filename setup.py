@@ -267,6 +267,10 @@ setup(
     ],
     extras_require={
         "vision": VISION,
+        "lvis": ["lvis>=0.5.3"],
+        "fast-eval": ["faster-coco-eval>=1.6"],
+        "video": ["av>=12.0"],
+        "onnx": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.3"],
         "dev": ["pytest>=7.4", "ruff>=0.6", "ninja>=1.11", "transformers>=5.0"],
     },
     **build_arguments(),
