@@ -71,6 +71,13 @@ class Supervision:
         """The supervised ones of `num_layers` layers."""
         return range(num_layers)[self.layers]
 
+    def split(self, layer: int, num_layers: int) -> tuple[list[Supervision], list[Supervision]]:
+        """The same for the layers before `layer` and for the others, of `num_layers`; an empty list for no layers."""
+        first, stop, _ = self.layers.indices(num_layers)
+        before, after = slice(first, min(stop, layer)), slice(max(first, layer), stop)
+        parts = [[self.replace(layers=part)] if part.start < part.stop else [] for part in (before, after)]
+        return parts[0], parts[1]
+
     def select(self, predictions: Predictions) -> Predictions:
         """Those of the supervised layers."""
         return predictions.of_layers(self.layers)

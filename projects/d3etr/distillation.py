@@ -154,14 +154,12 @@ class Distillation(Method):
             each = each.replace(
                 group=GROUP, suffix=f"{each.suffix}_{GROUP}", weight=each.weight * self.auxiliary_weight
             )
-            first, stop, _ = each.layers.indices(layers)
-            if first < min(stop, start):
-                result.append(each.replace(layers=slice(first, min(stop, start))))
-            if (first := max(first, start)) < stop:
+            own, constrained = each.split(start, layers)
+            result += own
+            for part in constrained:
                 shift = layers - taught
-                predictions = lesson.predictions.of_layers(slice(first - shift, stop - shift))
-                assigner = OfTeacher(each.assigner, predictions)
-                result.append(each.replace(assigner=assigner, layers=slice(first, stop)))
+                predictions = lesson.predictions.of_layers(slice(part.layers.start - shift, part.layers.stop - shift))
+                result.append(part.replace(assigner=OfTeacher(part.assigner, predictions)))
         return result
 
     @contextmanager

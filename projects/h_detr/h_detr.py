@@ -150,8 +150,6 @@ class HybridLayer(Hybrid):
             if supervision.group != "main":
                 result.append(supervision)
                 continue
-            first, stop, _ = supervision.layers.indices(self.num_decoder_layers)
-            (many,) = self.one_to_many([supervision])
-            parts = [(many, first, min(stop, self.num_layers)), (supervision, max(first, self.num_layers), stop)]
-            result += [part.replace(layers=slice(a, b)) for part, a, b in parts if a < b]
+            many, one = supervision.split(self.num_layers, self.num_decoder_layers)
+            result += (self.one_to_many(many) if many else []) + one
         return result

@@ -119,11 +119,9 @@ class QualityAwareAssignment(Method):
                     "QualityAwareAssignment and another method of model.methods both change how the main queries are "
                     f"assigned (the other one to {type(supervision.assigner).__name__}): leave one out"
                 )
-            first, stop, _ = supervision.layers.indices(self.num_layers)
-            last = self.num_layers - 1
-            changed = supervision.replace(assigner=self.assigner, losses=self.losses_of(supervision), repeats=1)
-            parts = [(changed, first, min(stop, last)), (supervision, max(first, last), stop)]
-            result += [part.replace(layers=slice(a, b)) for part, a, b in parts if a < b]
+            intermediate, last = supervision.split(self.num_layers - 1, self.num_layers)
+            losses = self.losses_of(supervision)
+            result += [part.replace(assigner=self.assigner, losses=losses, repeats=1) for part in intermediate] + last
         return result
 
     def losses_of(self, supervision: Supervision) -> tuple[Loss, ...]:

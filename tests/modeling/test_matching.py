@@ -260,6 +260,25 @@ def test_supervision_of_some_layers():
         torch.testing.assert_close(found[name], value)
 
 
+@pytest.mark.parametrize(
+    "layers, at, expected",
+    [
+        ((None, None), 2, [[0, 1], [2, 3]]),
+        ((None, -1), 3, [[0, 1, 2], []]),
+        ((-1, None), 3, [[], [3]]),
+        ((1, 3), 2, [[1], [2]]),
+        ((2, 2), 1, [[], []]),
+        ((None, None), 0, [[], [0, 1, 2, 3]]),
+    ],
+)
+def test_splitting_a_supervision_by_layers(layers: tuple, at: int, expected: list):
+    supervision = Supervision("main", HungarianMatcher(MatchingCost()), [L1Loss()], suffix="_x", layers=layers)
+    parts = supervision.split(at, 4)
+    assert [[n for part in side for n in part.numbers(4)] for side in parts] == expected
+    assert [len(side) for side in parts] == [bool(numbers) for numbers in expected]
+    assert all(part.suffix == "_x" for side in parts for part in side)
+
+
 def test_no_loss_replaces_another_of_the_same_name():
     supervision = Supervision("main", HungarianMatcher(MatchingCost()), [L1Loss(5.0)])
     predictions, targets = {"main": make_predictions(1, 1, 4)}, make_targets(1)
