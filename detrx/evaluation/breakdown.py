@@ -1,0 +1,184 @@
+"""Where a detector's errors are: confusions between classes, precision over recall, average precision by size.
+
+Everything here takes the content of a COCO annotation file and a list of detections in COCO's result format
+(``{"image_id", "category_id", "bbox": [x, y, w, h], "score"}``, original ids, pixels). Classes are in the order
+of their category ids.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as mask_util
+
+from .coco_scores import BoxScores, coco_api, score_boxes
+from .results import check_results
+
+__all__ = ["PrecisionRecall", "class_names", "confusion_matrix", "precision_recall", "scores_by_size"]
+
+SIZES = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e5**2)}
+"""Name -> smallest and largest area in square pixels, as COCO has them."""
+
+
+@dataclass(frozen=True)
+class PrecisionRecall:
+    """Precision over recall of every class.
+
+    Attributes:
+        names: of the K classes.
+        recall: (101,), from 0 to 1.
+        precision: (K, 101), the best precision at this recall or more; NaN for classes without ground truth, 0 at
+            recalls that are not reached.
+        score: (K, 101), the score of the detection that reaches the recall; NaN without ground truth, 0 where it is
+            not reached.
+        average_precision: (K,), mean of the precisions, in percent.
+    """
+
+    names: list[str]
+    recall: np.ndarray
+    precision: np.ndarray
+    score: np.ndarray
+    average_precision: np.ndarray
+
+
+def class_names(ground_truth: Mapping[str, Any]) -> list[str]:
+    """Names of the categories, by rising id: what the rows of all figures here stand for."""
+    return [entry["name"] for entry in sorted(ground_truth["categories"], key=lambda entry: entry["id"])]
+
+
+def confusion_matrix(
+    ground_truth: Mapping[str, Any],
+    results: Sequence[Mapping[str, Any]],
+    iou_threshold: float = 0.5,
+    score_threshold: float = 0.3,
+) -> np.ndarray:
+    """Count which class the detections give to the objects of each class.
+
+    In every image, detections take objects by falling score. Each takes, of the objects that are left and overlap it
+    enough, the one of its own class with the highest IoU; if there is none, that of another class. Detections that
+    take none are false ones, unless they lie in a crowd of their class by the threshold; these do not count.
+
+    Args:
+        ground_truth: content of a COCO annotation file.
+        results: detections.
+        iou_threshold: smallest IoU of a detection and its object.
+        score_threshold: detections with lower scores do not count.
+
+    Returns:
+        (K + 1, K + 1) counts: row = class of the object, column = class of the detection. The last row is background:
+        detections without object; the last column: objects without detection. The sum of a row k < K is the number of
+        objects of the class, crowds apart.
+
+    Raises:
+        ValueError: a faulty detection, see `check_results`.
+    """
+    check_results(results, ground_truth)
+    index = {entry["id"]: k for k, entry in enumerate(sorted(ground_truth["categories"], key=lambda e: e["id"]))}
+    objects, crowds, found = defaultdict(list), defaultdict(list), defaultdict(list)
+    for entry in ground_truth["annotations"]:
+        (crowds if entry.get("iscrowd", 0) else objects)[entry["image_id"]].append(entry)
+    for entry in results:
+        if entry["score"] >= score_threshold:
+            found[entry["image_id"]].append(entry)
+
+    background = len(index)
+    matrix = np.zeros((background + 1, background + 1), dtype=np.int64)
+    for image in objects.keys() | found.keys():
+        detections = sorted(found[image], key=lambda entry: -entry["score"])
+        classes = np.array([index[entry["category_id"]] for entry in detections], dtype=int)
+        true_classes = np.array([index[entry["category_id"]] for entry in objects[image]], dtype=int)
+        crowd_classes = np.array([index[entry["category_id"]] for entry in crowds[image]], dtype=int)
+        taken = _assign(_overlaps(detections, objects[image], False), classes, true_classes, iou_threshold)
+        in_crowd = _overlaps(detections, crowds[image], True) >= iou_threshold
+        in_crowd = (in_crowd & (classes[:, None] == crowd_classes)).any(1)
+        counts = (taken >= 0) | ~in_crowd
+        rows = np.where(taken >= 0, np.append(true_classes, background)[taken], background)  # -1: the last
+        np.add.at(matrix, (rows[counts], classes[counts]), 1)
+        missed = np.delete(true_classes, taken[taken >= 0])
+        np.add.at(matrix, (missed, background), 1)
+    return matrix
+
+
+def precision_recall(
+    ground_truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], iou_threshold: float = 0.5
+) -> PrecisionRecall:
+    """Precision over recall of every class, as it goes into the COCO metrics.
+
+    Args:
+        ground_truth: content of a COCO annotation file.
+        results: detections.
+        iou_threshold: 0.5, 0.55, ... 0.95.
+
+    Raises:
+        ValueError: another threshold, or a faulty detection.
+    """
+    scores = _score(ground_truth, results)
+    threshold = np.flatnonzero(np.isclose(scores.iou_thresholds, iou_threshold))
+    if not threshold.size:
+        raise ValueError(f"iou_threshold must be one of 0.5, 0.55, ... 0.95, got {iou_threshold}")
+    precision = scores.precision[threshold[0], :, :, 0, -1].T
+    reached_by = scores.scores[threshold[0], :, :, 0, -1].T
+    exists = precision > -1
+    precision = np.where(exists, precision, np.nan)
+    return PrecisionRecall(
+        class_names(ground_truth),
+        scores.recall_thresholds,
+        precision,
+        np.where(exists, reached_by, np.nan),
+        100 * precision.mean(1),
+    )
+
+
+def scores_by_size(
+    ground_truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]]
+) -> dict[str, dict[str, float]]:
+    """AP and AR in percent (NaN without objects) and the number of objects, for small, medium and large ones.
+
+    Returns:
+        ``{"small": {"AP", "AR", "objects"}, "medium": ..., "large": ...}``; crowds are no objects. The ranges are
+        those of COCO (`SIZES`), whose ends belong to both sides.
+
+    Raises:
+        ValueError: a faulty detection.
+    """
+    scores = _score(ground_truth, results)
+    precisions, recalls = scores.average_precision(), scores.average_recall()
+    objects = [entry for entry in coco_api(ground_truth).dataset["annotations"] if not entry["iscrowd"]]
+    return {
+        size: {
+            "AP": precisions[f"AP{size[0]}"],
+            "AR": recalls[f"AR{size[0]}"],
+            "objects": sum(smallest <= entry["area"] <= largest for entry in objects),
+        }
+        for size, (smallest, largest) in SIZES.items()
+    }
+
+
+def _score(ground_truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> BoxScores:
+    check_results(results, ground_truth)
+    return score_boxes(coco_api(ground_truth), results)
+
+
+def _overlaps(detections: list[Mapping], objects: list[Mapping], crowd: bool) -> np.ndarray:
+    """IoU of all pairs (D, G); with crowds, the fraction of the detection that lies inside."""
+    if not detections or not objects:
+        return np.zeros((len(detections), len(objects)))
+    boxes = [np.array([entry["bbox"] for entry in entries], dtype=float) for entries in (detections, objects)]
+    return mask_util.iou(*boxes, [int(crowd)] * len(objects))
+
+
+def _assign(iou: np.ndarray, classes: np.ndarray, true_classes: np.ndarray, threshold: float) -> np.ndarray:
+    """Object that each detection takes, -1 for none, (D,). Detections are by falling score."""
+    taken = np.full(len(classes), -1)
+    if not true_classes.size:
+        return taken
+    # IoU is at most 1: own classes come first
+    preference = np.where(iou >= threshold, iou + 2 * (classes[:, None] == true_classes), -1.0)
+    for detection, row in enumerate(preference):
+        best = int(row.argmax())
+        if row[best] >= 0:
+            taken[detection] = best
+            preference[:, best] = -1
+    return taken
