@@ -3,7 +3,6 @@
 
 import argparse
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +11,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from detrx.analysis import compare_with_truth, contact_sheet, draw_boxes
-from detrx.analysis.visualize import Box, class_colour
-from detrx.d2.config import instantiate
 from detrx.d2.data import MetadataCatalog
 from detrx.d2.structures import BoxMode, Instances
 from detrx.data import get_detection_dataset_dicts, read_image
 from detrx.engine.config import load_config
 from detrx.engine.errors import run_tool
-from detrx.engine.trained import load_model
+from detrx.predictor import Predictor, class_names_of
 
 IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
@@ -46,15 +43,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--score-threshold", type=float, default=0.3, metavar="S", help="leave out detections below (default: 0.3)"
     )
+    parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="images at once (default: 1)")
     parser.add_argument("--contact-sheet", action="store_true", help="also write all images into contact_sheet.png")
     parser.add_argument("--columns", type=int, default=4, metavar="N", help="of the contact sheet (default: 4)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, ... (default: auto, a GPU if there is one)")
     parser.add_argument("--opts", nargs="+", default=[], metavar="key=value", help="changes to the config")
     args = parser.parse_args(argv)
-    if args.num is not None and args.num < 1:
-        parser.error(f"--num must be 1 or more, got {args.num}")
-    if args.columns < 1:
-        parser.error(f"--columns must be 1 or more, got {args.columns}")
+    for name in ("num", "batch_size", "columns"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be 1 or more, got {getattr(args, name)}")
     return args
 
 
@@ -79,16 +76,6 @@ def find_images(patterns: list[str]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def detect(
-    model: torch.nn.Module, mapper: Any, records: list[dict[str, Any]], threshold: float
-) -> Iterator[tuple[dict[str, Any], Instances]]:
-    """The detections of each image with at least this score, in pixels of the image file."""
-    with torch.no_grad():
-        for record in records:
-            instances = model([mapper(record)])[0]["instances"].to("cpu")
-            yield record, instances[instances.scores >= threshold]
-
-
 def to_coco(record: dict[str, Any], found: Instances, category_ids: dict[int, int]) -> list[dict[str, Any]]:
     boxes = BoxMode.convert(found.pred_boxes.tensor, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS).tolist()
     return [
@@ -103,19 +90,17 @@ def to_coco(record: dict[str, Any], found: Instances, category_ids: dict[int, in
     ]
 
 
-def boxes_to_draw(record: dict[str, Any], found: Instances, names: list[str]) -> list[Box]:
-    boxes, scores, classes = found.pred_boxes.tensor, found.scores, found.pred_classes
+def drawing_of(predictor: Predictor, record: dict[str, Any], found: Instances) -> Image.Image:
+    """The image with its detections, compared with the ground truth if the record has it."""
     if "annotations" not in record:
-        order = scores.argsort().tolist()
-        return [
-            Box(tuple(boxes[i].tolist()), f"{names[classes[i]]} {scores[i]:.2f}", class_colour(int(classes[i])))
-            for i in order
-        ]
+        return predictor.draw(record["file_name"], found)
     truth = [a for a in record["annotations"] if not a.get("iscrowd", 0)]
     true_boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in truth]
     true_boxes = torch.tensor(true_boxes, dtype=torch.float32).reshape(-1, 4)
     true_classes = torch.tensor([a["category_id"] for a in truth], dtype=torch.int64)
-    return compare_with_truth(true_boxes, true_classes, boxes, classes, scores, names)
+    boxes, classes, scores = found.pred_boxes.tensor, found.pred_classes, found.scores
+    compared = compare_with_truth(true_boxes, true_classes, boxes, classes, scores, predictor.class_names)
+    return draw_boxes(read_image(record["file_name"]), compared)
 
 
 def find_records(args: argparse.Namespace, cfg: Any) -> tuple[list[dict[str, Any]], str]:
@@ -131,23 +116,24 @@ def run(args: argparse.Namespace) -> None:
     cfg = load_config(args.config_file, args.opts)
     records, dataset = find_records(args, cfg)
     records = records[: args.num]
-    model = load_model(cfg, args.weights, args.device)
-    mapper = instantiate(cfg.dataloader.test.mapper)
-    metadata = MetadataCatalog.get(dataset)
-    names = metadata.get("thing_classes") or [str(i) for i in range(10_000)]  # unknown: their numbers
-    category_ids = {k: i for i, k in (metadata.get("thing_dataset_id_to_contiguous_id") or {}).items()}
+    predictor = Predictor.from_config(
+        cfg, args.weights, device=args.device, score_threshold=args.score_threshold, batch_size=args.batch_size
+    )
+    if args.dataset:
+        predictor.class_names = class_names_of(dataset)
+    ids = MetadataCatalog.get(dataset).get("thing_dataset_id_to_contiguous_id") or {}
+    category_ids = {index: category for category, index in ids.items()}
 
     args.output.mkdir(parents=True, exist_ok=True)
     results: list[dict[str, Any]] = []
     cells: list[Image.Image] = []
     used: set[str] = set()
-    detections = detect(model, mapper, records, args.score_threshold)
-    for record, found in tqdm(detections, total=len(records), desc="detecting", unit="img"):
+    for record, found in tqdm(predictor.stream(records), total=len(records), desc="detecting", unit="img"):
         results += to_coco(record, found, category_ids)
         stem = Path(record["file_name"]).stem
         stem = f"{stem}_{record['image_id']}" if stem in used else stem
         used.add(stem)
-        drawing = draw_boxes(read_image(record["file_name"]), boxes_to_draw(record, found, names))
+        drawing = drawing_of(predictor, record, found)
         drawing.save(args.output / f"{stem}.png")
         if args.contact_sheet:
             cells.append(drawing)

@@ -3,7 +3,7 @@
 from .builtin import datasets_root, register_builtin
 from .coco import get_detection_dataset_dicts, load_coco
 from .loader import TrainLoader, build_test_loader, build_train_loader
-from .mapper import DetectionMapper, read_image
+from .mapper import DetectionMapper, read_image, upright_rgb
 from .transforms import (
     RandomSizeCrop,
     ResizeShortestSide,
@@ -27,6 +27,7 @@ __all__ = [
     "read_image",
     "register_builtin",
     "resize_augmentation",
+    "upright_rgb",
 ]
 
 register_builtin()

@@ -13,10 +13,10 @@ from detrx.d2.utils import PathManager
 class DetectionMapper:
     """Map a dataset dict to a model input.
 
-    The result has `image` ((3, H, W) uint8 RGB), `height` and `width` (of the image in the file, the frame in which
-    detections are reported), `image_id`, `file_name`, and in training `instances` with `gt_boxes` (XYXY in pixels of
-    `image`, clipped to it) and `gt_classes` (int64). Crowd annotations and boxes that augmentation pushed out of the
-    image are left out.
+    Its image is read from `file_name`, unless the dict holds one itself, as a PIL image under `image`. The result has
+    `image` ((3, H, W) uint8 RGB), `height` and `width` (of the image in the file, the frame in which detections are
+    reported), `image_id`, `file_name`, and in training `instances` with `gt_boxes` (XYXY in pixels of `image`, clipped
+    to it) and `gt_classes` (int64). Crowd annotations and boxes that augmentation pushed out of the image are left out.
 
     Args:
         is_train: whether to add `instances`.
@@ -42,12 +42,12 @@ class DetectionMapper:
 
         record = dict(dataset_dict)
         annotations = [a for a in record.pop("annotations", []) if not a.get("iscrowd", 0)]
-        picture = read_image(record["file_name"])
+        picture = upright_rgb(record["image"]) if "image" in record else read_image(record["file_name"])
         width, height = picture.size
         expected = record.setdefault("height", height), record.setdefault("width", width)
         if (height, width) != expected:
             raise ValueError(
-                f"image {record['file_name']} is {width} x {height} (width x height), "
+                f"image {record.get('file_name', 'in memory')} is {width} x {height} (width x height), "
                 f"but its annotation says {expected[1]} x {expected[0]}"
             )
 
@@ -78,9 +78,13 @@ def read_image(file_name: str) -> Image.Image:
     """
     try:
         with PathManager.open(file_name, "rb") as file, Image.open(file) as picture:
-            ImageOps.exif_transpose(picture, in_place=True)
-            return picture.convert("RGB")
+            return upright_rgb(picture)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"image {file_name} does not exist") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"image {file_name} cannot be read: {error}") from error
+
+
+def upright_rgb(picture: Image.Image) -> Image.Image:
+    """A PIL image of any mode as RGB, turned as its EXIF orientation says."""
+    return ImageOps.exif_transpose(picture).convert("RGB")

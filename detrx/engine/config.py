@@ -7,7 +7,7 @@ from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from detrx.d2.config import LazyConfig
 from detrx.d2.utils import comm
@@ -156,7 +156,7 @@ def resolve_seed(cfg: DictConfig, resume: bool) -> None:
 def without_pretrained(model: DictConfig) -> DictConfig:
     """The config of a model, changed so that its backbone loads no weights of its own."""
     backbone = model.get("backbone")
-    if backbone is not None:
-        with open_dict(backbone):
-            backbone.pretrained, backbone.checkpoint_path = False, None
+    for key, value in (("pretrained", False), ("checkpoint_path", None)):
+        if backbone is not None and key in backbone:
+            backbone[key] = value
     return model

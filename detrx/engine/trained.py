@@ -1,12 +1,14 @@
 """Trained models for the tools."""
 
+import copy
 from typing import Any
 
 import torch
 from torch import nn
 
-from detrx.checkpoint.checkpointer import AtomicCheckpointer
+from detrx.checkpoint.checkpointer import AtomicCheckpointer, CheckpointError
 from detrx.d2.config import instantiate
+from detrx.engine.config import without_pretrained
 
 __all__ = ["load_model"]
 
@@ -20,10 +22,12 @@ def load_model(cfg: Any, weights: str, device: str = "auto") -> nn.Module:
         device: "cpu", "cuda", ...; "auto": a GPU if there is one.
 
     Raises:
-        CheckpointError, FileNotFoundError: there is no checkpoint, or it is of another model.
+        CheckpointError: there is no checkpoint, or it is of another model.
     """
+    if not weights:
+        raise CheckpointError("no checkpoint given")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = instantiate(cfg.model).to(device).eval()
+    model = instantiate(without_pretrained(copy.deepcopy(cfg.model))).to(device).eval()
     AtomicCheckpointer(model, prefer_ema=True).load(weights, checkpointables=[], strict=True)
     return model
