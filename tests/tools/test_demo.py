@@ -1,10 +1,12 @@
 import importlib.util
 import json
+import sys
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageChops
 
 from detrx.d2.data import DatasetCatalog, MetadataCatalog, register_coco_instances
 
@@ -130,6 +132,71 @@ def test_images_of_the_same_name_do_not_overwrite_each_other(folder, weights, tm
     paint(folder.parent / "more" / "a.png", (5, 5, 50, 30))
     run("--weights", weights, "--input", folder / "a.png", folder.parent / "m*" / "*.png", "--output", tmp_path / "out")
     assert sorted(p.name for p in tmp_path.joinpath("out").glob("*.png")) == ["a.png", "a_2.png"]
+
+
+def film(path, boxes, rate=5):
+    """A video of white rectangles, one in each frame."""
+    pytest.importorskip("av")
+    from detrx.data.video import VideoWriter
+
+    with VideoWriter(path, Fraction(rate)) as writer:
+        for box in boxes:
+            frame = Image.new("RGB", (60, 40))
+            frame.paste((255, 255, 255), box)
+            writer.write(frame)
+    return path
+
+
+def test_video_by_frames(weights, tmp_path):
+    clip = film(tmp_path / "clip.mp4", [(4 * i, 8, 4 * i + 16, 32) for i in range(7)])
+    out = tmp_path / "out"
+    run("--weights", weights, "--input", clip, "--every", 2, "--batch-size", 3, "--video-output", "--output", out)
+    stems = [f"clip_{frame:06d}" for frame in (0, 2, 4, 6)]
+    assert sorted(p.name for p in out.iterdir()) == sorted(
+        [*(f"{stem}.png" for stem in stems), "clip_detections.mp4", "detections.json"]
+    )
+    results = json.loads((out / "detections.json").read_text())
+    assert [r["frame"] for r in results] == [0, 2, 4, 6]
+    assert [r["image_id"] for r in results] == [1, 2, 3, 4]
+    assert [r["timestamp"] for r in results] == pytest.approx([0, 0.4, 0.8, 1.2])
+    for result in results:
+        assert result["bbox"] == pytest.approx([4 * result["frame"], 8, 16, 24], abs=1)
+
+    from detrx.data.video import Video
+
+    drawn = Video(out / "clip_detections.mp4")
+    assert drawn.rate == Fraction(5, 2)
+    for stem, frame in zip(stems, drawn, strict=True):
+        picture = Image.open(out / f"{stem}.png")
+        assert picture.size == frame["image"].size == (720, 480)
+        difference = ImageChops.difference(picture, frame["image"]).resize((1, 1), Image.Resampling.BOX)
+        assert max(difference.getpixel((0, 0))) < 8
+
+
+def test_images_and_videos_of_one_folder(folder, weights, tmp_path):
+    film(folder / "aa.mp4", [(10, 10, 30, 24)] * 5)
+    run("--weights", weights, "--input", folder, "--num", 4, "--output", tmp_path / "out")
+    assert sorted(p.name for p in tmp_path.joinpath("out").glob("*.png")) == [
+        "a.png",
+        *(f"aa_{frame:06d}.png" for frame in range(3)),
+    ]
+    results = json.loads((tmp_path / "out" / "detections.json").read_text())
+    assert [r.get("frame") for r in results] == [None, 0, 1, 2]
+
+
+def test_broken_video_ends_with_one_clear_line(weights, tmp_path):
+    clip = film(tmp_path / "clip.mp4", [(4, 8, 20, 32)] * 3)
+    clip.write_bytes(clip.read_bytes()[:100])
+    with pytest.raises(SystemExit, match=r"error: video .*clip\.mp4 cannot be read: "):
+        run("--weights", weights, "--input", clip, "--output", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_videos_without_the_package(weights, tmp_path, monkeypatch):
+    clip = film(tmp_path / "clip.mp4", [(4, 8, 20, 32)])
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(SystemExit, match="error: videos need PyAV: pip install av"):
+        run("--weights", weights, "--input", clip, "--output", tmp_path / "out")
 
 
 @pytest.mark.parametrize(
