@@ -1,8 +1,10 @@
 """Loading a config with overrides, and refusing overrides that would change nothing."""
 
+import contextlib
 import difflib
 import inspect
 import os
+from collections.abc import Iterator
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -11,6 +13,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from detrx.d2.config import LazyConfig
 from detrx.d2.utils import comm
+from detrx.engine.dataset_config import DATASET_DEFAULTS, check_dataset, use_dataset
 
 __all__ = ["ConfigError", "check_overrides", "load_config", "resolve_seed", "without_pretrained"]
 
@@ -35,8 +38,13 @@ class ConfigError(ValueError):
 def load_config(path: str, overrides: list[str]) -> DictConfig:
     """Load a config file of a training and apply ``key=value`` overrides.
 
+    ``dataset.train_json``, ``train_images``, ``val_json``, ``val_images`` and ``name`` put COCO files of one's own in
+    place of the datasets of the config: they are registered as ``<name>_train`` and ``<name>_val``, and loaders,
+    evaluator and the number of classes are set before the other overrides are applied.
+
     Raises:
-        ConfigError: the file does not exist or is no such config, or :func:`check_overrides` refuses an override.
+        ConfigError: the file does not exist or is no such config, or :func:`check_overrides` refuses an override, or
+            the files of ``dataset`` cannot be used.
     """
     if not path:
         raise ConfigError("no config file: give --config-file FILE")
@@ -50,9 +58,32 @@ def load_config(path: str, overrides: list[str]) -> DictConfig:
     if missing:
         raise ConfigError(f"config file {path} has no {', '.join(missing)}")
     cfg.train = OmegaConf.merge(_TRAIN_DEFAULTS, cfg.train)
+    if not isinstance(cfg.get("dataset", {}), (DictConfig, dict)):
+        raise ConfigError(f"config file {path}: dataset={cfg.dataset} is no dict of {', '.join(DATASET_DEFAULTS)}")
+    cfg.dataset = OmegaConf.merge(DATASET_DEFAULTS, cfg.get("dataset", {}))
     check_overrides(cfg, overrides)
+    of_dataset = [text for text in overrides if text.lstrip("+").startswith(("dataset.", "dataset="))]
+    before = dict(cfg.dataset)
+    _apply(cfg, of_dataset)
+    with _as_config_error():
+        use_dataset(cfg, changed={key for key, value in cfg.dataset.items() if before.get(key) != value})
+    _apply(cfg, [text for text in overrides if text not in of_dataset])
+    with _as_config_error():
+        check_dataset(cfg)
+    return cfg
+
+
+@contextlib.contextmanager
+def _as_config_error() -> Iterator[None]:
     try:
-        return LazyConfig.apply_overrides(cfg, overrides)
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        raise ConfigError(str(error)) from error
+
+
+def _apply(cfg: DictConfig, overrides: list[str]) -> None:
+    try:
+        LazyConfig.apply_overrides(cfg, overrides)
     except Exception as error:  # the values do not fit: hydra, omegaconf and the provider have many types for that
         raise ConfigError(f"overrides {' '.join(overrides)} cannot be applied: {error}") from error
 

@@ -43,8 +43,8 @@ class Metadata(SimpleNamespace):
         raise AttributeError(f"Dataset {self.name!r} has no metadata {key!r}; it has {', '.join(vars(self)) or 'none'}")
 
     def __setattr__(self, key: str, value: Any) -> None:
-        if key in vars(self):
-            old = vars(self)[key]
+        if hasattr(self, key):
+            old = getattr(self, key)
             assert old == value, f"Metadata {key!r} of dataset {self.name!r} is {old!r} and cannot become {value!r}"
         else:
             super().__setattr__(key, value)

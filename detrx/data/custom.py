@@ -1,0 +1,109 @@
+"""Datasets of one's own: a COCO annotation file and a folder of images for training, and the same for validation."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from detrx.d2.data import DatasetCatalog, MetadataCatalog
+
+from .coco import load_coco
+
+
+@dataclass(frozen=True)
+class CustomSplit:
+    """One split of a custom dataset; calling it, as `DatasetCatalog` does, loads its dataset dicts.
+
+    Attributes:
+        dataset: name of the dataset.
+        split: "train" or "val".
+        json_file: COCO annotation file, or "" if there is none.
+        image_root: folder that the file names in it are relative to.
+    """
+
+    dataset: str
+    split: str
+    json_file: str
+    image_root: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.dataset}_{self.split}"
+
+    def __call__(self) -> list[dict]:
+        if not self.json_file:
+            raise ValueError(
+                f"dataset {self.name!r} has no files: "
+                f"give dataset.{self.split}_json=FILE and dataset.{self.split}_images=FOLDER"
+            )
+        return load_coco(self.json_file, self.image_root, self.name)
+
+
+def read_categories(json_file: str) -> dict[int, str]:
+    """Class names of a COCO annotation file by category id, ordered by it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not a COCO file, or has no categories, or an id twice; the message names the file.
+    """
+    try:
+        with open(json_file, encoding="utf-8") as file:
+            content = json.load(file)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"annotation file {json_file} does not exist") from error
+    except IsADirectoryError as error:
+        raise ValueError(f"annotation file {json_file} is a folder") from error
+    except ValueError as error:  # also UnicodeDecodeError
+        raise ValueError(f"annotation file {json_file}: not valid JSON ({error})") from error
+    entries = content.get("categories") if isinstance(content, dict) else None
+    if not isinstance(entries, list) or not entries:
+        raise ValueError(f"annotation file {json_file}: has no list 'categories', or an empty one")
+    return as_categories(entries, f"annotation file {json_file}: ")
+
+
+def as_categories(entries: list[Mapping[str, Any]], where: str) -> dict[int, str]:
+    """Class names by category id, ordered by it, of COCO's [{"id": ..., "name": ...}, ...].
+
+    Raises:
+        ValueError: an entry is no such thing, or an id occurs twice; the message begins with `where`.
+    """
+    categories: dict[int, str] = {}
+    for position, entry in enumerate(entries):
+        found = (entry.get("id"), entry.get("name")) if isinstance(entry, Mapping) else (None, None)
+        if type(found[0]) is not int or not isinstance(found[1], str):
+            raise ValueError(f"{where}categories[{position}] is {entry!r}, expected an integer 'id' and a 'name'")
+        if found[0] in categories:
+            raise ValueError(f"{where}category id {found[0]} occurs twice")
+        categories[found[0]] = found[1]
+    return dict(sorted(categories.items()))
+
+
+def register_custom(name: str, files: Mapping[str, tuple[str, str]], categories: Mapping[int, str]) -> None:
+    """Register `<name>_train` and `<name>_val`; no file is opened before it is needed.
+
+    A custom dataset that is registered under this name already is replaced.
+
+    Args:
+        files: split ("train" or "val") -> annotation file and folder of images, both "" if there is none. Such a split
+            has classes, and asking for its images is an error that says what to give.
+        categories: class names by category id, ordered by it; classes get their numbers in this order.
+
+    Raises:
+        ValueError: another dataset has such a name.
+    """
+    splits = [CustomSplit(name, split, os.fspath(json), os.fspath(images)) for split, (json, images) in files.items()]
+    for split in splits:
+        if split.name in DatasetCatalog and not isinstance(DatasetCatalog[split.name], CustomSplit):
+            raise ValueError(f"dataset {split.name!r} exists already: choose another dataset.name than {name!r}")
+    for split in splits:
+        DatasetCatalog.pop(split.name, None)
+        MetadataCatalog.pop(split.name, None)
+        DatasetCatalog.register(split.name, split)
+        paths = {"json_file": split.json_file, "image_root": split.image_root} if split.json_file else {}
+        MetadataCatalog.get(split.name).set(
+            evaluator_type="coco",
+            thing_classes=list(categories.values()),
+            thing_dataset_id_to_contiguous_id={category: label for label, category in enumerate(categories)},
+            **paths,
+        )

@@ -1,0 +1,141 @@
+"""The `dataset` of a config: COCO files of one's own, in place of the datasets that the config names."""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from detrx.data.custom import as_categories, read_categories, register_custom
+
+__all__ = ["DATASET_DEFAULTS", "check_dataset", "use_dataset"]
+
+DATASET_DEFAULTS = {"name": "custom", "train_json": "", "train_images": "", "val_json": "", "val_images": ""}
+_LOADERS = {"train": "train", "val": "test"}
+_NUM_CLASSES = "model.decoder.heads.num_classes"
+
+
+def use_dataset(cfg: DictConfig, changed: set[str]) -> None:
+    """Register the datasets of ``cfg.dataset``, and make loaders, evaluator and heads those for them.
+
+    ``dataset.categories`` becomes the classes of the annotation files. A config that has it already, because a training
+    has saved it, is changed only by what was ``changed``, and its other files are not opened: they may not exist here.
+
+    Args:
+        cfg: a config with ``dataset``; without files, this is removed from it.
+        changed: the keys of ``dataset`` that an override has changed.
+
+    Raises:
+        ValueError, FileNotFoundError: a key, a file, or what is in a file is wrong, or the config has no place for it.
+    """
+    dataset = cfg.dataset
+    if unknown := set(dataset) - {*DATASET_DEFAULTS, "categories"}:
+        raise ValueError(f"dataset.{min(unknown)} is unknown; dataset has {', '.join(DATASET_DEFAULTS)}")
+    if not any(dataset[key] for key in DATASET_DEFAULTS if key != "name"):
+        if changed:
+            raise ValueError(f"dataset.name={dataset.name} has no files: give dataset.train_json and train_images")
+        del cfg["dataset"]
+        return
+
+    saved = bool(dataset.get("categories"))
+    files = {split: _files(dataset, split, must_exist=not saved or bool(changed & _keys(split))) for split in _LOADERS}
+    categories = _categories(dataset, files, changed)
+    register_custom(str(dataset.name), files, categories)
+    dataset.categories = [{"id": category, "name": name} for category, name in categories.items()]
+    for split, part in _LOADERS.items():
+        if not saved or changed & _keys(split):
+            _set(cfg, f"dataloader.{part}.dataset.names", f"{dataset.name}_{split}")
+    for evaluator in _evaluators(cfg):
+        if not saved or changed & _keys("val"):
+            evaluator.dataset_name = f"{dataset.name}_val"
+    if not saved or "train_json" in changed:
+        _set(cfg, _NUM_CLASSES, len(categories))
+
+
+def check_dataset(cfg: DictConfig) -> None:
+    """After all overrides: the whole model has the number of classes of ``cfg.dataset``, and evaluations have data.
+
+    Raises:
+        ValueError: something has another number of classes, or there is nothing to evaluate on.
+    """
+    if "dataset" not in cfg:
+        return
+    dataset, count = cfg.dataset, len(cfg.dataset.categories)
+    for key, value in _values(cfg.model, "num_classes", "model"):
+        if value != count:
+            raise ValueError(f"{key}={value}, but dataset {dataset.name!r} has {count} classes")
+    period = cfg.train.get("eval_period", 0)
+    if not dataset.val_json and period > 0 and cfg.dataloader.test.dataset.names == f"{dataset.name}_val":
+        raise ValueError(
+            f"train.eval_period={period} evaluates, but there is no dataset.val_json: "
+            "give dataset.val_json=FILE dataset.val_images=FOLDER, or train.eval_period=0 to train without evaluation"
+        )
+
+
+def _keys(split: str) -> set[str]:
+    """Keys of ``dataset`` that matter to a split."""
+    return {"name", f"{split}_json", f"{split}_images"}
+
+
+def _files(dataset: DictConfig, split: str, must_exist: bool) -> tuple[str, str]:
+    """Annotation file and folder of images of a split, as absolute paths, also in the config; or two empty strings."""
+    json_key, images_key = f"{split}_json", f"{split}_images"
+    for key, other in ((json_key, images_key), (images_key, json_key)):
+        if dataset[key] and not dataset[other]:
+            raise ValueError(f"dataset.{key} is given, but not dataset.{other}")
+    if not dataset[json_key]:
+        return "", ""
+    for key in (json_key, images_key):
+        dataset[key] = os.path.abspath(os.path.expanduser(str(dataset[key])))
+    if must_exist and not os.path.isfile(dataset[json_key]):
+        raise FileNotFoundError(f"dataset.{json_key}={dataset[json_key]}: there is no such file")
+    if must_exist and not os.path.isdir(dataset[images_key]):
+        raise FileNotFoundError(f"dataset.{images_key}={dataset[images_key]}: there is no such folder")
+    return dataset[json_key], dataset[images_key]
+
+
+def _categories(dataset: DictConfig, files: dict[str, tuple[str, str]], changed: set[str]) -> dict[int, str]:
+    """The classes that training files, validation files and a saved config agree on."""
+    known: dict[str, dict[int, str]] = {}  # by where they come from
+    saved = OmegaConf.to_container(dataset.get("categories") or ListConfig([]))
+    if saved and "train_json" not in changed:
+        known["dataset.categories"] = as_categories(saved, "dataset.")
+    for split, (json_file, _) in files.items():
+        if json_file and (not saved or f"{split}_json" in changed):
+            known[json_file] = read_categories(json_file)
+    (first, categories), *others = known.items()
+    for other, found in others:
+        if found != categories:
+            raise ValueError(f"the categories of {first} and {other} differ: {_difference(categories, found)}")
+    return categories
+
+
+def _difference(first: dict[int, str], second: dict[int, str]) -> str:
+    category = min(i for i in {*first, *second} if first.get(i) != second.get(i))
+    return f"id {category} is {first.get(category)!r} in the first, {second.get(category)!r} in the second"
+
+
+def _set(cfg: DictConfig, key: str, value: Any) -> None:
+    if OmegaConf.select(cfg, key) is None:
+        raise ValueError(f"dataset.* sets {key}, which this config does not have")
+    OmegaConf.update(cfg, key, value)
+
+
+def _evaluators(cfg: DictConfig) -> Iterator[DictConfig]:
+    evaluator = cfg.dataloader.get("evaluator")
+    for each in evaluator if isinstance(evaluator, ListConfig) else [evaluator]:
+        if isinstance(each, DictConfig) and not OmegaConf.is_interpolation(each, "dataset_name"):
+            yield each
+
+
+def _values(node: Any, wanted: str, path: str) -> Iterator[tuple[str, Any]]:
+    """Dotted names and values of all ``wanted`` keys."""
+    if isinstance(node, ListConfig):
+        for index, item in enumerate(node):
+            yield from _values(item, wanted, f"{path}.{index}")
+    elif isinstance(node, DictConfig):
+        for key in node:
+            if key == wanted:
+                yield f"{path}.{key}", node[key]
+            elif not (OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, key)):
+                yield from _values(node[key], wanted, f"{path}.{key}")
