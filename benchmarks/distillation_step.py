@@ -90,7 +90,7 @@ def main() -> None:
     print("\n".join(["missed bars:", *missed] if missed else ["all bars met"]))
     command = shlex.join(["benchmarks/distillation_step.py", *sys.argv[1:]])
     content = {"machine": where, "command": command, "settings": vars(args), "bar": BAR, "missed": missed, "rows": rows}
-    print("written:", write_json(f"distillation_step_{args.device}_{args.dtype}", content))
+    print("written:", write_json(f"distillation_step_{args.size}px_{args.device}_{args.dtype}", content))
 
 
 if __name__ == "__main__":
