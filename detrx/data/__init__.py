@@ -5,17 +5,22 @@ from .coco import get_detection_dataset_dicts, load_coco
 from .loader import TrainLoader, build_test_loader, build_train_loader
 from .mapper import DetectionMapper, read_image, upright_rgb
 from .transforms import (
+    FixedSizeCrop,
     RandomSizeCrop,
     ResizeShortestSide,
+    ScaleJitter,
     detr_augmentation,
     digits_augmentation,
+    lsj_augmentation,
     resize_augmentation,
 )
 
 __all__ = [
     "DetectionMapper",
+    "FixedSizeCrop",
     "RandomSizeCrop",
     "ResizeShortestSide",
+    "ScaleJitter",
     "TrainLoader",
     "build_test_loader",
     "build_train_loader",
@@ -24,6 +29,7 @@ __all__ = [
     "digits_augmentation",
     "get_detection_dataset_dicts",
     "load_coco",
+    "lsj_augmentation",
     "read_image",
     "register_builtin",
     "resize_augmentation",

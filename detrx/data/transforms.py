@@ -2,6 +2,9 @@
 
 A sample is a dict with `image` (a `tv_tensors.Image`, (3, H, W) uint8) and `boxes` (a `tv_tensors.BoundingBoxes`, XYXY
 in pixels). All randomness comes from torch's global CPU generator, which the loader seeds for each sample.
+
+Transforms keep the number and order of the boxes, as classes are kept elsewhere. An object that is gone has a box
+without area, which the mapper leaves out together with its class.
 """
 
 from collections.abc import Callable, Sequence
@@ -46,6 +49,56 @@ class RandomSizeCrop(nn.Module):
         return _on_tensors(sample, lambda x: F.crop(x, top, left, height, width))
 
 
+class ScaleJitter(nn.Module):
+    """Resize to `scale` times the largest size that fits into a square of `size`, with `scale` drawn from a range."""
+
+    def __init__(self, size: int, scale_range: tuple[float, float]) -> None:
+        super().__init__()
+        self.size, self.scale_range = size, tuple(scale_range)
+        if not 0 < self.scale_range[0] <= self.scale_range[1]:
+            raise ValueError(f"scale_range must be 0 < low <= high, got {self.scale_range}")
+
+    def forward(self, sample: Sample) -> Sample:
+        from torchvision.transforms.v2 import functional as F
+
+        sides = sample["image"].shape[-2:]
+        low, high = self.scale_range
+        factor = self.size / max(sides) * (low + (high - low) * float(torch.rand(())))
+        sides = [max(1, round(factor * side)) for side in sides]
+        return _on_tensors(sample, lambda x: F.resize(x, sides, antialias=True))
+
+
+class FixedSizeCrop(nn.Module):
+    """Crop a square of `size` at a random place; sides that are shorter are kept, and padded at the right and bottom.
+
+    Args:
+        pad: whether to pad.
+        fill: RGB colour of the padding.
+        min_visible: boxes of which the crop leaves a smaller fraction of the area lose the rest of it, too.
+    """
+
+    def __init__(self, size: int, pad: bool = True, fill: Sequence[int] = (0, 0, 0), min_visible: float = 0.0) -> None:
+        super().__init__()
+        self.size, self.pad, self.fill, self.min_visible = size, pad, list(fill), min_visible
+        if not 0 <= min_visible <= 1:
+            raise ValueError(f"min_visible must be in [0, 1], got {min_visible}")
+
+    def forward(self, sample: Sample) -> Sample:
+        from torchvision.transforms.v2 import functional as F
+
+        sides = sample["image"].shape[-2:]
+        height, width = (min(self.size, side) for side in sides)
+        top, left = _draw(0, sides[0] - height), _draw(0, sides[1] - width)
+        whole = _areas(sample["boxes"])
+        sample = _on_tensors(sample, lambda x: F.crop(x, top, left, height, width))
+        boxes = sample["boxes"]
+        boxes[_areas(boxes) < self.min_visible * whole] = 0
+        if self.pad and (height, width) != (self.size, self.size):
+            padding = [0, 0, self.size - width, self.size - height]
+            sample = _on_tensors(sample, lambda x: F.pad(x, padding, fill=self.fill))
+        return sample
+
+
 def detr_augmentation(
     flip_prob: float = 0.5,
     sizes: Sequence[int] = tuple(range(480, 801, 32)),
@@ -67,6 +120,31 @@ def detr_augmentation(
     return v2.Compose(
         [v2.RandomHorizontalFlip(flip_prob), v2.RandomChoice([crop, resize], p=[crop_prob, 1 - crop_prob])]
     )
+
+
+def lsj_augmentation(
+    size: int = 1024,
+    scale_range: tuple[float, float] = (0.1, 2.0),
+    flip_prob: float = 0.5,
+    pad: bool = True,
+    fill: Sequence[int] = (124, 116, 104),
+    min_visible: float = 0.1,
+) -> nn.Module:
+    """Large-scale jitter (Simple Copy-Paste, arXiv 2012.07177): flip, random scale, and a crop of a fixed size.
+
+    With `pad`, all images get that size, and the model takes their padding for a part of the image: nothing tells it
+    otherwise, and boxes are normalised to the square. So do ViTDet, and detection transformers in Detectron2 that are
+    trained this way. `fill` is ImageNet's mean colour: normalised, it is what the model itself pads batches with.
+    Without `pad`, small images stay small, and the model masks their padding in a batch as it always does.
+
+    Args:
+        size: side of the crop, in pixels.
+        scale_range: of the image, relative to the largest that fits into the crop.
+        min_visible: boxes of which the crop leaves a smaller fraction of the area are dropped; 0: none. [ours]
+    """
+    v2 = _torchvision_v2()
+    crop = FixedSizeCrop(size, pad, fill, min_visible)
+    return v2.Compose([v2.RandomHorizontalFlip(flip_prob), ScaleJitter(size, scale_range), crop])
 
 
 def resize_augmentation(size: int = 800, max_size: int = 1333) -> nn.Module:
@@ -103,6 +181,11 @@ def digits_augmentation(
 
 def _draw(low: int, high: int) -> int:
     return int(torch.randint(low, high + 1, ()))
+
+
+def _areas(boxes: torch.Tensor) -> torch.Tensor:
+    """Areas (N,) of boxes (N, 4) XYXY."""
+    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
 
 
 def _on_tensors(sample: Sample, function: Callable[[torch.Tensor], torch.Tensor]) -> Sample:
