@@ -140,7 +140,8 @@ def to_coco(record: dict[str, Any], found: Instances, category_ids: dict[int, in
 
 def drawing_of(predictor: Predictor, record: dict[str, Any], found: Instances) -> Image.Image:
     """The image with its detections, compared with the ground truth if the record has it."""
-    picture = record["image"] if "image" in record else read_image(record["file_name"])
+    annotated = (record["width"], record["height"]) if "width" in record and "height" in record else None
+    picture = record["image"] if "image" in record else read_image(record["file_name"], annotated)
     if "annotations" not in record:
         return predictor.draw(picture, found)
     truth = [a for a in record["annotations"] if not a.get("iscrowd", 0)]

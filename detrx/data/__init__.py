@@ -2,8 +2,9 @@
 
 from .builtin import datasets_root, register_builtin
 from .coco import get_detection_dataset_dicts, load_coco
+from .images import read_image, upright_rgb
 from .loader import TrainLoader, build_test_loader, build_train_loader
-from .mapper import DetectionMapper, read_image, upright_rgb
+from .mapper import DetectionMapper
 from .transforms import (
     FixedSizeCrop,
     RandomSizeCrop,

@@ -2,45 +2,62 @@
 
 import contextlib
 import difflib
-import json
-import math
 import os
 from collections.abc import Iterator
-from typing import Any
 
-from detrx.d2.data import DatasetCatalog, MetadataCatalog, load_coco_json
+from detrx.d2.data import DatasetCatalog, MetadataCatalog
 from detrx.d2.data import get_detection_dataset_dicts as _get_detection_dataset_dicts
 
-_KEYS = {
-    "images": ("id", "file_name", "width", "height"),
-    "annotations": ("id", "image_id", "category_id", "bbox"),
-    "categories": ("id", "name"),
-}
+from .check_boxes import check_boxes
+from .coco_parse import parse_coco, read_json
+from .findings import Findings, Problem
 
 
 def load_coco(json_file: str | os.PathLike, image_root: str | os.PathLike, name: str | None = None) -> list[dict]:
-    """Read a COCO annotation file.
+    """Read a COCO annotation file. The records are those of Detectron2's `load_coco_json`.
+
+    Ids that occur twice, unknown categories and malformed entries are errors. There is a warning, once per kind, about
+    what can be coped with: annotations of images that are not listed, names that occur twice, an annotation id 0.
+    Category ids may have gaps.
 
     Args:
         json_file: COCO "instances" annotations.
         image_root: folder that the file names in it are relative to.
-        name: dataset name, whose metadata gets the class names; None leaves category ids as they are in the file.
+        name: dataset name, whose metadata gets the class names, and category ids become 0, 1, ... in the order of the
+            ids; None leaves category ids as they are in the file.
 
     Returns:
-        Dataset dicts: `file_name`, `height`, `width`, `image_id`, `annotations` (boxes XYWH in pixels).
+        Dataset dicts, ordered by image id: `file_name`, `height`, `width`, `image_id`, `annotations` (boxes XYWH in
+        pixels).
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: its content is not what it should be; the message names the file and the first entry at fault.
     """
-    with _clear_errors(os.fspath(json_file), name):
-        records = load_coco_json(os.fspath(json_file), os.fspath(image_root), name)
-        _check_boxes(records, os.fspath(json_file))
+    findings = Findings()
+    path = os.fspath(json_file)
+    if _is_missing(path):
+        raise FileNotFoundError(_missing(path, name))
+    records, categories = parse_coco(read_json(path, findings), image_root, findings)
+    check_classes(list(categories.values()), name, findings)
+    if (problem := findings.first_error()) is not None:
+        raise ValueError(f"annotation file {path}: {problem}")
+    findings.log_warnings(path)
+    if name is not None:
+        contiguous = {category_id: k for k, category_id in enumerate(categories)}
+        for record in records:
+            for annotation in record["annotations"]:
+                annotation["category_id"] = contiguous[annotation["category_id"]]
+        facts = {"thing_classes": list(categories.values()), "thing_dataset_id_to_contiguous_id": contiguous}
+        MetadataCatalog.get(name).set(**facts)
     return records
 
 
 def get_detection_dataset_dicts(names: str | list[str], filter_empty: bool = True) -> list[dict]:
     """Detectron2's function of this name, with clear errors for unknown datasets and faulty annotation files.
+
+    Boxes without area, and boxes outside of their image, are reported in one warning per kind; `DetectionMapper` leaves
+    them out, or clips them.
 
     Args:
         names: one or several registered datasets with the same classes, to be concatenated.
@@ -60,80 +77,47 @@ def get_detection_dataset_dicts(names: str | list[str], filter_empty: bool = Tru
     with contextlib.ExitStack() as stack:
         for name, json_file in files.items():
             if json_file:
-                stack.enter_context(_clear_errors(json_file, name))
+                stack.enter_context(_clear_errors(os.fspath(json_file), name))
         records = _get_detection_dataset_dicts(names, filter_empty=filter_empty)
-    _check_boxes(records, ", ".join(str(json_file) for json_file in files.values()))
+    findings = Findings()
+    check_boxes(records, findings)
+    source = ", ".join(f"dataset {name} ({json_file})" if json_file else name for name, json_file in files.items())
+    if (problem := findings.first_error()) is not None:
+        raise ValueError(f"{source}: {problem}")
+    findings.log_warnings(source)
     return records
 
 
+def check_classes(found: list[str], name: str | None, findings: Findings) -> None:
+    """Find out whether these are the classes that the dataset `name` is registered with, if it is with any."""
+    classes = MetadataCatalog.get(name).get("thing_classes") if name else None
+    if classes is not None and list(classes) != found:
+        why = f"its categories {found} are not the classes {list(classes)} that dataset {name!r} is registered with"
+        findings.add(Problem.OTHER_CLASSES, why)
+
+
 @contextlib.contextmanager
-def _clear_errors(json_file: str, name: str | None) -> Iterator[None]:
-    """Replace an exception from inside by one that says what is wrong with the file, if something is."""
+def _clear_errors(json_file: str, name: str) -> Iterator[None]:
+    """Replace an exception of Detectron2's reader by one that says what is wrong with the file, if something is."""
     try:
         yield
     except Exception as error:
         if "://" in json_file:  # not a local file: nothing to look at here
             raise
-        if not os.path.isfile(json_file):
-            datasets = os.environ.get("DETECTRON2_DATASETS") or "datasets"
-            raise FileNotFoundError(
-                f"annotation file {json_file} of dataset {name!r} does not exist (DETECTRON2_DATASETS is {datasets!r})"
-            ) from error
-        problem = _find_problem(json_file, name)
-        if problem is None:
+        if _is_missing(json_file):
+            raise FileNotFoundError(_missing(json_file, name)) from error
+        findings = Findings()
+        _, categories = parse_coco(read_json(json_file, findings), "", findings)
+        check_classes(list(categories.values()), name, findings)
+        if (problem := findings.first_error()) is None or str(error).startswith(f"annotation file {json_file}:"):
             raise
         raise ValueError(f"annotation file {json_file}: {problem}") from error
 
 
-def _find_problem(json_file: str, name: str | None) -> str | None:
-    """The first thing that is wrong with a COCO file, in words."""
-    try:
-        with open(json_file, encoding="utf-8") as file:
-            content = json.load(file)
-    except (ValueError, OSError) as error:
-        return f"not valid JSON ({error})"
-    if not isinstance(content, dict):
-        return f"expected an object with {', '.join(_KEYS)}, got a {type(content).__name__}"
-    for section, keys in _KEYS.items():
-        if not isinstance(content.get(section), list):
-            return f"has no list {section!r}"
-        for position, entry in enumerate(content[section]):
-            missing = [key for key in keys if not isinstance(entry, dict) or key not in entry]
-            if missing:
-                return f"{section}[{position}] has no {missing[0]!r}"
-    categories = {entry["id"]: entry["name"] for entry in content["categories"]}
-    images = {entry["id"] for entry in content["images"]}
-    seen = set()
-    for entry in content["annotations"]:
-        what = f"annotation {entry['id']!r} (image {entry['image_id']!r})"
-        if entry["category_id"] not in categories:
-            return f"{what} has category_id {entry['category_id']!r}, which is not in 'categories'"
-        if entry["image_id"] not in images:
-            return f"{what} refers to an image that is not in 'images'"
-        if entry["id"] in seen:
-            return f"annotation id {entry['id']!r} occurs twice"
-        seen.add(entry["id"])
-        if not _is_box(entry["bbox"]):
-            return f"{what} has bbox {entry['bbox']!r}, expected four finite numbers"
-    classes = MetadataCatalog.get(name).get("thing_classes") if name else None
-    found = [categories[i] for i in sorted(categories)]
-    if classes is not None and list(classes) != found:
-        return f"its categories {found} are not the classes {list(classes)} that dataset {name!r} is registered with"
-    return None
+def _is_missing(json_file: str) -> bool:
+    return "://" not in json_file and not os.path.isfile(json_file)
 
 
-def _check_boxes(records: list[dict], source: str) -> None:
-    for record in records:
-        for annotation in record.get("annotations", ()):
-            if not _is_box(annotation["bbox"]):
-                raise ValueError(
-                    f"{source}: image {record['image_id']} has bbox {annotation['bbox']}, expected four finite numbers"
-                )
-
-
-def _is_box(box: Any) -> bool:
-    return (
-        isinstance(box, (list, tuple))
-        and len(box) == 4
-        and all(isinstance(v, (int, float)) and math.isfinite(v) for v in box)
-    )
+def _missing(json_file: str, name: str | None) -> str:
+    datasets = os.environ.get("DETECTRON2_DATASETS") or "datasets"
+    return f"annotation file {json_file} of dataset {name!r} does not exist (DETECTRON2_DATASETS is {datasets!r})"

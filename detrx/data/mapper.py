@@ -1,13 +1,17 @@
 """From a dataset dict to what the models take: reading the image, augmenting, and cleaning up the boxes."""
 
+import functools
+import logging
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from PIL import Image, ImageOps
 
 from detrx.d2.structures import Boxes, BoxMode, Instances
-from detrx.d2.utils import PathManager
+
+from .images import ImageNote, as_picture, open_picture
+
+logger = logging.getLogger(__name__)
 
 
 class DetectionMapper:
@@ -16,7 +20,11 @@ class DetectionMapper:
     Its image is read from `file_name`, unless the dict holds one itself, as a PIL image under `image`. The result has
     `image` ((3, H, W) uint8 RGB), `height` and `width` (of the image in the file, the frame in which detections are
     reported), `image_id`, `file_name`, and in training `instances` with `gt_boxes` (XYXY in pixels of `image`, clipped
-    to it) and `gt_classes` (int64). Crowd annotations and boxes that augmentation pushed out of the image are left out.
+    to it) and `gt_classes` (int64). Crowd annotations, boxes without area and boxes outside of the image, as annotated
+    or after augmentation, are left out.
+
+    `detrx.data.images.open_picture` says how images of all kinds become RGB, and when EXIF orientations are applied.
+    What is worth a warning about an image file is logged for the first such file only.
 
     Args:
         is_train: whether to add `instances`.
@@ -33,6 +41,7 @@ class DetectionMapper:
         self.is_train = is_train
         self.augmentations = augmentations
         self.min_box_size = min_box_size
+        self._warned = _warned_flags(is_train)
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
         """Raises FileNotFoundError or ValueError, naming the file, for an image that is missing, broken or of another
@@ -42,19 +51,27 @@ class DetectionMapper:
 
         record = dict(dataset_dict)
         annotations = [a for a in record.pop("annotations", []) if not a.get("iscrowd", 0)]
-        picture = upright_rgb(record["image"]) if "image" in record else read_image(record["file_name"])
-        width, height = picture.size
-        expected = record.setdefault("height", height), record.setdefault("width", width)
-        if (height, width) != expected:
+        annotated = (record["width"], record["height"]) if "width" in record and "height" in record else None
+        where = record.get("file_name", "in memory")
+        picture = as_picture(record["image"], annotated) if "image" in record else open_picture(where, annotated)
+        for note in picture.notes:
+            self._warn_once(note, where)
+        width, height = picture.image.size
+        if annotated not in (None, (width, height)):
             raise ValueError(
-                f"image {record.get('file_name', 'in memory')} is {width} x {height} (width x height), "
-                f"but its annotation says {expected[1]} x {expected[0]}"
+                f"image {where} is {width} x {height} (width x height), "
+                f"but its annotation says {annotated[0]} x {annotated[1]}"
             )
+        record["height"], record["width"] = height, width
 
         boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
-        boxes = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+        boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
+        classes = torch.tensor([a["category_id"] for a in annotations], dtype=torch.int64)
+        boxes.clip((height, width))  # here already: augmentation could move what is outside into the picture
+        usable = boxes.nonempty(self.min_box_size)
+        boxes, classes = boxes.tensor[usable], classes[usable]
         sample = {
-            "image": tv_tensors.Image(F.pil_to_tensor(picture)),
+            "image": tv_tensors.Image(F.pil_to_tensor(picture.image)),
             "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width)),
         }
         if self.augmentations is not None:
@@ -63,28 +80,19 @@ class DetectionMapper:
         if self.is_train:
             instances = Instances(tuple(record["image"].shape[-2:]))
             instances.gt_boxes = Boxes(sample["boxes"].as_subclass(torch.Tensor))
-            instances.gt_classes = torch.tensor([a["category_id"] for a in annotations], dtype=torch.int64)
+            instances.gt_classes = classes
             instances.gt_boxes.clip(instances.image_size)
             record["instances"] = instances[instances.gt_boxes.nonempty(self.min_box_size)]
         return record
 
-
-def read_image(file_name: str) -> Image.Image:
-    """Read an image file as RGB, upright (as its EXIF orientation says).
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it cannot be decoded: truncated, broken, or not an image.
-    """
-    try:
-        with PathManager.open(file_name, "rb") as file, Image.open(file) as picture:
-            return upright_rgb(picture)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"image {file_name} does not exist") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"image {file_name} cannot be read: {error}") from error
+    def _warn_once(self, note: ImageNote, file_name: str) -> None:
+        flag = list(ImageNote).index(note)
+        if not self._warned[flag]:
+            self._warned[flag] = True
+            logger.warning("image %s: %s (other such images are not reported)", file_name, note.value)
 
 
-def upright_rgb(picture: Image.Image) -> Image.Image:
-    """A PIL image of any mode as RGB, turned as its EXIF orientation says."""
-    return ImageOps.exif_transpose(picture).convert("RGB")
+@functools.cache
+def _warned_flags(is_train: bool) -> torch.Tensor:
+    """One flag per kind of note, shared with the workers of all loaders: each of them would warn otherwise."""
+    return torch.zeros(len(ImageNote), dtype=torch.bool).share_memory_()

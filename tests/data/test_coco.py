@@ -1,9 +1,11 @@
 import json
+import logging
 from pathlib import Path
 
 import pytest
 
-from detrx.d2.data import DatasetCatalog, MetadataCatalog, register_coco_instances
+from detrx.d2 import USE_DETECTRON2
+from detrx.d2.data import DatasetCatalog, MetadataCatalog, load_coco_json, register_coco_instances
 from detrx.data import datasets_root, get_detection_dataset_dicts, load_coco
 
 
@@ -86,6 +88,69 @@ def test_faulty_file(register, coco, damage, message):
     name = register(damage(coco))
     with pytest.raises(ValueError, match=rf"{name}\.json.*{message}"):
         get_detection_dataset_dicts(name)
+
+
+@pytest.mark.parametrize("section", ["images", "categories"])
+def test_ids_that_occur_twice(register, coco, tmp_path, section):
+    """Readers that put entries into a dict keep the last one, silently."""
+    coco[section].append(coco[section][0] | {"name": "horse", "file_name": "b.png"})
+    name = register(coco)
+    with pytest.raises(ValueError, match=rf"{name}\.json: .* id {coco[section][0]['id']} occurs twice"):
+        load_coco(tmp_path / f"{name}.json", tmp_path)
+    if not USE_DETECTRON2:  # whose reader of registered files does not look
+        with pytest.raises(ValueError, match=rf"{name}\.json: .* id {coco[section][0]['id']} occurs twice"):
+            get_detection_dataset_dicts(name)
+
+
+def test_records_are_those_of_the_provider(register, coco, tmp_path):
+    """Gaps between ids, crowds and segmentations included."""
+    entry = coco["annotations"][0]
+    coco["images"].insert(0, {"id": 9, "file_name": "b.png", "width": 30, "height": 20})
+    coco["annotations"] += [
+        entry | {"id": 5, "iscrowd": 1, "segmentation": {"size": [10, 20], "counts": [50, 50, 100]}},
+        entry | {"id": 3, "image_id": 9, "category_id": 1, "segmentation": [[1, 2, 4, 2, 4, 6], [1, 2]]},
+        entry | {"id": 4, "image_id": 9, "segmentation": [[1, 2, 3, 4]]},
+        entry | {"id": 6, "image_id": 1000},
+    ]
+    name = register(coco)
+    path = tmp_path / f"{name}.json"
+    ours = load_coco(path, tmp_path, name)
+    metadata = MetadataCatalog.get(name)
+    assert metadata.thing_classes == ["cat", "dog"]
+    assert metadata.thing_dataset_id_to_contiguous_id == {1: 0, 3: 1}
+    assert ours == load_coco_json(str(path), str(tmp_path), name)  # or it would refuse to change the metadata
+    assert [len(record["annotations"]) for record in ours] == [2, 1]
+    assert load_coco(path, tmp_path) == load_coco_json(str(path), str(tmp_path))
+
+
+def test_warnings_come_once_per_kind_and_dataset(register, coco, caplog):
+    entry = coco["annotations"][0]
+    boxes = [[1, 1, 0, 4], [2, 1, 3, 0], [3, 3, -2, 4], [30, 1, 5, 5], [18, 1, 5, 5], [18, 8, 3, 3]]
+    coco["annotations"] += [entry | {"id": 10 + k, "bbox": box} for k, box in enumerate(boxes)]
+    name = register(coco)
+    with caplog.at_level(logging.WARNING):
+        assert len(get_detection_dataset_dicts(name)[0]["annotations"]) == 7
+        get_detection_dataset_dicts(name, filter_empty=False)  # as for another evaluation
+    found = [message for message in caplog.messages if message.startswith(f"dataset {name}")]
+    assert len(found) == 3
+    assert "boxes without width or height: left out of training (3)" in found[0]
+    assert "a.png (20 x 10), bbox [1, 1, 0, 4]" in found[0]
+    assert "boxes outside of the image: left out of training (1)" in found[1] and "bbox [30, 1, 5, 5]" in found[1]
+    assert "boxes that reach more than one pixel beyond" in found[2] and "bbox [18, 1, 5, 5]" in found[2]
+
+
+def test_warnings_about_a_file(coco, tmp_path, caplog):
+    coco["annotations"].append({"id": 0, "image_id": 8, "category_id": 3, "bbox": [1, 2, 3, 4]})
+    coco["annotations"].append({"id": 2, "image_id": 7, "category_id": 3.0, "bbox": [1, 2, 3, 4]})
+    path = tmp_path / "warnings.json"
+    path.write_text(json.dumps(coco))
+    with caplog.at_level(logging.WARNING):
+        (record,) = load_coco(path, tmp_path)
+    assert [annotation["category_id"] for annotation in record["annotations"]] == [3, 3]
+    stray, keys = caplog.messages
+    assert stray.startswith(f"{path}: annotations of an image that is not listed")
+    assert "annotation 0 refers to image 8" in stray
+    assert "annotation 2" in keys and "pycocotools cannot evaluate" in keys
 
 
 def test_categories_other_than_the_registered_classes(register, coco):

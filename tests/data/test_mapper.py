@@ -1,9 +1,12 @@
+import logging
+
 import pytest
 import torch
 from PIL import Image
 
 from detrx.d2.structures import BoxMode
-from detrx.data import DetectionMapper, digits_augmentation, resize_augmentation
+from detrx.data import DetectionMapper, build_test_loader, digits_augmentation, resize_augmentation
+from detrx.data.mapper import _warned_flags
 
 
 def annotation(box, category=1, **more):
@@ -79,15 +82,60 @@ def test_other_colour_modes_become_rgb(record, mode):
     assert DetectionMapper(is_train=False)(record)["image"][:, 3, 3].tolist() == [153, 153, 153]
 
 
-def test_exif_orientation_is_applied(record, tmp_path):
+def test_boxes_are_clipped_before_augmentation_too(record):
+    """A shift must not bring into the picture what lies outside of it."""
+    record["annotations"] = [annotation([-30, 5, 40, 10], 0), annotation([-30, 5, 20, 10], 1)]
+
+    def shift(sample):
+        assert sample["boxes"].tolist() == [[0, 5, 10, 15]]
+        sample["boxes"] += 20
+        return sample
+
+    instances = DetectionMapper(is_train=True, augmentations=shift)(record)["instances"]
+    assert instances.gt_boxes.tensor.tolist() == [[20, 25, 30, 35]]
+    assert instances.gt_classes.tolist() == [0]
+
+
+@pytest.fixture
+def turned(tmp_path):
+    """A file of 40 x 60 that is to be shown as 60 x 40; its stored top is white, and so is its right when shown."""
     exif = Image.Exif()
-    exif[0x0112] = 6  # stored on its side: show it turned by 90 degrees clockwise
+    exif[0x0112] = 6
     stored = Image.new("RGB", (40, 60))
-    stored.paste((255, 255, 255), (0, 0, 40, 10))  # the top of what is stored is the right of what is shown
+    stored.paste((255, 255, 255), (0, 0, 40, 10))
     stored.save(tmp_path / "turned.jpg", exif=exif, quality=95)
-    image = DetectionMapper(is_train=False)(record | {"file_name": str(tmp_path / "turned.jpg")})["image"]
+    return str(tmp_path / "turned.jpg")
+
+
+def test_exif_orientation_is_applied(record, turned):
+    image = DetectionMapper(is_train=False)(record | {"file_name": turned})["image"]
     assert image.shape == (3, 40, 60)
     assert image[:, :, 52:].min() > 200 and image[:, :, :48].max() < 50
+
+
+def test_frame_of_the_annotation_is_kept(record, turned):
+    """Annotated without regard to the orientation: size, boxes and pixels stay those of the file."""
+    result = DetectionMapper(is_train=True)(record | {"file_name": turned, "width": 40, "height": 60})
+    assert result["image"].shape == (3, 60, 40)
+    assert (result["height"], result["width"]) == (60, 40)
+    assert result["image"][:, :8].min() > 200 and result["image"][:, 12:].max() < 50
+    assert result["instances"].gt_boxes.tensor.tolist() == [[10, 5, 30, 13]]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_one_warning_per_kind_from_all_workers(record, turned, tmp_path, capfd, monkeypatch, num_workers):
+    Image.new("RGBA", (60, 40), (1, 2, 3, 0)).save(tmp_path / "transparent.png")
+    _warned_flags.cache_clear()
+    monkeypatch.setattr(logging.getLogger("detrx.data.mapper"), "handlers", [logging.StreamHandler()])
+    monkeypatch.setattr(logging.getLogger("detrx.data.mapper"), "propagate", False)
+    sideways = {"file_name": turned, "width": 40, "height": 60}
+    records = [record | change for change in (sideways, {"file_name": str(tmp_path / "transparent.png")}) * 3]
+    for _ in range(2):  # as in two evaluations
+        list(build_test_loader(records, DetectionMapper(is_train=False), num_workers=num_workers))
+    lines = sorted(line for line in capfd.readouterr().err.splitlines() if line.startswith("image "))
+    assert len(lines) == 2
+    assert "transparent.png: it has transparent pixels" in lines[0]
+    assert "turned.jpg: its EXIF orientation is not applied" in lines[1]
 
 
 def test_missing_image(record):

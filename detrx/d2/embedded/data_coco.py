@@ -70,6 +70,8 @@ def load_coco_json(
     content = read_coco_json(json_file)
     id_map = _contiguous_ids(content["categories"], dataset_name, json_file) if dataset_name is not None else None
     images = {image["id"]: image for image in content["images"]}
+    if len(images) < len(content["images"]):
+        raise ValueError(f"{json_file}: the ids of the images are not unique")
     annotations = content.get("annotations", [])
     by_image = defaultdict(list)
     for annotation in annotations:
@@ -117,6 +119,8 @@ def _contiguous_ids(categories: list[dict], dataset_name: str, json_file: str | 
     if not categories:
         raise ValueError(f"The annotation file {json_file} lists no categories")
     names = {category["id"]: category["name"] for category in sorted(categories, key=lambda c: c["id"])}
+    if len(names) < len(categories):
+        raise ValueError(f"{json_file}: the ids of the categories are not unique")
     id_map = {category_id: position for position, category_id in enumerate(names)}
     if list(names) != list(range(1, len(names) + 1)) and "coco" not in dataset_name:
         logger.warning("%s: the category ids are not 1 to %d; they are mapped to 0, 1, ...", json_file, len(names))
