@@ -1,14 +1,20 @@
-"""Datasets that are registered when `detrx.data` is imported: digits, digits_large, digits_hard, and COCO 2017."""
+"""Datasets that are registered when `detrx.data` is imported: digits, COCO 2017, LVIS v1, Objects365 v2, nuImages and
+Cityscapes."""
 
 import functools
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from detrx.d2.data import DatasetCatalog, Metadata, MetadataCatalog
 
+from . import cityscapes, lvis, nuimages, objects365
 from .coco import load_coco
 from .coco_classes import COCO_CATEGORIES
+from .coco_like import check_image_root
 from .digits import CLASSES, SPLITS, VARIANTS, prepare
+from .file_classes import FileClasses
+from .lazy_metadata import LazyMetadata
 
 
 def datasets_root() -> Path:
@@ -62,6 +68,75 @@ def register_builtin() -> None:
                 thing_classes=list(COCO_CATEGORIES.values()),
                 thing_dataset_id_to_contiguous_id={i: k for k, i in enumerate(COCO_CATEGORIES)},
             )
+
+    classes = lvis.lvis_classes(datasets_root)
+    for split, json_file in lvis.FILES.items():
+        _register_annotated(f"lvis_v1_{split}", json_file, "coco", classes, lvis.load_lvis, "lvis")
+    classes = objects365.objects365_classes(datasets_root)
+    for split, json_file in objects365.FILES.items():
+        image_root = f"objects365/{split}"
+        _register_annotated(f"objects365_v2_{split}", json_file, image_root, classes, objects365.load_objects365)
+    for split in nuimages.SPLITS:
+        to_coco = functools.partial(nuimages.nuimages_file, split=split)
+        _register_converted(f"nuimages_{split}", "nuimages", "", nuimages.CLASSES, to_coco, images="samples")
+    for split in cityscapes.SPLITS:
+        to_coco = functools.partial(cityscapes.cityscapes_file, split=split)
+        _register_converted(f"cityscapes_{split}", "cityscapes", f"leftImg8bit/{split}", cityscapes.CLASSES, to_coco)
+
+
+def _register_annotated(
+    name: str,
+    json_file: str,
+    image_root: str,
+    classes: FileClasses,
+    load: Callable[[Path, Path, FileClasses], list[dict]],
+    evaluator_type: str = "coco",
+) -> None:
+    """Register a dataset whose classes only its annotation file knows. Paths are relative to `datasets_root`."""
+    if name in DatasetCatalog:  # Detectron2 has LVIS already
+        return
+    DatasetCatalog.register(name, lambda: load(datasets_root() / json_file, datasets_root() / image_root, classes))
+    lazy = {
+        "json_file": lambda: str(datasets_root() / json_file),
+        "image_root": lambda: str(datasets_root() / image_root),
+        "thing_classes": classes.names,
+        "thing_dataset_id_to_contiguous_id": classes.ids,
+    }
+    MetadataCatalog[name] = LazyMetadata(lazy, name=name, evaluator_type=evaluator_type)
+
+
+def _register_converted(
+    name: str, folder: str, image_root: str, classes: Sequence[str], to_coco: Callable[[Path], Path], images: str = ""
+) -> None:
+    """Register a dataset in a format of its own.
+
+    Args:
+        folder: of the dataset, relative to `datasets_root`.
+        image_root: what file names of images are relative to, itself relative to `folder`.
+        to_coco: returns the COCO file for the folder.
+        images: the folder of the images in `image_root`, if they are not in different ones.
+    """
+    if name in DatasetCatalog:
+        return
+
+    def load() -> list[dict]:
+        metadata = MetadataCatalog.get(name)
+        json_file = metadata.json_file
+        check_image_root(Path(json_file), Path(metadata.image_root) / images)
+        return load_coco(json_file, metadata.image_root, name)
+
+    DatasetCatalog.register(name, load)
+    lazy = {
+        "json_file": lambda: str(to_coco(datasets_root() / folder)),
+        "image_root": lambda: str(datasets_root() / folder / image_root),
+    }
+    MetadataCatalog[name] = LazyMetadata(
+        lazy,
+        name=name,
+        evaluator_type="coco",
+        thing_classes=list(classes),
+        thing_dataset_id_to_contiguous_id={i + 1: i for i in range(len(classes))},
+    )
 
 
 def _load_digits(name: str) -> list[dict]:

@@ -76,7 +76,7 @@ def get_detection_dataset_dicts(names: str | list[str], filter_empty: bool = Tru
     files = {name: MetadataCatalog.get(name).get("json_file") for name in names}
     with contextlib.ExitStack() as stack:
         for name, json_file in files.items():
-            if json_file:
+            if json_file and MetadataCatalog.get(name).get("evaluator_type", "coco") == "coco":  # LVIS files are others
                 stack.enter_context(_clear_errors(os.fspath(json_file), name))
         records = _get_detection_dataset_dicts(names, filter_empty=filter_empty)
     findings = Findings()

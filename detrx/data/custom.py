@@ -70,12 +70,14 @@ def as_categories(entries: list[Mapping[str, Any]], where: str) -> dict[int, str
     """
     categories: dict[int, str] = {}
     for position, entry in enumerate(entries):
-        found = (entry.get("id"), entry.get("name")) if isinstance(entry, Mapping) else (None, None)
-        if type(found[0]) is not int or not isinstance(found[1], str):
+        number, name = (entry.get("id"), entry.get("name")) if isinstance(entry, Mapping) else (None, None)
+        if isinstance(number, float) and number.is_integer():  # some programs write 3.0
+            number = int(number)
+        if type(number) is not int or not isinstance(name, str):
             raise ValueError(f"{where}categories[{position}] is {entry!r}, expected an integer 'id' and a 'name'")
-        if found[0] in categories:
-            raise ValueError(f"{where}category id {found[0]} occurs twice")
-        categories[found[0]] = found[1]
+        if number in categories:
+            raise ValueError(f"{where}category id {number} occurs twice")
+        categories[number] = name
     return dict(sorted(categories.items()))
 
 
