@@ -23,11 +23,12 @@ ALL = [path.relative_to(ROOT) for path in [*ROOT.glob("configs/**/*.py"), *ROOT.
 CONFIGS = sorted(str(path) for path in ALL if not set(PARTS) & set(path.parts))
 COCO = [name for name in CONFIGS if "_digits" not in name]
 
-# <detector>[_<variant>]_<backbone>[_c5|_dc5][_5scale][_900q][_50ep].py, 12 epochs where the name does not say;
-# or <detector>[_<variant>]_digits.py. See configs/README.md.
+# <detector>[_<variant>]_<backbone>[_c5|_dc5][_5scale][_900q][_50ep][_<dataset>].py, on COCO for 12 epochs where the
+# name does not say; or <detector>[_<variant>]_digits.py. See configs/README.md.
 NAME = re.compile(
     r"(?P<detector>[a-z0-9_]+?)_(digits|(?P<backbone>r18|r50|r101|swin_t|swin_l|convnext_[tsbl])"
-    r"(_(?P<level>c5|dc5))?(_(?P<levels>5)scale)?(_(?P<queries>\d+)q)?(_(?P<epochs>24|36|50)ep)?)\.py"
+    r"(_(?P<level>c5|dc5))?(_(?P<levels>5)scale)?(_(?P<queries>\d+)q)?(_(?P<epochs>24|36|50)ep)?"
+    r"(_(?P<dataset>lvis|objects365|nuimages|cityscapes))?)\.py"
 )
 TIMM = {
     "r18": "resnet18.tv_in1k",
@@ -39,6 +40,12 @@ TIMM = {
     "convnext_s": "convnext_small",
     "convnext_b": "convnext_base",
     "convnext_l": "convnext_large",
+}
+DATASETS = {  # training set, number of classes, iterations
+    "lvis": ("lvis_v1_train", 1203, 90000),
+    "objects365": ("objects365_v2_train", 365, 90000),
+    "nuimages": ("nuimages_train", 10, 90000),
+    "cityscapes": ("cityscapes_train", 8, 12000),
 }
 DROP = {12: 11, 24: 20, 36: 30, 50: 40}  # epochs: epoch after which the learning rate falls to a tenth
 
@@ -83,7 +90,10 @@ def test_name(name: str):
 def test_config_is_what_its_name_says(name: str):
     said, cfg = parse(name), load(name)
     backbone = cfg.model.backbone
-    assert backbone.name.startswith(TIMM[said["backbone"]]) and cfg.dataloader.train.dataset.names == "coco_2017_train"
+    epochs = int(said["epochs"] or 12)
+    dataset, classes, iterations = DATASETS.get(said["dataset"], ("coco_2017_train", 80, epochs * 7500))
+    assert backbone.name.startswith(TIMM[said["backbone"]]) and cfg.dataloader.train.dataset.names == dataset
+    assert cfg.model.decoder.heads.num_classes == classes
     dilated = (backbone.get("model_args") or {}).get("output_stride") == 16
     assert dilated == (said["level"] == "dc5")
     if said["level"]:
@@ -92,10 +102,9 @@ def test_config_is_what_its_name_says(name: str):
         assert cfg.model.query_source.num_queries == int(said["queries"])
     if said["levels"]:
         assert cfg.model.tokenizer.num_levels == int(said["levels"])
-    epochs = int(said["epochs"] or 12)
-    assert cfg.dataloader.train.total_batch_size == 16 and cfg.train.max_iter == epochs * 7500
-    multiplier = instantiate(cfg.lr_multiplier)
-    rates = [multiplier(i / cfg.train.max_iter) for i in (0, DROP[epochs] * 7500 - 1, DROP[epochs] * 7500)]
+    assert cfg.dataloader.train.total_batch_size == 16 and cfg.train.max_iter == iterations
+    multiplier, drop = instantiate(cfg.lr_multiplier), DROP[epochs] / epochs
+    rates = [multiplier(i) for i in (0, drop - 1 / iterations, drop)]
     assert rates == pytest.approx([1.0, 1.0, 0.1])
 
 
@@ -135,7 +144,8 @@ def test_model_runs(name: str):
     model = build(name)
     assert tuple(load(name).model.neck.in_channels) == model.backbone.out_channels
     predictions = predict(model)
-    classes = 10 if "_digits" in name else 80
+    said = parse(name)["dataset"]
+    classes = 10 if "_digits" in name else DATASETS[said][1] if said else 80
     assert predictions.logits.shape[-1] - classes in (0, 1) and predictions.boxes.shape[-1] == 4  # 1: "no object"
     assert predictions.logits.shape[:-1] == predictions.boxes.shape[:-1]
 
