@@ -68,11 +68,7 @@ def get_detection_dataset_dicts(names: str | list[str], filter_empty: bool = Tru
         FileNotFoundError: the annotation file of a dataset does not exist.
     """
     names = [names] if isinstance(names, str) else list(names)
-    for name in names:
-        if name not in DatasetCatalog:
-            known = sorted(DatasetCatalog)
-            near = difflib.get_close_matches(name, known, n=3) or known
-            raise ValueError(f"dataset {name!r} is not registered; did you mean one of: {', '.join(near)}?")
+    check_registered(names)
     files = {name: MetadataCatalog.get(name).get("json_file") for name in names}
     with contextlib.ExitStack() as stack:
         for name, json_file in files.items():
@@ -86,6 +82,15 @@ def get_detection_dataset_dicts(names: str | list[str], filter_empty: bool = Tru
         raise ValueError(f"{source}: {problem}")
     findings.log_warnings(source)
     return records
+
+
+def check_registered(names: list[str]) -> None:
+    """Raise a ValueError, which lists similar names, if one of these is not that of a registered dataset."""
+    for name in names:
+        if name not in DatasetCatalog:
+            known = sorted(DatasetCatalog)
+            near = difflib.get_close_matches(name, known, n=3) or known
+            raise ValueError(f"dataset {name!r} is not registered; did you mean one of: {', '.join(near)}?")
 
 
 def check_classes(found: list[str], name: str | None, findings: Findings) -> None:

@@ -34,7 +34,6 @@ class Problem(enum.Enum):
     TRAIN_TEST_CLASSES = ERROR, "the classes of training and test are not the same"
     BAD_BOX = ERROR, "boxes that are not four finite numbers"
     IGNORE = ERROR, "annotations with 'ignore', which Detectron2 and pycocotools do not support; use 'iscrowd'"
-    NOT_EVALUABLE = ERROR, "annotations without 'area' or 'iscrowd': evaluation with pycocotools would fail"
     NO_BOXES = ERROR, "there is no box to learn from"
     IMAGE_MISSING = ERROR, "image files that do not exist"
     IMAGE_UNREADABLE = ERROR, "image files that cannot be decoded"
@@ -77,6 +76,7 @@ class Findings:
 
     def add(self, problem: Problem, example: str, count: int = 1) -> None:
         """Count a problem `count` times. `example` is a sentence or part of one that names what is affected."""
+        example = example.encode("utf-8", "backslashreplace").decode()  # JSON can hold half a character
         before, examples = self._found.get(problem, (0, []))
         if len(examples) < self.max_examples:
             examples.append(example)
