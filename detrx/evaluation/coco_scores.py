@@ -14,11 +14,11 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from tabulate import tabulate
 
-__all__ = ["BoxScores", "coco_api", "score_boxes", "table", "table_per_class"]
+__all__ = ["METRICS", "BoxScores", "coco_api", "score_boxes", "table", "table_per_class"]
 
 logger = logging.getLogger(__name__)
 
-_PRECISIONS = {
+METRICS = {
     "AP": (None, 0),
     "AP50": (0.5, 0),
     "AP75": (0.75, 0),
@@ -55,7 +55,7 @@ class BoxScores:
 
     def average_precision(self) -> dict[str, float]:
         """AP, AP50, AP75, APs, APm and APl in percent, over all classes that have ground truth; NaN if none has."""
-        return {name: self._precision(slice(None), *where) for name, where in _PRECISIONS.items()}
+        return {name: self._precision(slice(None), *where) for name, where in METRICS.items()}
 
     def average_recall(self) -> dict[str, float]:
         """AR with at most so many detections per image and class (AR1, AR10, AR100), ARs, ARm and ARl in percent."""
@@ -66,7 +66,7 @@ class BoxScores:
     def per_class(self) -> list[dict[str, float]]:
         """`average_precision` of every class, in the order of `category_ids`."""
         classes = range(len(self.category_ids))
-        return [{name: self._precision(k, *where) for name, where in _PRECISIONS.items()} for k in classes]
+        return [{name: self._precision(k, *where) for name, where in METRICS.items()} for k in classes]
 
     def _precision(self, classes: slice | int, iou: float | None, area: int) -> float:
         thresholds = slice(None) if iou is None else np.flatnonzero(self.iou_thresholds == iou)
@@ -87,15 +87,19 @@ def coco_api(ground_truth: Mapping) -> COCO:
     api = COCO()
     api.dataset = dict(ground_truth)
     if "annotations" in ground_truth:
-        api.dataset["annotations"] = [
-            {"area": entry["bbox"][2] * entry["bbox"][3], "iscrowd": 0, **entry}
-            for entry in ground_truth["annotations"]
-        ]
+        api.dataset["annotations"] = [_complete(entry) for entry in ground_truth["annotations"]]
         with contextlib.redirect_stdout(io.StringIO()):
             api.createIndex()
         if 0 in api.anns:
             logger.warning("pycocotools never counts the annotation of id 0 as found: ids should begin with 1")
     return api
+
+
+def _complete(annotation: Mapping) -> dict:
+    annotation = {"iscrowd": 0, **annotation}
+    if "area" not in annotation:
+        annotation["area"] = annotation["bbox"][2] * annotation["bbox"][3]
+    return annotation
 
 
 def score_boxes(

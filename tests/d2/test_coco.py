@@ -271,6 +271,44 @@ def test_average_precision_of_random_boxes(register, options):
     assert result["bbox"] == pytest.approx(RECORDED, abs=2e-6)
 
 
+@embedded_only
+def test_missing_areas_and_crowd_flags_have_defaults(register):
+    content = coco([1], [(1, 1, [0, 0, 10, 10], {})], {1: "only"})
+    for key in ("area", "iscrowd"):
+        content["annotations"][0].pop(key)
+    result = evaluate(register("d2_bare", content), {1: detections([0, 0, 10, 10, 0, 0.5])})["bbox"]
+    assert result["APs"] == pytest.approx(100) and math.isnan(result["APm"])
+
+
+@embedded_only
+def test_log_has_tables_of_precision_recall_and_classes(register, caplog):
+    with caplog.at_level(logging.INFO):
+        evaluate(register("d2_hand", HAND), HAND_DETECTIONS)
+    lines = [line.replace(" ", "") for line in caplog.text.splitlines()]
+    assert "|AP|AP50|AP75|APs|APm|APl|" in lines and "|60.248|75.248|75.248|50.495|70.000|nan|" in lines
+    assert "|AR1|AR10|AR100|ARs|ARm|ARl|" in lines and "|60.000|60.000|60.000|50.000|70.000|nan|" in lines
+    assert "|cup|50.495|fork|70.000|never|nan|" in lines
+
+
+@embedded_only
+def test_results_file_is_replaced_at_once(register, tmp_path, monkeypatch):
+    name = register("d2_hand", HAND)
+    file = tmp_path / "coco_instances_results.json"
+    evaluate(name, {1: detections([0, 0, 5, 5, 0, 0.5])}, output_dir=str(tmp_path))
+    before = file.read_text()
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(name, HAND_DETECTIONS, output_dir=str(tmp_path))
+    assert file.read_text() == before
+    monkeypatch.undo()
+    evaluate(name, HAND_DETECTIONS, output_dir=str(tmp_path))
+    assert len(json.loads(file.read_text())) == 4 and [f.name for f in tmp_path.glob("*_results*")] == [file.name]
+
+
 def test_limit_of_detections_per_image(register):
     register("d2_many", coco([1], [(1, 1, [0, 0, 50, 50], {})], {1: "only"}))
     wrong = [[100, 50, 20, 20, 0, 0.5 + k / 1000] for k in range(149)]

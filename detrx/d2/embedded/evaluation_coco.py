@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import itertools
 import json
 import logging
 import os
 from collections.abc import Sequence
-
-import numpy as np
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
-from tabulate import tabulate
 
 from detrx.d2.embedded import comm
 from detrx.d2.embedded.data_catalog import MetadataCatalog
@@ -21,11 +14,9 @@ from detrx.d2.embedded.data_coco import read_coco_json
 from detrx.d2.embedded.evaluation import DatasetEvaluator
 from detrx.d2.embedded.file_io import PathManager
 from detrx.d2.embedded.structures import BoxMode, Instances
+from detrx.evaluation.coco_scores import METRICS, coco_api, score_boxes, table, table_per_class
 
 logger = logging.getLogger(__name__)
-
-_METRICS = {"AP": (None, 0), "AP50": (0.5, 0), "AP75": (0.75, 0), "APs": (None, 1), "APm": (None, 2), "APl": (None, 3)}
-"""Name -> (IoU threshold or None for the mean over all, index of the area range)."""
 
 
 class COCOEvaluator(DatasetEvaluator):
@@ -52,7 +43,7 @@ class COCOEvaluator(DatasetEvaluator):
             distributed: collect the predictions of all ranks and score them on rank 0, rather than each its own.
             output_dir: folder for ``coco_instances_results.json``. None: nothing is written.
             max_dets_per_image: how many of an image's detections count, by score. Default: 100.
-            use_fast_impl: accepted because Detectron2 has it; pycocotools is used either way.
+            use_fast_impl: count with faster-coco-eval where it is installed: the figures of pycocotools, sooner.
 
         Raises:
             ValueError: a task other than "bbox", or a dataset without a COCO file.
@@ -68,13 +59,10 @@ class COCOEvaluator(DatasetEvaluator):
             )
         self._distributed = distributed
         self._output_dir = output_dir
-        self._max_dets = [1, 10, 100 if max_dets_per_image is None else max_dets_per_image]
+        self._max_dets = 100 if max_dets_per_image is None else max_dets_per_image
+        self._use_fast_impl = use_fast_impl
         self._predictions: list[list[dict]] = []
-        self._coco = COCO()
-        self._coco.dataset = read_coco_json(json_file)
-        if "annotations" in self._coco.dataset:
-            with contextlib.redirect_stdout(io.StringIO()):
-                self._coco.createIndex()
+        self._coco = coco_api(read_coco_json(json_file))
 
     def reset(self) -> None:
         self._predictions = []
@@ -115,8 +103,9 @@ class COCOEvaluator(DatasetEvaluator):
         if self._output_dir:
             PathManager.mkdirs(self._output_dir)
             path = os.path.join(self._output_dir, "coco_instances_results.json")
-            with PathManager.open(path, "w") as f:
+            with PathManager.open(f"{path}.tmp", "w") as f:
                 f.write(json.dumps(results))
+            os.replace(f"{path}.tmp", path)
             logger.info("Wrote %d detections to %s", len(results), path)
         if "annotations" not in self._coco.dataset:
             logger.info("The dataset has no annotations to score the detections with")
@@ -126,43 +115,20 @@ class COCOEvaluator(DatasetEvaluator):
     def _score(self, results: list[dict], img_ids: list[int] | None) -> dict[str, float]:
         if not results:
             logger.warning("The model has detected nothing")
-            return dict.fromkeys(_METRICS, float("nan"))
-        evaluation = COCOeval(self._coco, self._coco.loadRes(results), "bbox")
-        evaluation.params.maxDets = self._max_dets
-        if img_ids is not None:
-            evaluation.params.imgIds = img_ids
-        evaluation.evaluate()
-        evaluation.accumulate()
-        if self._max_dets[-1] == 100:  # it can print no other limit
-            evaluation.summarize()
-
-        precision = evaluation.eval["precision"]  # (IoU threshold, recall, category, area range, detections per image)
-        scores = {}
-        for name, (iou, area) in _METRICS.items():
-            thresholds = slice(None) if iou is None else np.where(evaluation.params.iouThrs == iou)[0]
-            scores[name] = _mean_percent(precision[thresholds, :, :, area, -1])
-        logger.info("Results for bbox:\n%s", tabulate([scores], "keys", "pipe", ".3f", stralign="center"))
+            return dict.fromkeys(METRICS, float("nan"))
+        scores = score_boxes(self._coco, results, self._max_dets, img_ids, self._use_fast_impl)
+        figures = scores.average_precision()
+        logger.info("Results for bbox:\n%s", table(figures))
+        logger.info("Average recall:\n%s", table(scores.average_recall()))
 
         classes = self._metadata.get("thing_classes")
         if classes is not None and len(classes) > 1:
-            assert len(classes) == precision.shape[2], f"{len(classes)} classes, {precision.shape[2]} scored categories"
-            per_class = [(name, _mean_percent(precision[:, :, k, 0, -1])) for k, name in enumerate(classes)]
-            logger.info("AP per category:\n%s", _in_columns(per_class))
-            scores.update({f"AP-{name}": value for name, value in per_class})
-        return scores
-
-
-def _mean_percent(precision: np.ndarray) -> float:
-    """Mean of the entries that exist (-1 marks the others), times 100; NaN if none does."""
-    precision = precision[precision > -1]
-    return float(np.mean(precision) * 100) if precision.size else float("nan")
-
-
-def _in_columns(pairs: list[tuple[str, float]], pairs_per_row: int = 3) -> str:
-    """A table of names and values, several pairs side by side."""
-    rows = [itertools.chain.from_iterable(pairs[i : i + pairs_per_row]) for i in range(0, len(pairs), pairs_per_row)]
-    headers = ["category", "AP"] * min(pairs_per_row, len(pairs))
-    return tabulate([list(row) for row in rows], headers, "pipe", ".3f", numalign="left")
+            per_class = scores.per_class()
+            assert len(classes) == len(per_class), f"{len(classes)} classes, {len(per_class)} scored categories"
+            pairs = [(name, each["AP"]) for name, each in zip(classes, per_class, strict=True)]
+            logger.info("AP per category:\n%s", table_per_class(pairs))
+            figures.update({f"AP-{name}": value for name, value in pairs})
+        return figures
 
 
 def _to_coco(instances: Instances, image_id: int) -> list[dict]:
