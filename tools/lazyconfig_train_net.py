@@ -7,7 +7,7 @@
 
 With --eval-only, --resume evaluates the last checkpoint in train.output_dir. Several processes are started by
 --num-gpus, or by torchrun. Results lie in train.output_dir: config.yaml, log.txt, metrics.json, TensorBoard events,
-checkpoints.
+checkpoints, and inference/coco_instances_results.json with the detections of the last evaluation.
 """
 
 import argparse
@@ -36,6 +36,7 @@ from detrx.engine import (
     ModelEMA,
     StopHook,
     Trainer,
+    build_evaluator,
     build_writers,
     load_config,
     resolve_seed,
@@ -51,7 +52,7 @@ def do_test(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
     if "evaluator" not in cfg.dataloader:
         return {}
     loader = instantiate(cfg.dataloader.test)
-    results = inference_on_dataset(model, loader, instantiate(cfg.dataloader.evaluator))
+    results = inference_on_dataset(model, loader, build_evaluator(cfg))
     print_csv_format(results)
     return results
 

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import re
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -12,7 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["CheckpointError", "read_weights", "write_atomically", "write_weights"]
+__all__ = [
+    "CheckpointError",
+    "averaged_weights",
+    "read_entries",
+    "read_weights",
+    "write_atomically",
+    "write_weights",
+]
 
 TEMPORARY = ".tmp"
 WEIGHT_SUFFIXES = (".safetensors", ".pth")
@@ -29,7 +37,7 @@ class CheckpointError(RuntimeError):
     """A checkpoint that is missing, broken or made for something else. The message names the file."""
 
 
-def read_weights(path: str | os.PathLike, allow_pickle: bool = False) -> dict[str, Tensor]:
+def read_weights(path: str | os.PathLike, allow_pickle: bool = False, ema: bool = False) -> dict[str, Tensor]:
     """The weights in a file or folder, on the CPU.
 
     Args:
@@ -37,6 +45,7 @@ def read_weights(path: str | os.PathLike, allow_pickle: bool = False) -> dict[st
             (*.index.json), or a folder of transformers' `save_pretrained`.
         allow_pickle: unpickle files that hold more than tensors and plain containers. **Such a file runs any code its
             author wanted to run**; only for files whose origin is trusted.
+        ema: read the averaged weights of a training checkpoint, which has them as entry "ema", instead of the model.
 
     Returns:
         tensors by name. Of a training checkpoint, the model; a prefix "module." of all names is removed.
@@ -50,9 +59,9 @@ def read_weights(path: str | os.PathLike, allow_pickle: bool = False) -> dict[st
     if not path.is_file():
         raise CheckpointError(f"checkpoint {path} does not exist")
     if path.name.endswith(".index.json"):
-        weights = {name: tensor for shard in _shards(path) for name, tensor in _read(shard, allow_pickle).items()}
+        weights = {name: tensor for shard in _shards(path) for name, tensor in _read(shard, allow_pickle, ema).items()}
     else:
-        weights = _read(path, allow_pickle)
+        weights = _read(path, allow_pickle, ema)
     if weights and all(name.startswith("module.") for name in weights):
         weights = {name.removeprefix("module."): tensor for name, tensor in weights.items()}
     return weights
@@ -118,8 +127,33 @@ def _shards(index: Path) -> list[Path]:
     return [index.parent / name for name in names]
 
 
-def _read(path: Path, allow_pickle: bool) -> dict[str, Tensor]:
+def read_entries(path: str | os.PathLike) -> dict[str, Any]:
+    """The entries of a training checkpoint, such as "model", "ema" and "iteration"; none of a .safetensors file.
+
+    Tensors are mapped from the file, not read.
+
+    Raises:
+        CheckpointError: there is no such file, it is damaged or not safe to read.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint {path} does not exist")
+    if path.suffix != ".pth":
+        return {}
+    content = _load_safely(path, mmap=zipfile.is_zipfile(path))
+    return dict(content) if isinstance(content, Mapping) else {}
+
+
+def averaged_weights(content: Any) -> Mapping[str, Tensor] | None:
+    """The averaged (EMA) weights in the content of a training checkpoint, or None."""
+    ema = content.get("ema") if isinstance(content, Mapping) else None
+    return ema.get("model") if isinstance(ema, Mapping) else None
+
+
+def _read(path: Path, allow_pickle: bool, ema: bool) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
+        if ema:
+            raise CheckpointError(f"checkpoint {path} has no averaged (EMA) weights: .safetensors files hold one model")
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
@@ -128,12 +162,23 @@ def _read(path: Path, allow_pickle: bool) -> dict[str, Tensor]:
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"checkpoint {path} is damaged: {_first_line(error)}") from error
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        content = _load_safely(path)
+    except CheckpointError:
         if not allow_pickle:
-            raise CheckpointError(_refusal(path, error)) from error
+            raise
         content = _unpickle(path)
+    if ema:
+        content = averaged_weights(content)
+        if content is None:
+            raise CheckpointError(f"checkpoint {path} has no averaged (EMA) weights")
     return _state_dict(path, content)
+
+
+def _load_safely(path: Path, mmap: bool = False) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(_refusal(path, error)) from error
 
 
 def _refusal(path: Path, error: Exception) -> str:

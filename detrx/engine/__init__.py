@@ -3,6 +3,7 @@
 from detrx.engine.config import ConfigError, check_overrides, load_config, resolve_seed
 from detrx.engine.ema import ModelEMA
 from detrx.engine.errors import run_tool, user_error
+from detrx.engine.evaluation import build_evaluator
 from detrx.engine.hooks import BestCheckpoint, CheckpointHook, EvaluationHook, StopHook
 from detrx.engine.job import run_job
 from detrx.engine.lr_factors import LRFactors
@@ -21,6 +22,7 @@ __all__ = [
     "NonFiniteError",
     "StopHook",
     "Trainer",
+    "build_evaluator",
     "build_writers",
     "check_overrides",
     "load_config",

@@ -1,13 +1,16 @@
 """Files of annotations and of detections in COCO's formats, checked."""
 
 import json
+import logging
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
-__all__ = ["check_results", "read_ground_truth", "read_results"]
+__all__ = ["check_results", "read_ground_truth", "read_results", "to_results", "with_category_ids", "write_results"]
+
+logger = logging.getLogger(__name__)
 
 _GROUND_TRUTH = {
     "images": ("id",),
@@ -81,6 +84,44 @@ def check_results(
     problem = _first_problem(results, problem_of)
     if problem:
         raise ValueError(f"{source}: entry {problem[0]} {problem[1]}")
+
+
+def to_results(instances: Any, image_id: int) -> list[dict[str, Any]]:
+    """Detections in COCO's result format, of `Instances` on the CPU with ``pred_boxes``, ``scores`` and
+    ``pred_classes``. Their category ids are still the model's class indices, see `with_category_ids`."""
+    boxes = instances.pred_boxes.tensor.clone()
+    boxes[:, 2:] -= boxes[:, :2]
+    columns = zip(instances.pred_classes.tolist(), boxes.tolist(), instances.scores.tolist(), strict=True)
+    return [{"image_id": image_id, "category_id": c, "bbox": box, "score": score} for c, box, score in columns]
+
+
+def with_category_ids(results: Iterable[dict[str, Any]], id_map: Mapping[int, int] | None) -> list[dict[str, Any]]:
+    """Detections whose category ids are class indices, with the original ids.
+
+    Args:
+        id_map: category id -> class index (``thing_dataset_id_to_contiguous_id``). None: ids are as they are.
+    """
+    if id_map is None:
+        return list(results)
+    ids = {index: category for category, index in id_map.items()}
+    converted = []
+    for result in results:
+        index = result["category_id"]
+        assert index in ids, (
+            f"A prediction for image {result['image_id']} has class {index}, the dataset has {len(ids)}"
+        )
+        converted.append({**result, "category_id": ids[index]})
+    return converted
+
+
+def write_results(path: str | os.PathLike, results: list[dict[str, Any]]) -> None:
+    """Write detections as JSON, replacing an earlier file at once; the folder is made."""
+    path = os.fspath(path)
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    with open(f"{path}.tmp", "w", encoding="utf-8") as file:
+        file.write(json.dumps(results))  # faster than json.dump
+    os.replace(f"{path}.tmp", path)
+    logger.info("Wrote %d detections to %s", len(results), path)
 
 
 def _read_json(path: str | os.PathLike, kind: str) -> Any:

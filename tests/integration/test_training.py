@@ -15,6 +15,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = "tests/integration/tiny_digits.py"
+RESULTS = "inference/coco_instances_results.json"
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +56,9 @@ def test_train_evaluate_and_draw(tmp_path: Path, datasets: Path):
         f"train.output_dir={tmp_path / 'eval'}", datasets=datasets,
     )  # fmt: skip
     assert "AP50" in evaluated
+    scored = [json.loads((folder / RESULTS).read_text()) for folder in (tmp_path, tmp_path / "eval")]
+    assert len(scored[0]) == 8 * 100 and scored[0] == scored[1]
+    assert {each["category_id"] for each in scored[0]} <= set(range(1, 11))
     drawn = tmp_path / "drawn"
     run_tool(
         "demo.py", "--weights", str(weights), "--dataset", "tiny_digits_val", "--num", "3", "--output", str(drawn),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import logging
 import os
 from collections.abc import Sequence
@@ -12,9 +11,8 @@ from detrx.d2.embedded import comm
 from detrx.d2.embedded.data_catalog import MetadataCatalog
 from detrx.d2.embedded.data_coco import read_coco_json
 from detrx.d2.embedded.evaluation import DatasetEvaluator
-from detrx.d2.embedded.file_io import PathManager
-from detrx.d2.embedded.structures import BoxMode, Instances
 from detrx.evaluation.coco_scores import METRICS, coco_api, score_boxes, table, table_per_class
+from detrx.evaluation.results import to_results, with_category_ids, write_results
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +69,7 @@ class COCOEvaluator(DatasetEvaluator):
         """``inputs`` have "image_id", ``outputs`` have "instances" in the coordinates of the annotation file."""
         for source, output in zip(inputs, outputs, strict=True):
             if "instances" in output:
-                self._predictions.append(_to_coco(output["instances"].to("cpu"), source["image_id"]))
+                self._predictions.append(to_results(output["instances"].to("cpu"), source["image_id"]))
 
     def evaluate(self, img_ids: list[int] | None = None) -> dict[str, dict[str, float]]:
         """Score everything since `reset`, on rank 0; an empty dict elsewhere, or if nothing was processed.
@@ -90,23 +88,9 @@ class COCOEvaluator(DatasetEvaluator):
             return {}
 
         id_map = self._metadata.get("thing_dataset_id_to_contiguous_id")
-        ids = None if id_map is None else sorted(id_map, key=id_map.get)
-        results = []
-        for result in itertools.chain.from_iterable(predictions):
-            category = result["category_id"]
-            if ids is not None:
-                assert 0 <= category < len(ids), (
-                    f"A prediction for image {result['image_id']} has class {category}, the dataset has {len(ids)}"
-                )
-                category = ids[category]
-            results.append({**result, "category_id": category})
+        results = with_category_ids(itertools.chain.from_iterable(predictions), id_map)
         if self._output_dir:
-            PathManager.mkdirs(self._output_dir)
-            path = os.path.join(self._output_dir, "coco_instances_results.json")
-            with PathManager.open(f"{path}.tmp", "w") as f:
-                f.write(json.dumps(results))
-            os.replace(f"{path}.tmp", path)
-            logger.info("Wrote %d detections to %s", len(results), path)
+            write_results(os.path.join(self._output_dir, "coco_instances_results.json"), results)
         if "annotations" not in self._coco.dataset:
             logger.info("The dataset has no annotations to score the detections with")
             return {}
@@ -129,10 +113,3 @@ class COCOEvaluator(DatasetEvaluator):
             logger.info("AP per category:\n%s", table_per_class(pairs))
             figures.update({f"AP-{name}": value for name, value in pairs})
         return figures
-
-
-def _to_coco(instances: Instances, image_id: int) -> list[dict]:
-    """Detections in COCO's result format; their category ids are still the model's class indices."""
-    boxes = BoxMode.convert(instances.pred_boxes.tensor, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS).tolist()
-    columns = zip(instances.pred_classes.tolist(), boxes, instances.scores.tolist(), strict=True)
-    return [{"image_id": image_id, "category_id": c, "bbox": box, "score": score} for c, box, score in columns]
