@@ -10,8 +10,9 @@ from detrx.analysis import plot_runs, read_metrics
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Draw training curves. Writes one PNG with four panels over the iterations: total loss, losses by "
-        "kind, average precision, learning rate. Several runs are overlaid, one colour each.",
+        description="Draw training curves. Writes one PNG with panels over the iterations: total loss, losses by kind, "
+        "average precision, learning rate; and where they were logged, the load of experts (Mr. DETR++) and the "
+        "queries that pass the routers (QR-DETR). Several runs are overlaid, one colour each.",
         epilog="example: plot_metrics.py output/run_a output/run_b --names baseline 'with denoising' --output ab.png",
     )
     parser.add_argument(

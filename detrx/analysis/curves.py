@@ -1,15 +1,44 @@
 """Training curves from the `metrics.json` that the training scripts write."""
 
+from __future__ import annotations
+
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 _LOSS_KINDS = {"class": "classification", "bbox": "box L1", "giou": "box GIoU"}  # in this order; others follow
+_LINES = ("-", "--", ":", "-.")
+_LOGGED = (
+    {
+        "pattern": r"moe/(.+)_max_over_mean",
+        "title": "Load of the busiest expert (1: all alike)",
+        "unit": "times the mean load",
+        "floor": 1,
+    },
+    {
+        "pattern": r"moe/(.+)_effective_experts",
+        "title": "Experts in use (exponential of the entropy of their loads)",
+        "unit": "experts",
+        "floor": 1,
+    },
+    {
+        "pattern": r"routing/passing(?:_(\d+))?",
+        "title": "Queries that pass the routers, per image",
+        "unit": "queries",
+        "floor": 0,
+    },
+)
+"""Panels of what methods log: names of the scalars, and what they are."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +106,10 @@ def smooth(values: np.ndarray, window: int) -> np.ndarray:
 
 
 def plot_runs(runs: Sequence[Run], path: str | os.PathLike, title: str = "", window: int = 10) -> None:
-    """Write a PNG with total loss, losses by kind, learning rate and average precision over the iterations.
+    """Write a PNG with total loss, losses by kind, average precision and learning rate over the iterations.
+
+    Runs that logged the load of experts (``moe/*``) or the queries that pass the routers of a decoder
+    (``routing/passing*``) get panels for these.
 
     Args:
         runs: one colour each; with a single run, the colours tell the curves of a panel apart.
@@ -85,54 +117,27 @@ def plot_runs(runs: Sequence[Run], path: str | os.PathLike, title: str = "", win
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, ScalarFormatter
 
-    figure = Figure(figsize=(12, 7.5), layout="constrained", dpi=120)
+    draw: list[Callable[..., None]] = [
+        partial(_draw_total, window=window),
+        partial(_draw_losses, window=window),
+        _draw_precision,
+        _draw_rate,
+    ]
+    draw += [
+        partial(_draw_logged, **panel)
+        for panel in _LOGGED
+        if any(re.fullmatch(panel["pattern"], name) for run in runs for name in run.series)
+    ]
+    rows = (len(draw) + 1) // 2
+    figure = Figure(figsize=(12, 3.75 * rows), layout="constrained", dpi=120)
     FigureCanvasAgg(figure)
-    total, kinds, precision, rate = figure.subplots(2, 2).flat
-    styles = ("-", "--", ":", "-.")
-    for number, run in enumerate(runs):
-        colour = f"C{number % 10}"
-        if "total_loss" in run.series:
-            x, y = run.series["total_loss"]
-            total.plot(x, y, color=colour, alpha=0.25, linewidth=1)
-            total.plot(x, smooth(y, window), color=colour, label=run.name)
-        for index, (kind, (x, y)) in enumerate(run.loss_kinds().items()):
-            label = _LOSS_KINDS.get(kind, kind)
-            single = len(runs) == 1
-            kinds.plot(
-                x,
-                smooth(y, window),
-                color=f"C{index % 10}" if single else colour,
-                linestyle="-" if single else styles[index % len(styles)],
-                label=label if single else f"{run.name}: {label}",
-            )
-        if "lr" in run.series:
-            rate.plot(*run.series["lr"], color=colour, label=run.name)
-        for index, metric in enumerate(("AP", "AP50", "AP75")):
-            if f"bbox/{metric}" in run.series:
-                x, y = run.series[f"bbox/{metric}"]
-                single = len(runs) == 1
-                precision.plot(
-                    x,
-                    y,
-                    marker="o",
-                    markersize=4,
-                    clip_on=False,
-                    color=f"C{index}" if single else colour,
-                    linestyle="-" if single else styles[index],
-                    label=f"{metric}: {y[-1]:.1f}" if single else f"{run.name}: {metric} {y[-1]:.1f}",
-                )
-    total.set(title="Total training loss", ylabel="loss", yscale="log")
-    kinds.set(title="Losses by kind (sum over layers)", ylabel="loss", yscale="log")
-    for panel in (total, kinds):
-        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        panel.yaxis.set_major_formatter(ScalarFormatter())
-        panel.yaxis.set_minor_locator(LogLocator(subs=()))
-    precision.set(title="Average precision on the validation images", ylabel="AP (%)", ylim=(0, 100))
-    rate.set(title="Learning rate", ylabel="learning rate", ylim=(0, None))
+    panels = list(figure.subplots(rows, 2).flat)
+    for panel in panels[len(draw) :]:
+        panel.remove()
     last = max((x[-1] for run in runs for x, _ in run.series.values()), default=1)
-    for panel in (total, kinds, precision, rate):
+    for panel, draw_into in zip(panels, draw, strict=False):
+        draw_into(panel, runs)
         panel.set(xlabel="iteration", xlim=(0, max(last, 1)))
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
@@ -143,3 +148,71 @@ def plot_runs(runs: Sequence[Run], path: str | os.PathLike, title: str = "", win
     if title:
         figure.suptitle(title)
     figure.savefig(path)
+
+
+def _style(runs: Sequence[Run], run: int, curve: int) -> dict[str, str]:
+    """Colour and line of a curve: colours tell runs apart, or the curves of a single run."""
+    if len(runs) == 1:
+        return {"color": f"C{curve % 10}"}
+    return {"color": f"C{run % 10}", "linestyle": _LINES[curve % len(_LINES)]}
+
+
+def _label(runs: Sequence[Run], run: Run, name: str) -> str:
+    return name if len(runs) == 1 else f"{run.name}: {name}"
+
+
+def _draw_total(panel: Axes, runs: Sequence[Run], window: int) -> None:
+    for number, run in enumerate(runs):
+        if "total_loss" in run.series:
+            x, y = run.series["total_loss"]
+            panel.plot(x, y, color=f"C{number % 10}", alpha=0.25, linewidth=1)
+            panel.plot(x, smooth(y, window), color=f"C{number % 10}", label=run.name)
+    panel.set(title="Total training loss", ylabel="loss")
+    _logarithmic(panel)
+
+
+def _draw_losses(panel: Axes, runs: Sequence[Run], window: int) -> None:
+    for number, run in enumerate(runs):
+        for index, (kind, (x, y)) in enumerate(run.loss_kinds().items()):
+            label = _label(runs, run, _LOSS_KINDS.get(kind, kind))
+            panel.plot(x, smooth(y, window), label=label, **_style(runs, number, index))
+    panel.set(title="Losses by kind (sum over layers)", ylabel="loss")
+    _logarithmic(panel)
+
+
+def _logarithmic(panel: Axes) -> None:
+    from matplotlib.ticker import LogLocator, ScalarFormatter
+
+    panel.set_yscale("log")
+    panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    panel.yaxis.set_major_formatter(ScalarFormatter())
+    panel.yaxis.set_minor_locator(LogLocator(subs=()))
+
+
+def _draw_precision(panel: Axes, runs: Sequence[Run]) -> None:
+    for number, run in enumerate(runs):
+        for index, metric in enumerate(("AP", "AP50", "AP75")):
+            if f"bbox/{metric}" in run.series:
+                x, y = run.series[f"bbox/{metric}"]
+                label = f"{metric}: {y[-1]:.1f}" if len(runs) == 1 else f"{run.name}: {metric} {y[-1]:.1f}"
+                panel.plot(x, y, marker="o", markersize=4, clip_on=False, label=label, **_style(runs, number, index))
+    panel.set(title="Average precision on the validation images", ylabel="AP (%)", ylim=(0, 100))
+
+
+def _draw_rate(panel: Axes, runs: Sequence[Run]) -> None:
+    for number, run in enumerate(runs):
+        if "lr" in run.series:
+            panel.plot(*run.series["lr"], color=f"C{number % 10}", label=run.name)
+    panel.set(title="Learning rate", ylabel="learning rate", ylim=(0, None))
+
+
+def _draw_logged(panel: Axes, runs: Sequence[Run], pattern: str, title: str, unit: str, floor: float) -> None:
+    """Curves of the scalars whose names match, labelled with the group of the pattern: a place or a number."""
+    for number, run in enumerate(runs):
+        found = {name: re.fullmatch(pattern, name) for name in run.series}
+        parts = {name: match[1] or "" for name, match in found.items() if match}
+        for index, (name, part) in enumerate(sorted(parts.items(), key=lambda item: (len(item[1]), item[1]))):
+            label = f"router {part}" if part.isdigit() else part or "mean"
+            panel.plot(*run.series[name], label=_label(runs, run, label), **_style(runs, number, index))
+    panel.set(title=title, ylabel=unit)
+    panel.set_ylim(bottom=floor)

@@ -52,6 +52,24 @@ def test_panel_without_data_is_empty(tmp_path):
     assert min(total, kinds, rate) > 1e-4
 
 
+def test_what_methods_log_has_panels_of_its_own(tmp_path):
+    run = write_run(tmp_path / "run")
+    plain = tmp_path / "plain.png"
+    plot_metrics.main([str(run), "--output", str(plain)])
+    lines = [json.loads(line) for line in (run / "metrics.json").read_text().splitlines()]
+    for line in lines:
+        line |= {"moe/decoder_max_over_mean": 2.0, "moe/decoder_effective_experts": 5.5, "routing/passing_0": 20.0}
+    (run / "metrics.json").write_text("\n".join(json.dumps(line) for line in lines))
+    plot_metrics.main([str(run)])
+    (width, height), extended = Image.open(plain).size, Image.open(run / "metrics.png").size
+    assert extended == (width, 2 * height)  # four rows instead of two
+    pixels = np.asarray(Image.open(run / "metrics.png").convert("RGB")).astype(int)
+    coloured = pixels.max(axis=-1) - pixels.min(axis=-1) > 40
+    h, w = coloured.shape[0] // 4, coloured.shape[1] // 2
+    fractions = [coloured[y * h : (y + 1) * h, x * w : (x + 1) * w].mean() for y in (2, 3) for x in (0, 1)]
+    assert min(fractions[:3]) > 1e-4 and fractions[3] == 0
+
+
 def test_runs_are_overlaid_in_their_own_colours(tmp_path):
     runs = [str(write_run(tmp_path / name, scale)) for name, scale in (("a", 1.0), ("b", 3.0))]
     output = tmp_path / "new" / "both.png"
