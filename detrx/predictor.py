@@ -7,7 +7,6 @@ predictor.draw("street.jpg", instances).save("detections.png")
 
 import copy
 import itertools
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -20,17 +19,16 @@ from torch import Tensor, nn
 
 from detrx import model_zoo
 from detrx.analysis.visualize import Box, class_colour, draw_boxes
-from detrx.d2.config import LazyConfig, instantiate
-from detrx.d2.data import MetadataCatalog
+from detrx.d2.config import instantiate
 from detrx.d2.structures import Instances
-from detrx.data import read_image, upright_rgb
-from detrx.engine.config import check_overrides, load_config
+from detrx.data import class_names_of, read_image, upright_rgb
+from detrx.engine.config import load_config, override_config
 from detrx.engine.trained import load_model
 
 if TYPE_CHECKING:
     import supervision
 
-__all__ = ["Predictor", "as_picture", "class_names_of"]
+__all__ = ["Predictor", "as_picture"]
 
 ImageLike: TypeAlias = str | os.PathLike | Image.Image | np.ndarray | Tensor
 Record: TypeAlias = dict[str, Any]
@@ -95,9 +93,7 @@ class Predictor:
             name = os.fspath(config)
             cfg = load_config(name if Path(name).is_file() else model_zoo.get_config_file(name), overrides)
         else:
-            cfg = copy.deepcopy(config)
-            check_overrides(cfg, overrides)
-            cfg = LazyConfig.apply_overrides(cfg, overrides)
+            cfg = override_config(copy.deepcopy(config), overrides)
         mapper = instantiate(cfg.dataloader.test.mapper)
         datasets = cfg.dataloader.test.dataset.names
         names = class_names_of(datasets if isinstance(datasets, str) else datasets[0])
@@ -212,15 +208,3 @@ def _array_of(image: Tensor) -> np.ndarray:
             raise ValueError(f"an image tensor in floating point must be in [0, 1], got [{low:g}, {high:g}]")
         image = (image.float() * 255).round().to(torch.uint8)
     return image.permute(1, 2, 0).contiguous().numpy()
-
-
-def class_names_of(dataset: str) -> list[str]:
-    """Names of a dataset's classes by index, from its metadata or else its annotation file; [] if neither tells."""
-    metadata = MetadataCatalog.get(dataset)
-    if (names := metadata.get("thing_classes")) is not None:
-        return list(names)
-    file = metadata.get("json_file")
-    if file is None or not os.path.isfile(file):
-        return []
-    categories = json.loads(Path(file).read_text())["categories"]
-    return [category["name"] for category in sorted(categories, key=lambda category: category["id"])]

@@ -15,9 +15,10 @@ from detrx.d2.config import instantiate
 from detrx.d2.data import DatasetCatalog, MetadataCatalog, register_coco_instances
 from detrx.d2.evaluation import COCOEvaluator, inference_on_dataset
 from detrx.d2.structures import Boxes, Instances
+from detrx.data import class_names_of
 from detrx.data.digits import CLASSES
 from detrx.engine.config import ConfigError
-from detrx.predictor import as_picture, class_names_of
+from detrx.predictor import as_picture
 
 CONFIG = "deformable_detr/deformable_detr_digits"
 THIN = [

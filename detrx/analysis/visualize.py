@@ -68,6 +68,18 @@ def draw_boxes(image: Image.Image, boxes: Sequence[Box], min_side: int = 480) ->
     return canvas
 
 
+def captioned(image: Image.Image, text: str) -> Image.Image:
+    """An image with a line of text under it; its beginning is left out where it does not fit."""
+    font, height = ImageFont.load_default(size=16), 26
+    shown = text
+    while len(shown) > 3 and font.getlength(shown) > image.width - 8:
+        shown = "..." + shown.removeprefix("...")[1:]
+    sheet = Image.new("RGB", (image.width, image.height + height), _PAPER)
+    sheet.paste(image, (0, 0))
+    ImageDraw.Draw(sheet).text((4, image.height + height / 2), shown, fill="white", font=font, anchor="lm")
+    return sheet
+
+
 def compare_with_truth(
     true_boxes: torch.Tensor,
     true_classes: torch.Tensor,

@@ -1,6 +1,7 @@
 """Datasets, augmentation and loaders. Importing it registers the builtin datasets."""
 
 from .builtin import datasets_root, register_builtin
+from .class_names import class_names_of
 from .coco import get_detection_dataset_dicts, load_coco
 from .images import read_image, upright_rgb
 from .loader import TrainLoader, build_test_loader, build_train_loader
@@ -25,6 +26,7 @@ __all__ = [
     "TrainLoader",
     "build_test_loader",
     "build_train_loader",
+    "class_names_of",
     "datasets_root",
     "detr_augmentation",
     "digits_augmentation",

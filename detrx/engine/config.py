@@ -15,7 +15,7 @@ from detrx.d2.config import LazyConfig
 from detrx.d2.utils import comm
 from detrx.engine.dataset_config import DATASET_DEFAULTS, check_dataset, use_dataset
 
-__all__ = ["ConfigError", "check_overrides", "load_config", "resolve_seed", "without_pretrained"]
+__all__ = ["ConfigError", "check_overrides", "load_config", "override_config", "resolve_seed", "without_pretrained"]
 
 # For configs that were written for Detectron2's script. configs/common/train.py explains the keys.
 _TRAIN_DEFAULTS = {
@@ -36,15 +36,10 @@ class ConfigError(ValueError):
 
 
 def load_config(path: str, overrides: list[str]) -> DictConfig:
-    """Load a config file of a training and apply ``key=value`` overrides.
-
-    ``dataset.train_json``, ``train_images``, ``val_json``, ``val_images`` and ``name`` put COCO files of one's own in
-    place of the datasets of the config: they are registered as ``<name>_train`` and ``<name>_val``, and loaders,
-    evaluator and the number of classes are set before the other overrides are applied.
+    """Load a config file of a training and apply ``key=value`` overrides, as :func:`override_config` does.
 
     Raises:
-        ConfigError: the file does not exist or is no such config, or :func:`check_overrides` refuses an override, or
-            the files of ``dataset`` cannot be used.
+        ConfigError: the file does not exist or is no such config, or :func:`override_config` refuses it.
     """
     if not path:
         raise ConfigError("no config file: give --config-file FILE")
@@ -54,12 +49,29 @@ def load_config(path: str, overrides: list[str]) -> DictConfig:
         raise ConfigError(f"config file {error.filename or path} does not exist") from error
     except SyntaxError as error:
         raise ConfigError(f"config file {path} cannot be read: {error}") from error
+    return override_config(cfg, overrides, f"config file {path}")
+
+
+def override_config(cfg: DictConfig, overrides: list[str], source: str = "config") -> DictConfig:
+    """Complete a loaded config of a training and apply ``key=value`` overrides, in place.
+
+    ``dataset.train_json``, ``train_images``, ``val_json``, ``val_images`` and ``name`` put COCO files of one's own in
+    place of the datasets of the config: they are registered as ``<name>_train`` and ``<name>_val``, and loaders,
+    evaluator and the number of classes are set before the other overrides are applied.
+
+    Args:
+        source: what it is called in errors.
+
+    Raises:
+        ConfigError: it is no such config, or :func:`check_overrides` refuses an override, or the files of ``dataset``
+            cannot be used.
+    """
     missing = [key for key in ("model", "dataloader", "optimizer", "lr_multiplier", "train") if key not in cfg]
     if missing:
-        raise ConfigError(f"config file {path} has no {', '.join(missing)}")
+        raise ConfigError(f"{source} has no {', '.join(missing)}")
     cfg.train = OmegaConf.merge(_TRAIN_DEFAULTS, cfg.train)
     if not isinstance(cfg.get("dataset", {}), (DictConfig, dict)):
-        raise ConfigError(f"config file {path}: dataset={cfg.dataset} is no dict of {', '.join(DATASET_DEFAULTS)}")
+        raise ConfigError(f"{source}: dataset={cfg.dataset} is no dict of {', '.join(DATASET_DEFAULTS)}")
     cfg.dataset = OmegaConf.merge(DATASET_DEFAULTS, cfg.get("dataset", {}))
     check_overrides(cfg, overrides)
     of_dataset = [text for text in overrides if text.lstrip("+").startswith(("dataset.", "dataset="))]

@@ -4,7 +4,7 @@ import torch
 from PIL import Image, ImageColor
 
 from detrx.analysis import Box, compare_with_truth, contact_sheet, draw_boxes
-from detrx.analysis.visualize import CORRECT, MISSED, TRUTH, WRONG
+from detrx.analysis.visualize import CORRECT, MISSED, TRUTH, WRONG, captioned
 
 NAMES = ["cat", "dog"]
 
@@ -102,3 +102,15 @@ def test_contact_sheet_places_images_in_rows():
     assert len(pixels_of(contact_sheet(cells, legend=False), WRONG)[0]) == 0
     with pytest.raises(ValueError, match="at least one image"):
         contact_sheet([])
+
+
+def test_caption_is_below_and_loses_its_beginning_where_it_is_too_long():
+    image = Image.new("RGB", (120, 50), (0, 0, 255))
+    short, long = captioned(image, "a.png"), captioned(image, "a/very/long/folder/in/front/of/a.png")
+    for sheet in (short, long):
+        assert sheet.width == 120 and sheet.height > 60
+        assert sheet.crop((0, 0, 120, 50)).getcolors() == [(6000, (0, 0, 255))]
+    below = (0, 50, 120, short.height)
+    assert short.crop(below).tobytes() != long.crop(below).tobytes()
+    margin = long.crop((116, 50, 120, long.height))
+    assert len(margin.getcolors()) == 1  # the text ends before the border

@@ -1,0 +1,53 @@
+"""What a model is given: samples of a config's loaders, after augmentation, with their boxes."""
+
+import copy
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from PIL import Image
+
+from detrx.d2.config import instantiate
+
+from .visualize import Box, captioned, class_colour, draw_boxes
+
+
+def loader_samples(cfg: DictConfig, split: str, num: int, seed: int) -> Iterator[dict[str, Any]]:
+    """Model inputs with `image` and `instances`, the same for the same seed.
+
+    Args:
+        cfg: config of a training.
+        split: "train": the first samples of a training with `train.seed=<seed>` (which may batch them in another
+            order); "test": test images drawn at random, with their ground truth.
+        num: how many; of test images, at most as many as there are.
+
+    Raises:
+        FileNotFoundError, ValueError: a file of the dataset is missing or faulty; names it.
+    """
+    loader = copy.deepcopy(cfg.dataloader[split])
+    if split == "train":
+        loader.update(total_batch_size=1, num_workers=0, aspect_ratio_grouping=False, seed=seed)
+        yield from (sample for (sample,) in itertools.islice(instantiate(loader), num))
+        return
+    loader.mapper.is_train = True  # adds the ground truth
+    records, mapper = instantiate(loader.dataset), instantiate(loader.mapper)
+    order = torch.randperm(len(records), generator=torch.Generator().manual_seed(seed))[:num]
+    yield from (mapper(records[index]) for index in order.tolist())
+
+
+def draw_sample(sample: dict[str, Any], class_names: Sequence[str], width: int = 400) -> Image.Image:
+    """The image as the model gets it, scaled to `width`, with its boxes and classes; under it file, size and number of
+    boxes."""
+    image, instances = sample["image"], sample["instances"]
+    boxes = [
+        Box(tuple(box), class_names[index] if index < len(class_names) else str(index), class_colour(index))
+        for box, index in zip(instances.gt_boxes.tensor.tolist(), instances.gt_classes.tolist(), strict=True)
+    ]
+    drawn = draw_boxes(Image.fromarray(image.permute(1, 2, 0).numpy()), boxes)
+    height = max(1, round(drawn.height * width / drawn.width))
+    count = f"{len(boxes)} box{'es' * (len(boxes) != 1)}"
+    text = f"{Path(sample['file_name']).name}  {image.shape[2]} x {image.shape[1]}, {count}"
+    return captioned(drawn.resize((width, height), Image.Resampling.LANCZOS), text)
