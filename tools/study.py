@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from detrx.analysis import model_cost
+from detrx.analysis import model_cost, random_image, random_model
 from detrx.analysis.study import Run, Study, Variant, load_study, markdown_table, plot_study, result_of, summarise
 from detrx.collect_env import machine
 from detrx.engine import ConfigError
@@ -74,7 +74,8 @@ def main(argv: list[str] | None = None) -> None:
         results = train(list(runs.values()), args.jobs, args.threads)
         rows = {}
         for variant in variants:
-            cost = model_cost(variant.config, list(variant.overrides), study.size, args.rounds)
+            model = random_model(variant.config, variant.overrides)
+            cost = model_cost(model, random_image(study.size), args.rounds)
             rows[variant.name] = {
                 "config": variant.config,
                 "overrides": list(variant.overrides),

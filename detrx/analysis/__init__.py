@@ -1,8 +1,9 @@
 """Looking at what models do: drawings of detections, training curves, costs."""
 
-from .cost import model_cost
+from .cost import model_cost, random_image, random_model
 from .curves import Run, plot_runs, read_metrics
 from .flops import count_flops
+from .memory import inference_memory, training_memory
 from .visualize import Box, compare_with_truth, contact_sheet, draw_boxes
 
 __all__ = [
@@ -12,7 +13,11 @@ __all__ = [
     "contact_sheet",
     "count_flops",
     "draw_boxes",
+    "inference_memory",
     "model_cost",
     "plot_runs",
+    "random_image",
+    "random_model",
     "read_metrics",
+    "training_memory",
 ]

@@ -1,7 +1,6 @@
 """What a model costs: parameters, multiply-adds and time of inference."""
 
 import statistics
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,23 +11,32 @@ from detrx.d2.config import instantiate
 from detrx.engine.config import load_config, without_pretrained
 
 from .flops import count_flops
+from .timing import interleaved_times
 
 
-@torch.no_grad()
-def model_cost(
-    config: str, overrides: Sequence[str], size: tuple[int, int], rounds: int, device: str = "cpu"
-) -> dict[str, Any]:
-    """Costs of the model of a config file, with random weights, for one image of `size` (height, width).
-
-    Returns:
-        `parts`: by name of the part, {"parameters", "flops"}; `parameters` and `flops` (multiply-adds) of inference,
-        that is of all parts but the methods; `ms_per_image`, the median of `rounds` calls, None without rounds.
+def random_model(config: str, overrides: Sequence[str], device: str = "cpu") -> nn.Module:
+    """The model of a config file with random weights, in evaluation mode.
 
     Raises:
         ConfigError: the config or an override is wrong.
     """
-    model = instantiate(without_pretrained(load_config(config, list(overrides)).model)).to(device).eval()
-    flops = count_flops(model, torch.randn(1, 3, *size, device=device))
+    return instantiate(without_pretrained(load_config(config, list(overrides)).model)).to(device).eval()
+
+
+def random_image(size: tuple[int, int], device: str = "cpu") -> Tensor:
+    """(3, H, W) uint8."""
+    return torch.randint(256, (3, *size), dtype=torch.uint8, device=device)
+
+
+@torch.no_grad()
+def model_cost(model: nn.Module, image: Tensor, rounds: int) -> dict[str, Any]:
+    """Costs of a detector for one image (3, H, W).
+
+    Returns:
+        `parts`: by name of the part, {"parameters", "flops"}; `parameters` and `flops` (multiply-adds) of inference,
+        that is of all parts but the methods; `ms_per_image`, the median of `rounds` calls, None without rounds.
+    """
+    flops = count_flops(model, torch.randn(1, *image.shape, device=image.device))
     parts = {
         name: {
             "parameters": sum(parameter.numel() for parameter in part.parameters()),
@@ -36,22 +44,10 @@ def model_cost(
         }
         for name, part in model.named_children()
     }
-    image = torch.randint(256, (3, *size), dtype=torch.uint8, device=device)
+    times = interleaved_times({"model": lambda: model([{"image": image}])}, rounds, str(image.device), rounds > 0)
     return {
         "parts": parts,
         "parameters": sum(part["parameters"] for name, part in parts.items() if name != "methods"),
         "flops": int(flops.total()),
-        "ms_per_image": milliseconds(model, image, rounds),
+        "ms_per_image": statistics.median(times["model"]) if rounds else None,
     }
-
-
-def milliseconds(model: nn.Module, image: Tensor, rounds: int) -> float | None:
-    """Median time of `rounds` calls of a detector with one image (3, H, W), after one call to warm up."""
-    times = []
-    for _ in range(rounds + 1 if rounds else 0):
-        start = time.perf_counter()
-        model([{"image": image}])
-        if image.is_cuda:
-            torch.cuda.synchronize()
-        times.append(1e3 * (time.perf_counter() - start))
-    return statistics.median(times[1:]) if rounds else None

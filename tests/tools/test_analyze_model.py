@@ -1,0 +1,31 @@
+import json
+
+import pytest
+
+from detrx.model_zoo import config_root
+from tests.tools.test_demo import load_tool
+
+tool = load_tool("analyze_model")
+CONFIG = str(config_root() / "deformable_detr/deformable_detr_digits.py")
+
+
+def test_figures_and_table(tmp_path, capsys):
+    file = tmp_path / "new" / "cost.json"
+    command = ["--config-file", CONFIG, "--size", "64", "64", "--rounds", "1", "--device", "cpu"]
+    tool.main([*command, "--training-batch", "2", "--json", str(file), "model.query_source.num_queries=20"])
+    cost = json.loads(file.read_text())
+    assert cost["parameters"] == sum(part["parameters"] for part in cost["parts"].values())
+    assert cost["flops"] >= cost["parts"]["backbone"]["flops"] > 0 and cost["ms_per_image"] > 0
+    assert 2**16 < cost["inference_bytes"] < cost["training_bytes"]
+    assert cost["training_bytes"] > 4 * cost["parameters"] and cost["training_batch"] == 2
+    printed = capsys.readouterr().out
+    assert f"{cost['inference_bytes'] / 2**20:.1f} MiB of activations at the peak of inference" in printed
+    assert f"{cost['training_bytes'] / 2**20:.1f} MiB at the peak of a training step of 2 such images" in printed
+
+
+def test_wrong_arguments(capsys):
+    with pytest.raises(SystemExit, match=r"error: config file nowhere\.py does not exist"):
+        tool.main(["--config-file", "nowhere.py"])
+    with pytest.raises(SystemExit) as stop:
+        tool.main(["--config-file", CONFIG, "--training-batch", "-1"])
+    assert stop.value.code == 2 and "--training-batch must not be negative" in capsys.readouterr().err
