@@ -67,7 +67,8 @@ def nuimages_to_coco(tables: Path) -> dict[str, Any]:
     """
     rows = {table: _read(tables / f"{table}.json", keys) for table, keys in _TABLES.items()}
     categories = {row["token"]: row["name"] for row in rows["category"]}
-    key_frames = sorted((row for row in rows["sample_data"] if row["is_key_frame"]), key=lambda row: row["filename"])
+    images_only = (row for row in rows["sample_data"] if row["is_key_frame"] and row["width"])  # no lidar sweeps
+    key_frames = sorted(images_only, key=lambda row: row["filename"])
     image_ids = {row["token"]: index for index, row in enumerate(key_frames, start=1)}
     frames = {row["token"] for row in rows["sample_data"]}
 

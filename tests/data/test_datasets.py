@@ -10,10 +10,11 @@ import torch
 
 from detrx.d2 import provider
 from detrx.d2.data import DatasetCatalog, MetadataCatalog
-from detrx.d2.evaluation import COCOEvaluator
+from detrx.d2.evaluation import COCOEvaluator, DatasetEvaluator
 from detrx.d2.structures import Boxes, BoxMode, Instances
 from detrx.data import cityscapes, get_detection_dataset_dicts, lvis
 from detrx.data.lazy_metadata import LazyMetadata
+from detrx.evaluation import LVISEvaluator
 
 
 @pytest.fixture
@@ -39,9 +40,9 @@ def box_annotation(number: int, image: int, category: int, box: list[float]) -> 
     return {**ids, "bbox": box, "area": w * h, "segmentation": [polygon]}
 
 
-def score_of_the_truth(name: str) -> dict[str, float]:
+def score_of_the_truth(name: str, evaluator_type: type[DatasetEvaluator] = COCOEvaluator) -> dict[str, float]:
     """What the evaluator says about the ground truth of a dataset, without its crowds, as detections."""
-    evaluator = COCOEvaluator(name, ("bbox",), distributed=False)
+    evaluator = evaluator_type(name, ("bbox",), distributed=False)
     evaluator.reset()
     for record in get_detection_dataset_dicts(name, filter_empty=False):
         objects = [each for each in record["annotations"] if not each.get("iscrowd")]
@@ -131,6 +132,8 @@ class TestLVIS:
         metadata = MetadataCatalog.get("lvis_v1_train")
         assert metadata.thing_classes == ["aerosol_can", "air_conditioner", "alcohol"]
         assert metadata.json_file == str(root / "lvis" / "lvis_v1_train.json")
+        scores = score_of_the_truth("lvis_v1_train", LVISEvaluator)
+        assert scores["AP"] == scores["APr"] == scores["APf"] == pytest.approx(100)
         (root / "coco").rmdir()
         with pytest.raises(FileNotFoundError, match=r"lvis_v1_train\.json: the folder of its images, .*/coco does not"):
             get_detection_dataset_dicts("lvis_v1_train")
@@ -236,6 +239,7 @@ class TestNuImages:
     @pytest.fixture
     def tables(self) -> dict[str, list[dict]]:
         frame = {"width": 1600, "height": 900, "fileformat": "jpg"}
+        lidar = {"width": None, "height": None, "fileformat": "bin"}
         return {
             "category": [
                 {"token": "c1", "name": "vehicle.car", "description": ""},
@@ -246,6 +250,7 @@ class TestNuImages:
                 {"token": "s1", "filename": "samples/CAM_FRONT/b.jpg", "is_key_frame": True, **frame},
                 {"token": "s2", "filename": "sweeps/CAM_FRONT/b.jpg", "is_key_frame": False, **frame},
                 {"token": "s3", "filename": "samples/CAM_BACK/a.jpg", "is_key_frame": True, **frame},
+                {**lidar, "token": "s4", "filename": "samples/LIDAR_TOP/a.bin", "is_key_frame": True},
             ],
             "object_ann": [
                 {"token": "o1", "sample_data_token": "s1", "category_token": "c1", "bbox": [10, 20, 110, 70]},
