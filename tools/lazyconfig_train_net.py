@@ -38,6 +38,7 @@ from detrx.engine import (
     Trainer,
     build_evaluator,
     build_writers,
+    check_evaluation,
     load_config,
     resolve_seed,
     run_job,
@@ -157,6 +158,8 @@ def main(args: argparse.Namespace) -> None:
     if settings.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
+    if not args.eval_only:
+        check_evaluation(cfg)
     resolve_seed(cfg, args.resume)
 
     default_setup(cfg, args)

@@ -19,6 +19,7 @@ from detrx.d2.utils import PathManager
 from .check_boxes import BoxTable, check_boxes, check_boxes_closely
 from .coco import check_classes, check_registered
 from .coco_parse import parse_coco, read_json
+from .custom import without_files
 from .findings import Findings, Problem, printable
 from .images import open_picture
 
@@ -123,7 +124,8 @@ def check_config(cfg: DictConfig, decode: bool = True, workers: int = 1, max_exa
     roles: dict[str, list[str]] = {"train": [], "test": []}
     for role, names_of_role in roles.items():
         names = OmegaConf.select(cfg, f"dataloader.{role}.dataset.names", default=None) or []
-        names_of_role += [names] if isinstance(names, str) else list(names)
+        names = [names] if isinstance(names, str) else list(names)
+        names_of_role += [name for name in names if not without_files(name)]
         for name in names_of_role:
             if name not in checked:
                 checked[name] = check_dataset(name, role, decode, workers, max_examples)

@@ -40,6 +40,12 @@ class CustomSplit:
         return load_coco(self.json_file, self.image_root, self.name)
 
 
+def without_files(name: str) -> bool:
+    """Whether a dataset is a split of a custom one for which no files were given."""
+    split = dict(DatasetCatalog).get(name)
+    return isinstance(split, CustomSplit) and not split.json_file
+
+
 def read_categories(json_file: str) -> dict[int, str]:
     """Class names of a COCO annotation file by category id, ordered by it.
 

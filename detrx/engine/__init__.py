@@ -1,6 +1,6 @@
 """Training over either Detectron2 provider: what `tools/lazyconfig_train_net.py` is made of."""
 
-from detrx.engine.config import ConfigError, check_overrides, load_config, resolve_seed
+from detrx.engine.config import ConfigError, check_evaluation, check_overrides, load_config, resolve_seed
 from detrx.engine.ema import ModelEMA
 from detrx.engine.errors import run_tool, user_error
 from detrx.engine.evaluation import build_evaluator
@@ -24,6 +24,7 @@ __all__ = [
     "Trainer",
     "build_evaluator",
     "build_writers",
+    "check_evaluation",
     "check_overrides",
     "load_config",
     "load_model",

@@ -13,9 +13,18 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from detrx.d2.config import LazyConfig
 from detrx.d2.utils import comm
+from detrx.data.custom import without_files
 from detrx.engine.dataset_config import DATASET_DEFAULTS, check_dataset, use_dataset
 
-__all__ = ["ConfigError", "check_overrides", "load_config", "override_config", "resolve_seed", "without_pretrained"]
+__all__ = [
+    "ConfigError",
+    "check_evaluation",
+    "check_overrides",
+    "load_config",
+    "override_config",
+    "resolve_seed",
+    "without_pretrained",
+]
 
 # For configs that were written for Detectron2's script. configs/common/train.py explains the keys.
 _TRAIN_DEFAULTS = {
@@ -183,6 +192,20 @@ def _all_keys(node: Any, prefix: str = "") -> list[str]:
     else:
         return []
     return [name for key, value in items for name in [prefix + key, *_all_keys(value, f"{prefix}{key}.")]]
+
+
+def check_evaluation(cfg: DictConfig) -> None:
+    """Before a training: check that there is a dataset for its evaluations.
+
+    Raises:
+        ConfigError: there is none, because ``dataset`` has files for training only.
+    """
+    test = OmegaConf.select(cfg, "dataloader.test.dataset.names")
+    if cfg.train.get("eval_period", 0) > 0 and isinstance(test, str) and without_files(test):
+        raise ConfigError(
+            f"train.eval_period={cfg.train.eval_period} evaluates, but there is no dataset.val_json: give "
+            "dataset.val_json=FILE dataset.val_images=FOLDER, or train.eval_period=0 to train without evaluation"
+        )
 
 
 def resolve_seed(cfg: DictConfig, resume: bool) -> None:

@@ -46,30 +46,23 @@ def use_dataset(cfg: DictConfig, changed: set[str]) -> None:
         if not saved or changed & _keys(split):
             _set(cfg, f"dataloader.{part}.dataset.names", f"{dataset.name}_{split}")
     for evaluator in _evaluators(cfg):
-        if not saved or changed & _keys("val"):
+        target = evaluator.get("_target_")
+        if getattr(target, "__name__", str(target)).endswith("LVISEvaluator"):
+            raise ValueError("dataset.* are COCO files, but this config has an LVISEvaluator: use a config for COCO")
+        if (not saved or changed & _keys("val")) and not OmegaConf.is_interpolation(evaluator, "dataset_name"):
             evaluator.dataset_name = f"{dataset.name}_val"
     if not saved or "train_json" in changed:
         _set(cfg, _NUM_CLASSES, len(categories))
 
 
 def check_dataset(cfg: DictConfig) -> None:
-    """After all overrides: the whole model has the number of classes of ``cfg.dataset``, and evaluations have data.
-
-    Raises:
-        ValueError: something has another number of classes, or there is nothing to evaluate on.
-    """
+    """After all overrides: raise ValueError unless the whole model has the number of classes of ``cfg.dataset``."""
     if "dataset" not in cfg:
         return
     dataset, count = cfg.dataset, len(cfg.dataset.categories)
     for key, value in _values(cfg.model, "num_classes", "model"):
-        if value != count:
+        if value != count and not key.startswith("model.backbone."):  # there it is of ImageNet
             raise ValueError(f"{key}={value}, but dataset {dataset.name!r} has {count} classes")
-    period = cfg.train.get("eval_period", 0)
-    if not dataset.val_json and period > 0 and cfg.dataloader.test.dataset.names == f"{dataset.name}_val":
-        raise ValueError(
-            f"train.eval_period={period} evaluates, but there is no dataset.val_json: "
-            "give dataset.val_json=FILE dataset.val_images=FOLDER, or train.eval_period=0 to train without evaluation"
-        )
 
 
 def _keys(split: str) -> set[str]:
@@ -124,7 +117,7 @@ def _set(cfg: DictConfig, key: str, value: Any) -> None:
 def _evaluators(cfg: DictConfig) -> Iterator[DictConfig]:
     evaluator = cfg.dataloader.get("evaluator")
     for each in evaluator if isinstance(evaluator, ListConfig) else [evaluator]:
-        if isinstance(each, DictConfig) and not OmegaConf.is_interpolation(each, "dataset_name"):
+        if isinstance(each, DictConfig):
             yield each
 
 

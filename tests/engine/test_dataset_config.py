@@ -11,7 +11,8 @@ from detrx import model_zoo
 from detrx.d2.config import LazyConfig, instantiate
 from detrx.d2.data import DatasetCatalog, MetadataCatalog
 from detrx.data import get_detection_dataset_dicts
-from detrx.engine import ConfigError, load_config
+from detrx.data.check import check_config
+from detrx.engine import ConfigError, check_evaluation, load_config
 from detrx.modeling import PredictionHeads
 
 DINO = "dino/dino_digits.py"
@@ -176,11 +177,16 @@ def test_loading_again_replaces_the_dataset(folder: Path):
 
 def test_training_without_validation(folder: Path):
     with pytest.raises(ConfigError, match=r"train\.eval_period=\d+ evaluates, but there is no dataset\.val_json"):
-        load(*TRAIN)
-    load(*TRAIN, "train.eval_period=0")
+        check_evaluation(load(*TRAIN))
+    check_evaluation(load(*FILES))
+    cfg = load(*TRAIN, "train.eval_period=0")
+    check_evaluation(cfg)
+    assert cfg.dataloader.test.dataset.names == "custom_val"
     assert MetadataCatalog.get("custom_val").thing_classes == ["cat", "dog", "bird"]
     with pytest.raises(ValueError, match=r"'custom_val' has no files: give dataset\.val_json=FILE and dataset\.val_im"):
         get_detection_dataset_dicts("custom_val")
+    (folder / "train" / "a.png").touch()
+    assert [checked.name for checked in check_config(cfg, decode=False)] == ["custom_train"]
 
 
 def test_evaluation_without_training_files(folder: Path):
@@ -245,6 +251,15 @@ def test_faulty_files(folder: Path, damage: Callable[[dict], str], message: str)
     (folder / "val.json").write_text(damage(coco()))
     with pytest.raises(ConfigError, match=message):
         load(*FILES)
+
+
+def test_number_of_classes_of_the_backbone_is_its_own(folder: Path):
+    assert load(*FILES, "+model.backbone.model_args.num_classes=0").model.decoder.heads.num_classes == 3
+
+
+def test_lvis_evaluator_does_not_read_coco_files(folder: Path):
+    with pytest.raises(ConfigError, match="this config has an LVISEvaluator"):
+        load(*FILES, config="dino/dino_r50_lvis.py")
 
 
 def test_config_without_such_heads(folder: Path):
