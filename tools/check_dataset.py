@@ -19,9 +19,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         description="Checks annotations and decodes every image file. Prints statistics and each kind of problem with "
         "its number and examples. Exit status: 1 if there are errors (a training or an evaluation would stop, or be "
         "meaningless), 0 if there are none but maybe warnings (coped with as the text says).",
-        epilog="examples: check_dataset.py --dataset coco_2017_val   "
-        "check_dataset.py --annotations train.json --images train   "
-        "check_dataset.py --config-file configs/dino/dino_r50.py dataset.train_json=a.json dataset.train_images=a",
+        epilog="example: check_dataset.py --annotations shapes/train.json --images shapes/train",
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--dataset", metavar="NAME", help="a registered dataset, such as digits_train")

@@ -1,0 +1,225 @@
+"""YOLO datasets: one text file per image, with a line per object and coordinates relative to the image's size."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .coco_file import IMAGE_SUFFIXES, Box, ConversionError, Labelled, LabelledImage, Problems, sizes_of_images
+
+__all__ = ["read_yolo"]
+
+_SPLITS = ("train", "val", "test")
+_TOLERANCE = 0.01  # of the image's size, by which coordinates may exceed it
+
+
+@dataclasses.dataclass
+class _Layout:
+    root: Path
+    classes: list[str]
+    splits: dict[str, list[Path]]
+    keypoint_values: int = 0  # numbers after the box in each line
+
+
+def read_yolo(source: str | os.PathLike, splits: Sequence[str] | None = None, workers: int = 1) -> Labelled:
+    """Read a dataset in the layout of Ultralytics.
+
+    `source` is a data.yaml (`path`, `train`, `val`, `test`, `names` as list or dict), or a folder that holds one; or a
+    folder without it, but with a classes.txt: then the images are in images/ or in its subfolders, which are splits.
+    A split is a folder, searched with its subfolders, a text file that lists images, or a list of these. The labels of
+    a/images/b/c.jpg are in a/labels/b/c.txt, or beside the image where no folder is called images. Each line is
+    "class x y w h" (centre and size), or "class x1 y1 x2 y2 x3 y3 ..." (a polygon, of which the bounding box is taken),
+    relative to the upright image. An image without a label file has no objects.
+
+    Args:
+        splits: which to read; None reads all that the dataset has.
+        workers: threads that look at image files.
+
+    Raises:
+        FileNotFoundError: `source`, or what its data.yaml names, does not exist.
+        ConversionError: anything cannot be read; the message says what, by file and line.
+    """
+    source = Path(source)
+    if not source.exists():
+        raise FileNotFoundError(f"{source} does not exist")
+    problems = Problems()
+    layout = _find_layout(source, splits, problems)
+    if splits is not None and (unknown := [split for split in splits if split not in layout.splits]):
+        raise ConversionError(f"{source} has no split {unknown[0]!r}, but {', '.join(layout.splits) or 'none'}")
+    paths = list(dict.fromkeys(path for files in layout.splits.values() for path in files))
+    sizes = sizes_of_images(paths, problems, workers)
+    images = {path: _read_image(path, size, layout, problems) for path, (size, _) in sizes.items()}
+    problems.raise_any()
+    if paths and not any(_label_file(path).is_file() for path in paths):
+        raise ConversionError(f"none of {len(paths)} images has a label file, such as {_label_file(paths[0])}")
+    read = {split: [images[path] for path in files] for split, files in layout.splits.items()}
+    return Labelled(layout.root, layout.classes, read)
+
+
+def _find_layout(source: Path, splits: Sequence[str] | None, problems: Problems) -> _Layout:
+    if source.is_file():
+        return _from_yaml(source, splits, problems)
+    yamls = sorted(path for path in source.iterdir() if path.suffix in (".yaml", ".yml"))
+    if len(yamls) > 1:
+        yamls = [path for path in yamls if path.stem in ("data", "dataset")] or yamls
+    if len(yamls) == 1:
+        return _from_yaml(yamls[0], splits, problems)
+    if yamls:
+        raise ConversionError(f"{source} has several YAML files: give one of {', '.join(map(str, yamls))}")
+    names = next((path for path in (source / "classes.txt", source / "labels" / "classes.txt") if path.is_file()), None)
+    if names is None:
+        raise ConversionError(f"{source} has neither a data.yaml nor a classes.txt")
+    classes = [line.strip() for line in _read_text(names).splitlines() if line.strip()]
+    folder = source / "images" if (source / "images").is_dir() else source
+    parts = [folder / split for split in _SPLITS if (folder / split).is_dir()]
+    found = {part.name: _in_folder(part) for part in parts} or {"train": _in_folder(folder)}
+    return _Layout(source, classes, {split: files for split, files in found.items() if not splits or split in splits})
+
+
+def _from_yaml(file: Path, splits: Sequence[str] | None, problems: Problems) -> _Layout:
+    try:
+        content = yaml.safe_load(_read_text(file))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{file}:{mark.line + 1}" if mark else f"{file}"
+        raise ConversionError(f"{where}: not valid YAML ({getattr(error, 'problem', error)})") from error
+    if not isinstance(content, dict):
+        raise ConversionError(f"{file}: expected keys such as train, val and names, got a {type(content).__name__}")
+    classes = _names(content, file)
+    root = file.parent / str(content.get("path") or "")
+    if not root.is_dir():
+        raise FileNotFoundError(f"{file}: path {content['path']!r} leads to {root}, which does not exist")
+    layout = _Layout(root, classes, {}, _keypoint_values(content, file))
+    for split in _SPLITS:
+        parts = content.get(split)
+        if not parts or (splits is not None and split not in splits):
+            continue
+        parts = parts if isinstance(parts, list) else [parts]
+        files = [image for part in parts for image in _images_of(part, split, root, file, problems)]
+        layout.splits[split] = list(dict.fromkeys(files))
+    return layout
+
+
+def _names(content: dict[str, Any], file: Path) -> list[str]:
+    names = content.get("names")
+    if isinstance(names, dict):
+        if sorted(names, key=str) != sorted(range(len(names)), key=str):
+            raise ConversionError(f"{file}: names has the numbers {list(names)}, expected 0 to {len(names) - 1}")
+        names = [names[k] for k in range(len(names))]
+    if not isinstance(names, list) or not names:
+        raise ConversionError(f"{file}: names is {names!r}, expected a list of class names, or a dict by number")
+    if content.get("nc", len(names)) != len(names):
+        raise ConversionError(f"{file}: nc is {content['nc']!r}, but there are {len(names)} names")
+    return [str(name) for name in names]
+
+
+def _keypoint_values(content: dict[str, Any], file: Path) -> int:
+    shape = content.get("kpt_shape")
+    if shape is None:
+        return 0
+    if not isinstance(shape, list) or not all(isinstance(n, int) and n > 0 for n in shape):
+        raise ConversionError(f"{file}: kpt_shape is {shape!r}, expected two numbers")
+    return math.prod(shape)
+
+
+def _images_of(part: Any, split: str, root: Path, file: Path, problems: Problems) -> list[Path]:
+    """Images in a folder, or listed in a text file, both relative to the root."""
+    part = str(part)
+    places = [root / part]
+    if part.startswith("../"):  # exports of Roboflow say ../train/images for train/images
+        places.append(root / part.removeprefix("../"))
+    place = next((place for place in places if place.exists()), None)
+    if place is None:
+        raise FileNotFoundError(f"{file}: {split} is {part!r}, but {places[0]} does not exist")
+    return _in_folder(place) if place.is_dir() else _listed(place, root, problems)
+
+
+def _in_folder(folder: Path) -> list[Path]:
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    if not files:
+        raise FileNotFoundError(f"there is no image in {folder}")
+    return files
+
+
+def _listed(file: Path, root: Path, problems: Problems) -> list[Path]:
+    images = []
+    for number, line in enumerate(_read_text(file).splitlines(), start=1):
+        if not (name := line.strip()):
+            continue
+        places = [folder / name for folder in (root, file.parent)]
+        image = next((place for place in places if place.is_file()), None)
+        if image is None:
+            problems.add(file, number, f"image {name} does not exist")
+        else:
+            images.append(image)
+    return images
+
+
+def _label_file(image: Path) -> Path:
+    parts = list(image.parts)
+    for k in range(len(parts) - 2, -1, -1):
+        if parts[k] == "images":
+            parts[k] = "labels"
+            break
+    return Path(*parts).with_suffix(".txt")
+
+
+def _read_image(path: Path, size: tuple[int, int], layout: _Layout, problems: Problems) -> LabelledImage:
+    image = LabelledImage(path, size, [])
+    labels = _label_file(path)
+    if not labels.is_file():
+        return image
+    try:
+        lines = _read_text(labels).splitlines()
+    except ConversionError as error:
+        problems.add(labels, None, str(error).removeprefix(f"{labels}: "))
+        return image
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            label, (x, y, w, h) = _parse(line, len(layout.classes), layout.keypoint_values)
+        except ValueError as error:
+            problems.add(labels, number, str(error))
+            continue
+        image.objects.append((label, (x * size[0], y * size[1], w * size[0], h * size[1]), False))
+    return image
+
+
+def _parse(line: str, num_classes: int, keypoint_values: int) -> tuple[int, Box]:
+    """Class and box (XYWH, relative) of a line."""
+    try:
+        values = [float(text) for text in line.split()]
+    except ValueError:
+        raise ValueError(f"expected numbers, got {line.strip()[:80]!r}") from None
+    label, coordinates = values[0], values[1:]
+    if not label.is_integer() or not 0 <= label < num_classes:
+        raise ValueError(f"class {line.split()[0]} is not one of 0 to {num_classes - 1}")
+    if keypoint_values and len(coordinates) == 4 + keypoint_values:
+        coordinates = coordinates[:4]
+    if len(coordinates) != 4 and (len(coordinates) < 6 or len(coordinates) % 2):
+        expected = "a class with x y w h, or with the points of a polygon"
+        raise ValueError(f"expected {expected}, got {len(values)} numbers")
+    if not all(-_TOLERANCE <= value <= 1 + _TOLERANCE for value in coordinates):
+        bad = next(value for value in coordinates if not -_TOLERANCE <= value <= 1 + _TOLERANCE)
+        raise ValueError(f"coordinate {bad:g} is not relative to the size of the image, from 0 to 1")
+    if len(coordinates) == 4:
+        x, y, w, h = coordinates
+        if w < 0 or h < 0:
+            raise ValueError(f"width {w:g} and height {h:g} must not be negative")
+        return int(label), (x - w / 2, y - h / 2, w, h)
+    xs, ys = coordinates[::2], coordinates[1::2]
+    return int(label), (min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys))
+
+
+def _read_text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConversionError(f"{file}: not UTF-8 text ({error.reason} at byte {error.start})") from error
