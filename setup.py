@@ -243,6 +243,7 @@ setup(
     description="The DETR family on Detectron2, with its own C++/CUDA kernels",
     license="Apache-2.0",
     packages=find_packages(include=["detrx", "detrx.*"]),
+    package_data={"detrx.analysis.report": ["templates/*"]},
     python_requires=">=3.10",
     install_requires=[
         # 2.6: the first to load checkpoints without running what is in them, unless told otherwise.

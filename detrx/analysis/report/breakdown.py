@@ -1,0 +1,162 @@
+"""Figures on detections: tables, curves and counts for the report."""
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as mask_util
+import torch
+
+from detrx.analysis.visualize import CORRECT, Box, compare_with_truth
+from detrx.evaluation import BoxScores, class_names, coco_api, confusion_matrix, score_boxes
+from detrx.evaluation.breakdown import SIZES
+
+from .detections import Detections
+
+LEAST_SCORE = 0.05
+"""Detections with lower scores are in no histogram: every query makes some."""
+
+
+@dataclass(frozen=True)
+class ImageCount:
+    """Objects of an image, and its detections with at least the score threshold."""
+
+    image_id: Any
+    correct: int
+    wrong: int
+    missed: int
+
+
+@dataclass(frozen=True)
+class Breakdown:
+    """
+    Attributes:
+        names: of the K classes.
+        scores: the COCO metrics of all images.
+        confusion: see `detrx.evaluation.confusion_matrix`, (K + 1, K + 1).
+        sizes: for each size "range" (in words), "objects", "AP" and "AR", in percent.
+        images: of each image, in the order of the dataset.
+        objects: number of all objects.
+        classes: for each class the numbers of its objects, and of correct and of wrong detections.
+        judged: scores of all detections, and whether they are correct, (D,) each; see `judge`.
+    """
+
+    names: list[str]
+    scores: BoxScores
+    confusion: np.ndarray
+    sizes: dict[str, dict[str, Any]]
+    images: list[ImageCount]
+    objects: int
+    classes: np.ndarray
+    judged: tuple[np.ndarray, np.ndarray]
+
+
+def break_down(found: Detections, score_threshold: float) -> Breakdown:
+    """All figures; `score_threshold` is that of the confusion matrix and of the counts of each image."""
+    truth = found.dataset.ground_truth
+    scores = score_boxes(coco_api(truth), found.results)
+    precisions, recalls = scores.average_precision(), scores.average_recall()
+    areas = [
+        each.get("area", each["bbox"][2] * each["bbox"][3])
+        for each in truth["annotations"]
+        if not each.get("iscrowd", 0)
+    ]
+    sizes = {
+        name: {
+            "range": _range(low, high),
+            "objects": sum(low <= area <= high for area in areas),
+            "AP": precisions[f"AP{name[0]}"],
+            "AR": recalls[f"AR{name[0]}"],
+        }
+        for name, (low, high) in SIZES.items()
+    }
+    confusion = confusion_matrix(truth, found.results, 0.5, score_threshold)
+    index = {category_id: k for k, category_id in enumerate(sorted(each["id"] for each in truth["categories"]))}
+    classes = np.zeros((len(index), 3), dtype=np.int64)
+    classes[:, 0] = confusion[:-1].sum(1)
+    images, judged = [], []
+    for image_id, (true_count, rows) in judge(found, min(LEAST_SCORE, score_threshold)).items():
+        counted = [(right, category_id) for score, right, category_id in rows if score >= score_threshold]
+        for right, category_id in counted:
+            classes[index[category_id], 1 if right else 2] += 1
+        correct = sum(right for right, _ in counted)
+        images.append(ImageCount(image_id, correct, len(counted) - correct, true_count - correct))
+        judged += rows
+    columns = np.array([row[0] for row in judged]), np.array([row[1] for row in judged], dtype=bool)
+    return Breakdown(class_names(truth), scores, confusion, sizes, images, len(areas), classes, columns)
+
+
+def judge(found: Detections, least_score: float = LEAST_SCORE) -> dict[Any, tuple[int, list[tuple[float, bool, Any]]]]:
+    """For each image the number of objects, and score, correctness (by an IoU of 0.5) and category of every detection
+    that has at least `least_score` and does not lie in a crowd of its class."""
+    truth, results = _by_image(found.dataset.ground_truth["annotations"]), _by_image(found.results)
+    judged = {}
+    for image_id in found.dataset.records:
+        objects = [each for each in truth[image_id] if not each.get("iscrowd", 0)]
+        crowds = [each for each in truth[image_id] if each.get("iscrowd", 0)]
+        detections = [each for each in results[image_id] if each["score"] >= least_score]
+        detections = sorted(detections, key=lambda each: -each["score"])
+        boxes = compare(objects, detections, {})[len(objects) :][::-1]
+        rows = [
+            (each["score"], box.colour == CORRECT, each["category_id"])
+            for each, box in zip(detections, boxes, strict=True)
+            if box.colour == CORRECT or not _in_crowd(each, crowds)
+        ]
+        judged[image_id] = len(objects), rows
+    return judged
+
+
+def boxes_to_draw(found: Detections, image_id: Any, score_threshold: float) -> list[Box]:
+    """Ground truth and detections of an image, as `compare_with_truth` draws them."""
+    objects = [
+        each
+        for each in found.dataset.ground_truth["annotations"]
+        if each["image_id"] == image_id and not each.get("iscrowd", 0)
+    ]
+    detections = [each for each in found.results if each["image_id"] == image_id and each["score"] >= score_threshold]
+    names = {each["id"]: each["name"] for each in found.dataset.ground_truth["categories"]}
+    return compare(objects, detections, names)
+
+
+def compare(objects: list[dict], detections: list[dict], names: dict[int, str]) -> list[Box]:
+    """`compare_with_truth` for annotations and detections in COCO's formats; `names` by category id."""
+    ids = sorted({each["category_id"] for each in (*objects, *detections)})
+    index = {category_id: position for position, category_id in enumerate(ids)}
+    return compare_with_truth(
+        _corners(objects),
+        torch.tensor([index[each["category_id"]] for each in objects], dtype=torch.long),
+        _corners(detections),
+        torch.tensor([index[each["category_id"]] for each in detections], dtype=torch.long),
+        torch.tensor([each["score"] for each in detections], dtype=torch.float64),
+        [names.get(each, "") for each in ids],
+    )
+
+
+def _corners(entries: list[dict]) -> torch.Tensor:
+    boxes = torch.tensor([each["bbox"] for each in entries], dtype=torch.float32).reshape(-1, 4)
+    return torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1)
+
+
+def _in_crowd(detection: dict, crowds: list[dict]) -> bool:
+    boxes = [each["bbox"] for each in crowds if each["category_id"] == detection["category_id"]]
+    if not boxes:
+        return False
+    inside = mask_util.iou(np.array([detection["bbox"]], float), np.array(boxes, float), [1] * len(boxes))
+    return bool((inside >= 0.5).any())
+
+
+def _by_image(entries: list[dict]) -> dict[Any, list[dict]]:
+    grouped = defaultdict(list)
+    for each in entries:
+        grouped[each["image_id"]].append(each)
+    return grouped
+
+
+def _range(low: float, high: float) -> str:
+    if not low:
+        return f"up to {math.sqrt(high):.0f}² pixels"
+    if high >= max(high for _, high in SIZES.values()):
+        return f"{math.sqrt(low):.0f}² pixels or more"
+    return f"{math.sqrt(low):.0f}² to {math.sqrt(high):.0f}² pixels"

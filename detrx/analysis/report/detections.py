@@ -1,0 +1,152 @@
+"""Detections to report on: from the file that an evaluation has written, or of the trained model."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from detrx.d2.config import instantiate
+from detrx.d2.data import MetadataCatalog
+from detrx.d2.structures import BoxMode, Instances
+from detrx.data import get_detection_dataset_dicts
+from detrx.engine.errors import user_error
+from detrx.engine.trained import load_model
+from detrx.evaluation import read_ground_truth, read_results
+from detrx.modeling import DetectionTransformer
+
+from .queries import QueryWatch
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What was to be found.
+
+    Attributes:
+        name: registered name.
+        records: dataset dicts by image id.
+        ground_truth: content of a COCO annotation file, for these images.
+    """
+
+    name: str
+    records: dict[Any, dict[str, Any]]
+    ground_truth: dict[str, Any]
+
+    @property
+    def class_names(self) -> list[str]:
+        """By class index."""
+        return [each["name"] for each in sorted(self.ground_truth["categories"], key=lambda each: each["id"])]
+
+    def first(self, count: int) -> "Dataset":
+        """Its first images only."""
+        kept = dict(list(self.records.items())[:count])
+        truth = dict(self.ground_truth)
+        truth["images"] = [each for each in truth["images"] if each["id"] in kept]
+        truth["annotations"] = [each for each in truth["annotations"] if each["image_id"] in kept]
+        return replace(self, records=kept, ground_truth=truth)
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Detections in COCO's result format in the images of a dataset; `source` says in words where they are from."""
+
+    dataset: Dataset
+    results: list[dict[str, Any]]
+    source: str
+
+
+@dataclass(frozen=True)
+class Absent:
+    """Why a part of the report is missing, and the command that would make it, if one would."""
+
+    why: str
+    command: str = ""
+
+
+def load_dataset(name: str) -> Dataset:
+    """A registered dataset with its annotations.
+
+    Raises:
+        ValueError, FileNotFoundError: it is not registered, its annotations are missing or faulty.
+    """
+    records = {each["image_id"]: each for each in get_detection_dataset_dicts(name, filter_empty=False)}
+    json_file = MetadataCatalog.get(name).get("json_file")
+    truth = read_ground_truth(json_file) if json_file else _truth_of(records, name)
+    return Dataset(name, records, truth)
+
+
+def read_detections(file: Path, dataset: Dataset) -> Detections:
+    """Detections of an evaluation.
+
+    Raises:
+        ValueError: the file is damaged, or of another dataset; names it.
+    """
+    return Detections(dataset, read_results(file, dataset.ground_truth), f"of the evaluation, {file.name}")
+
+
+def run_model(
+    cfg: Any, weights: Path, device: str, dataset: Dataset, threshold: float
+) -> tuple[Detections, dict[str, Any] | Absent]:
+    """The detections of a checkpoint in all images of a dataset, and what its queries did (`QueryWatch.figures`).
+
+    Args:
+        cfg: the config that the model was trained with.
+        weights: a checkpoint; its averaged weights are used, if it has any.
+        device: "cpu", "cuda", ...; "auto": a GPU if there is one.
+        dataset: its images.
+        threshold: least score at which a query counts as active.
+
+    Raises:
+        CheckpointError, FileNotFoundError, ValueError: the checkpoint is not there or of another model, or an image
+            cannot be read.
+    """
+    model = load_model(cfg, str(weights), device)
+    mapper = instantiate(cfg.dataloader.test.mapper)
+    watch: QueryWatch | Absent = Absent("The model is no detection transformer of this library: it has no queries.")
+    if isinstance(model, DetectionTransformer):
+        try:
+            watch = QueryWatch(model, cfg.model, dataset.class_names, threshold)
+        except ImportError as error:
+            if (message := user_error(error)) is None:
+                raise
+            watch = Absent(message)
+    ids = [each["id"] for each in sorted(dataset.ground_truth["categories"], key=lambda each: each["id"])]
+    results: list[dict[str, Any]] = []
+    with torch.no_grad():
+        for image_id, record in tqdm(dataset.records.items(), desc="detecting", unit="img"):
+            inputs = mapper(record)
+            found = model([inputs])[0]["instances"].to("cpu")
+            results += to_coco(found, image_id, ids)
+            if isinstance(watch, QueryWatch):
+                watch.observe(inputs, found)
+    figures = watch if isinstance(watch, Absent) else watch.figures()
+    return Detections(dataset, results, f"of {weights.name} in {len(dataset.records)} images"), figures
+
+
+def to_coco(found: Instances, image_id: Any, category_ids: list[int]) -> list[dict[str, Any]]:
+    """Detections in COCO's result format; `category_ids` by class index."""
+    boxes = BoxMode.convert(found.pred_boxes.tensor, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS).tolist()
+    columns = zip(boxes, found.pred_classes.tolist(), found.scores.tolist(), strict=True)
+    return [
+        {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
+        for box, label, score in columns
+    ]
+
+
+def _truth_of(records: dict[Any, dict[str, Any]], name: str) -> dict[str, Any]:
+    """What a COCO file of these dataset dicts would have."""
+    labels = {each["category_id"] for record in records.values() for each in record.get("annotations", ())}
+    names = MetadataCatalog.get(name).get("thing_classes") or [str(i) for i in range(max(labels, default=0) + 1)]
+    annotations = []
+    for image_id, record in records.items():
+        for each in record.get("annotations", ()):
+            box = list(BoxMode.convert(each["bbox"], each["bbox_mode"], BoxMode.XYWH_ABS))
+            facts = {"category_id": each["category_id"], "bbox": box, "area": box[2] * box[3]}
+            number = len(annotations) + 1
+            annotations.append({"id": number, "image_id": image_id, "iscrowd": each.get("iscrowd", 0), **facts})
+    return {
+        "images": [{"id": image_id} for image_id in records],
+        "annotations": annotations,
+        "categories": [{"id": index, "name": str(each)} for index, each in enumerate(names)],
+    }
