@@ -77,7 +77,7 @@ def confusion_matrix(
     check_results(results, ground_truth)
     index = {entry["id"]: k for k, entry in enumerate(sorted(ground_truth["categories"], key=lambda e: e["id"]))}
     objects, crowds, found = defaultdict(list), defaultdict(list), defaultdict(list)
-    for entry in ground_truth["annotations"]:
+    for entry in _annotations(ground_truth):
         (crowds if entry.get("iscrowd", 0) else objects)[entry["image_id"]].append(entry)
     for entry in results:
         if entry["score"] >= score_threshold:
@@ -145,15 +145,22 @@ def scores_by_size(
     """
     scores = _score(ground_truth, results)
     precisions, recalls = scores.average_precision(), scores.average_recall()
-    objects = [entry for entry in coco_api(ground_truth).dataset["annotations"] if not entry["iscrowd"]]
+    objects = [entry for entry in _annotations(ground_truth) if not entry.get("iscrowd", 0)]
+    areas = [entry["area"] if "area" in entry else entry["bbox"][2] * entry["bbox"][3] for entry in objects]
     return {
         size: {
             "AP": precisions[f"AP{size[0]}"],
             "AR": recalls[f"AR{size[0]}"],
-            "objects": sum(smallest <= entry["area"] <= largest for entry in objects),
+            "objects": sum(smallest <= area <= largest for area in areas),
         }
         for size, (smallest, largest) in SIZES.items()
     }
+
+
+def _annotations(ground_truth: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Those of the images that are listed."""
+    images = {image["id"] for image in ground_truth["images"]}
+    return [entry for entry in ground_truth["annotations"] if entry["image_id"] in images]
 
 
 def _score(ground_truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> BoxScores:

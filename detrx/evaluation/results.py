@@ -21,7 +21,7 @@ _RESULT = ("image_id", "category_id", "bbox", "score")
 
 
 def read_ground_truth(path: str | os.PathLike) -> dict[str, Any]:
-    """The content of a COCO annotation file.
+    """The content of a COCO annotation file, without annotations of images that it does not list.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -37,12 +37,15 @@ def read_ground_truth(path: str | os.PathLike) -> dict[str, Any]:
             if missing := _missing(entry, keys):
                 raise ValueError(f"annotation file {path}: {section}[{position}] has no {missing!r}")
     images, categories = _ids(content["images"]), _ids(content["categories"])
-    problem = _first_problem(content["annotations"], lambda entry: _problem(entry, images, categories))
+    problem = _first_problem(content["annotations"], lambda entry: _problem_of_box(entry, categories))
     if problem:
         raise ValueError(f"annotation file {path}: annotations[{problem[0]}] {problem[1]}")
     if len(_ids(content["annotations"])) < len(content["annotations"]):
         raise ValueError(f"annotation file {path}: the ids of its annotations are not unique")
-    return content
+    known = [entry for entry in content["annotations"] if _is_in(entry["image_id"], images)]
+    if stray := len(content["annotations"]) - len(known):
+        logger.warning("annotation file %s: %d annotations are of images that it does not list", path, stray)
+    return {**content, "annotations": known}
 
 
 def read_results(path: str | os.PathLike, ground_truth: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -79,7 +82,9 @@ def check_results(
             return f"has no {missing!r}"
         if not _is_finite(entry["score"]):
             return f"has score {entry['score']!r}, expected a finite number"
-        return _problem(entry, images, categories)
+        if not _is_in(entry["image_id"], images):
+            return f"has image_id {entry['image_id']!r}, which is not in the 'images' of the annotations"
+        return _problem_of_box(entry, categories)
 
     problem = _first_problem(results, problem_of)
     if problem:
@@ -142,10 +147,8 @@ def _missing(entry: Any, keys: tuple[str, ...]) -> str | None:
     return next((key for key in keys if not isinstance(entry, Mapping) or key not in entry), None)
 
 
-def _problem(entry: Mapping[str, Any], images: set, categories: set) -> str | None:
-    """What is wrong with the image, category or box of an annotation or detection."""
-    if not _is_in(entry["image_id"], images):
-        return f"has image_id {entry['image_id']!r}, which is not in the 'images' of the annotations"
+def _problem_of_box(entry: Mapping[str, Any], categories: set) -> str | None:
+    """What is wrong with the category or box of an annotation or detection."""
     where = f"(image {entry['image_id']})"
     if not _is_in(entry["category_id"], categories):
         known = sorted(categories)

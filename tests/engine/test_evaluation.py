@@ -23,7 +23,8 @@ def made(evaluator):
     cfg.dataloader.evaluator = evaluator
     OmegaConf.set_struct(cfg, True)
     build_evaluator(cfg)
-    return build_evaluator(cfg).made_with  # as in every evaluation of a training
+    built = build_evaluator(cfg)  # as in every evaluation of a training
+    return built.made_with if isinstance(built, DatasetEvaluator) else [each.made_with for each in built]
 
 
 def test_files_go_to_the_folder_of_the_run_unless_the_config_says_where():
@@ -32,3 +33,5 @@ def test_files_go_to_the_folder_of_the_run_unless_the_config_says_where():
     assert made(L(Writer)(name=name, output_dir="elsewhere")) == ("digits", "elsewhere")
     assert made(L(Writer)(name=name, output_dir=None)) == ("digits", None)
     assert made(L(NoWriter)(name=name)) == ("digits",)
+    folders = made([L(Writer)(name="a"), L(NoWriter)(name="b")])
+    assert folders == [("a", "out/a/inference"), ("b",)]

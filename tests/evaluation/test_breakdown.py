@@ -61,6 +61,12 @@ def test_crowds_are_no_objects_and_excuse_detections_of_their_class():
     assert confusion_matrix(content, found((1, CUP, [96, 0, 10, 10], 0.9)))[2].tolist() == [1, 0, 0]
 
 
+def test_annotations_of_unlisted_images_do_not_count():
+    content = ground_truth([(1, CUP, A, {}), (7, FORK, A, {})])
+    assert confusion_matrix(content, []).tolist() == [[0, 0, 1], [0, 0, 0], [0, 0, 0]]
+    assert scores_by_size(content, [])["small"]["objects"] == 1
+
+
 def test_confusions_of_nothing():
     assert confusion_matrix(THREE, []).tolist() == [[0, 0, 2], [0, 0, 1], [0, 0, 0]]
     assert not confusion_matrix(ground_truth([]), []).any()

@@ -67,6 +67,13 @@ def test_missing_files(tmp_path):
         read_ground_truth(tmp_path / "none.json")
 
 
+def test_annotations_of_unlisted_images_are_left_out(write, caplog):
+    content = copy.deepcopy(TRUTH)
+    content["annotations"][1]["image_id"] = 7
+    assert read_ground_truth(write(content))["annotations"] == TRUTH["annotations"][:1]
+    assert "file.json: 1 annotations are of images that it does not list" in caplog.text
+
+
 def test_faulty_annotations_name_file_and_entry(write):
     cases = [
         (lambda c: c.pop("categories"), "has no list 'categories'"),
