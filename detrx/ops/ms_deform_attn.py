@@ -3,7 +3,7 @@
 Letters of the shapes: B images, S tokens of all levels, M heads, D channels per head, Q queries, L levels, P points.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -53,14 +53,19 @@ def ms_deform_attn_reference(
     level_start_index: Tensor,
     sampling_locations: Tensor,
     attention_weights: Tensor,
+    shapes: Sequence[tuple[int, int]] | None = None,
 ) -> Tensor:
-    """`ms_deform_attn` written with `grid_sample`: what the kernels are tested against, and their fallback."""
+    """`ms_deform_attn` written with `grid_sample`: what the kernels are tested against, and their fallback.
+
+    `shapes` are those of `spatial_shapes`, for callers that know them on the host: in a traced graph the numbers of a
+    tensor are not to be had.
+    """
     check_arguments(value, spatial_shapes, level_start_index, sampling_locations, attention_weights)
     batch, _, heads, channels = value.shape
     queries = sampling_locations.shape[1]
     inputs = in_full_precision(value, sampling_locations, attention_weights)
     output = inputs[0].new_zeros((batch * heads, channels, queries))
-    for _, _, maps, grid, weights in _levels(spatial_shapes, level_start_index, *inputs):
+    for _, _, maps, grid, weights in _levels(spatial_shapes, level_start_index, *inputs, shapes=shapes):
         output = output + (_sample(maps, grid) * weights).sum(-1)
     return output.view(batch, heads * channels, queries).transpose(1, 2).contiguous().to(value.dtype)
 
@@ -106,9 +111,14 @@ def _levels(
     value: Tensor,
     sampling_locations: Tensor,
     attention_weights: Tensor,
+    shapes: Sequence[tuple[int, int]] | None = None,
 ) -> Iterator[tuple[int, slice, Tensor, Tensor, Tensor]]:
     """For each non-empty level: its index, its tokens, the inputs of `_sample`, and weights (B * M, 1, Q, P)."""
-    heights_widths, starts = spatial_shapes.tolist(), level_start_index.tolist()
+    if shapes is None:
+        heights_widths, starts = spatial_shapes.tolist(), level_start_index.tolist()
+    else:
+        heights_widths, areas = [list(shape) for shape in shapes], [height * width for height, width in shapes]
+        starts = [sum(areas[:level]) for level in range(len(areas))]
     check_levels(value, heights_widths, starts)
     for level, ((height, width), start) in enumerate(zip(heights_widths, starts, strict=True)):
         if height * width > 0:

@@ -3,6 +3,8 @@
 Letters of the shapes: B images, S tokens of all levels, M heads, D channels per head, Q queries, L levels, P points.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -59,12 +61,16 @@ def ms_deform_attn_fused_reference(
     reference: Tensor,
     offsets: Tensor,
     logits: Tensor,
+    shapes: Sequence[tuple[int, int]] | None = None,
 ) -> Tensor:
-    """`ms_deform_attn_fused` in PyTorch: what the kernels are tested against, and their fallback."""
+    """`ms_deform_attn_fused` in PyTorch: what the kernels are tested against, and their fallback.
+
+    `shapes`: see `ms_deform_attn_reference`.
+    """
     check_arguments(value, spatial_shapes, level_start_index, offsets, logits, reference)
     wide_value, reference, offsets, logits = in_full_precision(value, reference, offsets, logits)
     locations, weights = _locations_and_weights(spatial_shapes, reference, offsets, logits)
-    output = ms_deform_attn_reference(wide_value, spatial_shapes, level_start_index, locations, weights)
+    output = ms_deform_attn_reference(wide_value, spatial_shapes, level_start_index, locations, weights, shapes)
     return output.to(value.dtype)
 
 

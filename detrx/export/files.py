@@ -1,0 +1,116 @@
+"""Files of exported detectors: written whole or not at all, and only after they were compared with the detector."""
+
+import importlib.util
+import json
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from .graph import DetectionGraph
+
+Check = Callable[[Callable[[Tensor], Sequence[Tensor]]], float]
+"""Gets a function that runs the written graph on images; returns how far its detections are from those of the detector,
+or raises if they are wrong."""
+
+
+def save_program(program: ExportedProgram, file: Path, metadata: Mapping[str, str], check: Check) -> float:
+    """Write a .pt2 file for `torch.export.load`, `metadata` in it as the extra file "metadata.json".
+
+    Returns:
+        what `check` returns.
+    """
+    with _replacing(file) as temporary:
+        torch.export.save(program, temporary, extra_files={"metadata.json": json.dumps(dict(metadata))})
+        return check(torch.export.load(temporary).module())
+
+
+def save_onnx(program: ExportedProgram, file: Path, metadata: Mapping[str, str], check: Check) -> float | None:
+    """Write an ONNX file, `metadata` in its metadata_props.
+
+    Returns:
+        what `check` returns; None where there is no onnxruntime to run the file.
+
+    Raises:
+        ImportError: onnx or onnxscript is not installed.
+        ValueError: ONNX has no counterpart of an operation.
+    """
+    check_onnx_packages()
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass, CommonSubexpressionEliminationPass
+
+    with _quiet():
+        try:
+            onnx_program = torch.onnx.export(
+                program,
+                dynamo=True,
+                optimize=False,
+                verbose=False,
+                input_names=["images"],
+                output_names=DetectionGraph.NAMES,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            cause: BaseException = error
+            while cause.__cause__ is not None:
+                cause = cause.__cause__
+            raise ValueError(f"the detector cannot be written in ONNX: {str(cause).splitlines()[0]}") from error
+        # Some rewritings of the optimizer give two initialisers one name where a computation is there twice.
+        CommonSubexpressionEliminationPass()(onnx_program.model)
+        onnx_program.optimize()
+        ClearMetadataAndDocStringPass()(onnx_program.model)  # where each node comes from, with paths of this machine
+    onnx_program.model.metadata_props.update(metadata)
+    with _replacing(file) as temporary:
+        onnx_program.save(temporary)
+        return check(onnx_runner(temporary)) if is_installed("onnxruntime") else None
+
+
+def onnx_runner(file: Path) -> Callable[[Tensor], list[Tensor]]:
+    """Runs an ONNX file in ONNX Runtime, on the CPU."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    return lambda images: [torch.from_numpy(each) for each in session.run(None, {"images": images.cpu().numpy()})]
+
+
+def check_onnx_packages() -> None:
+    """
+    Raises:
+        ImportError: says which packages are missing, and how to install them.
+    """
+    if missing := [name for name in ("onnx", "onnxscript") if not is_installed(name)]:
+        raise ImportError(
+            f"export to ONNX needs {' and '.join(missing)}, not installed here: pip install {' '.join(missing)}"
+        )
+
+
+def is_installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+@contextmanager
+def _replacing(file: Path) -> Iterator[Path]:
+    """A file beside `file` that becomes it, if nothing is raised; else it is removed."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.stem}.{os.getpid()}{file.suffix}")
+    try:
+        yield temporary
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's talk of its own passes."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)

@@ -1,0 +1,51 @@
+"""What of a detector is exported: from images to a fixed number of detections."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from detrx.layers import cxcywh_to_xyxy
+from detrx.modeling import DetectionTransformer
+
+
+class DetectionGraph(nn.Module):
+    """A detector without its methods, on a batch of images of one size.
+
+    Normalisation is part of it. Unlike in `DetectionTransformer`, empty boxes are not left out, so that the number of
+    detections is fixed.
+
+    Args:
+        model: in evaluation mode; parts are shared, not copied.
+
+    Raises:
+        ValueError: the model is in training mode.
+    """
+
+    NAMES = ("boxes", "scores", "labels")
+
+    def __init__(self, model: DetectionTransformer):
+        super().__init__()
+        if model.training:
+            raise ValueError("DetectionGraph needs a model in evaluation mode: call model.eval() first")
+        detector = copy.copy(model)
+        detector._modules = {**model._modules, "methods": nn.ModuleList()}
+        self.detector = detector
+        self.eval()
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """
+        Args:
+            images: (B, 3, H, W) RGB in 0..255, uint8 or float.
+
+        Returns:
+            boxes (B, N, 4) xyxy in pixels of the images, inside of them; scores (B, N) in [0, 1], by falling score;
+            labels (B, N) int64, class indices.
+        """
+        height, width = images.shape[-2:]
+        model = self.detector
+        main = model.predict((images - model.pixel_mean) / model.pixel_std, None)["main"]
+        scores, queries, labels = model.postprocess.select(model.postprocess.scores(main))
+        boxes = cxcywh_to_xyxy(main.boxes[-1].float()).clamp(0, 1)
+        boxes = boxes.gather(1, queries[..., None].expand(-1, -1, 4))
+        return boxes * torch.tensor([width, height, width, height], device=boxes.device), scores, labels
