@@ -47,7 +47,7 @@ def moe_route(logits: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     counts = is_of.sum(0)
     before = counts.cumsum(0) - counts + is_of.cumsum(0) - 1
     place = before.gather(1, chosen[:, None])[:, 0]
-    order = torch.zeros_like(chosen).scatter(0, place, torch.arange(len(chosen), device=chosen.device))
+    order = torch.zeros_like(chosen).scatter(0, place, torch.arange(chosen.shape[0], device=chosen.device))
     return values.softmax(1), experts, counts, order
 
 

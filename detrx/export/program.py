@@ -29,6 +29,9 @@ def export_program(
         images: an example (B, 3, H, W); its dtype and size are those of the program's input.
         dynamic_batch: take any number of images instead of B.
         keep_operators: leave the operators of detrx as they are. The program is faster then, and needs `import detrx`.
+
+    Raises:
+        ValueError: a part of the detector needs the number of images, or what it does depends on the data.
     """
     shapes: list[tuple[int, int]] = []
     hook = graph.detector.tokenizer.register_forward_hook(lambda _, __, tokens: shapes.extend(tokens.shapes))
@@ -39,7 +42,11 @@ def export_program(
         dynamic = ({0: torch.export.Dim("batch")},)
         images = images[:1].repeat(2, 1, 1, 1)  # an example with one image would fix the number
     with _Replaced({} if keep_operators else decompositions(shapes)):
-        program = torch.export.export(graph, (images,), dynamic_shapes=dynamic, strict=False)
+        try:
+            program = torch.export.export(graph, (images,), dynamic_shapes=dynamic, strict=False)
+        except torch._dynamo.exc.UserError as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"the detector cannot be traced as it is to be exported: {reason}") from error
     return prune(program)
 
 

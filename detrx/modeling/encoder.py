@@ -82,7 +82,7 @@ class DeformableEncoder(nn.Module):
 
     def forward(self, memory: MultiScaleTokens) -> MultiScaleTokens:
         centres, _ = memory.cell_centres()
-        reference = memory.per_level(centres.expand(len(memory.tokens), -1, -1))
+        reference = memory.per_level(centres.expand(memory.tokens.shape[0], -1, -1))
         for layer in self.layers:
             memory = run_layer(layer, memory, reference, recompute=self.activation_checkpointing)
         return memory

@@ -41,10 +41,10 @@ class PositionQueries(QuerySource):
     ) -> tuple[list[QueryGroup], dict[str, Predictions]]:
         groups = []
         for rows in (self, *further):
-            pos = rows.pos.weight.expand(len(memory.tokens), -1, -1)
+            pos = rows.pos.weight.expand(memory.tokens.shape[0], -1, -1)
             reference = None
             if self.reference_point is not None:
-                reference = self.reference_point(rows.pos.weight).float().sigmoid().expand(len(pos), -1, -1)
+                reference = self.reference_point(rows.pos.weight).float().sigmoid().expand(pos.shape[0], -1, -1)
             made = rows is self and self.content is not None
             content = self.content(memory) if made else torch.zeros_like(pos)
             groups.append(QueryGroup("main", content, pos, reference))
@@ -120,7 +120,7 @@ class AnchorQueries(QuerySource):
 
     def group(self, memory: MultiScaleTokens, rows: nn.Module) -> QueryGroup:
         """The queries of the anchors in `rows`, for every pattern."""
-        batch = len(memory.tokens)
+        batch = memory.tokens.shape[0]
         anchors = torch.cat([rows.centres, rows.sizes], dim=-1).float().sigmoid()
         if self.label_embedding is not None:
             contents = self.label_embedding.no_object()[None]

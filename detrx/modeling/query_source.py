@@ -104,7 +104,7 @@ class LearnedQueries(QuerySource):
         for rows in (self, *further):
             content = rows.content(memory) if isinstance(rows.content, QueryContent) else rows.content.weight
             parts = (content, rows.pos.weight, self.reference_point(rows.pos.weight).float().sigmoid())
-            groups.append(QueryGroup("main", *(part.expand(len(memory.tokens), -1, -1) for part in parts)))
+            groups.append(QueryGroup("main", *(part.expand(memory.tokens.shape[0], -1, -1) for part in parts)))
         return groups, {}
 
 
@@ -224,7 +224,7 @@ class EncoderProposals(QuerySource):
             elif self.content == "memory":
                 content = chosen.tokens
             else:
-                content = rows.query_embed.weight.expand(len(reference), -1, -1)
+                content = rows.query_embed.weight.expand(reference.shape[0], -1, -1)
         return QueryGroup("main", content, pos, reference)
 
     def propose(
@@ -251,7 +251,7 @@ class EncoderProposals(QuerySource):
         centres, levels = memory.cell_centres()
         size = self.base_size * 2.0**levels
         anchors = torch.cat([centres, size[None, :, None].expand(len(centres), -1, 2)], dim=-1)
-        anchors = anchors.expand(len(memory.tokens), -1, -1)
+        anchors = anchors.expand(memory.tokens.shape[0], -1, -1)
         usable = ((anchors > 0.01) & (anchors < 0.99)).all(-1)
         if memory.padding_mask is not None:
             usable = usable & ~memory.padding_mask

@@ -109,7 +109,7 @@ class Tokenizer(nn.Module):
             position = position.flatten(2).transpose(1, 2)
             if self.level_embed is not None:
                 position = position + self.level_embed[level]
-            positions.append(position.expand(len(feature), -1, -1))
+            positions.append(position.expand(feature.shape[0], -1, -1))
         shapes = tuple((f.shape[-2], f.shape[-1]) for f in features)
         areas = [h * w for h, w in shapes]
         return MultiScaleTokens(

@@ -128,7 +128,7 @@ def _widen(x: Tensor) -> Tensor:
 
 
 def _invert(order: Tensor) -> Tensor:
-    return torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+    return torch.empty_like(order).scatter_(0, order, torch.arange(order.shape[0], device=order.device))
 
 
 def _check_route(logits: Tensor, k: int) -> None:

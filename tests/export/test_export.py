@@ -44,6 +44,7 @@ def read_in_inference(model: DetectionTransformer, images: Tensor) -> set[str]:
     return {name for name, tensor in state.items() if tensor.untyped_storage().data_ptr() in read.storages}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_onnx(name: str, tmp_path: Path):
     import onnx
