@@ -27,9 +27,9 @@ class Linear(nn.Linear):
         return (
             x.device.type == "cpu"
             and x.dtype == self.weight.dtype == torch.float32
-            and x.numel() * self.out_features >= _MIN_WORK
             and not torch.is_grad_enabled()
             and not torch.is_autocast_enabled("cpu")
-            and not torch.compiler.is_compiling()
+            and not torch.compiler.is_compiling()  # before the size is looked at: it may be symbolic
             and not torch.jit.is_tracing()
+            and x.numel() * self.out_features >= _MIN_WORK
         )
