@@ -1,5 +1,6 @@
 """Memory that a detector needs for its activations."""
 
+import os
 from collections.abc import Callable
 from functools import partial
 
@@ -23,6 +24,7 @@ def peak_allocation(function: Callable[[], object], device: str) -> int:
         before = torch.cuda.memory_allocated(device)
         function()
         return torch.cuda.max_memory_allocated(device) - before
+    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # or the profiler reports that there is no GPU as an error
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
         function()
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
