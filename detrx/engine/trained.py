@@ -1,4 +1,4 @@
-"""Trained models for the tools."""
+"""Models of configs, for the tools."""
 
 import copy
 from typing import Any
@@ -10,7 +10,20 @@ from detrx.checkpoint.checkpointer import AtomicCheckpointer, CheckpointError
 from detrx.d2.config import instantiate
 from detrx.engine.config import without_pretrained
 
-__all__ = ["load_model"]
+__all__ = ["build_model", "load_model"]
+
+
+def build_model(cfg: Any, device: str = "auto", pretrained_backbone: bool = False) -> nn.Module:
+    """The model of a config in evaluation mode, with random weights.
+
+    Args:
+        device: "cpu", "cuda", ...; "auto": a GPU if there is one.
+        pretrained_backbone: whether the backbone loads the weights that the config names for it.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    described = cfg.model if pretrained_backbone else without_pretrained(copy.deepcopy(cfg.model))
+    return instantiate(described).to(device).eval()
 
 
 def load_model(cfg: Any, weights: str, device: str = "auto") -> nn.Module:
@@ -26,8 +39,6 @@ def load_model(cfg: Any, weights: str, device: str = "auto") -> nn.Module:
     """
     if not weights:
         raise CheckpointError("no checkpoint given")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = instantiate(without_pretrained(copy.deepcopy(cfg.model))).to(device).eval()
+    model = build_model(cfg, device)
     AtomicCheckpointer(model, prefer_ema=True).load(weights, checkpointables=[], strict=True)
     return model
