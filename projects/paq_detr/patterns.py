@@ -29,6 +29,8 @@ class WeightGenerator(nn.Module):
         dilation: of the 3x3 convolutions.
         reduction: channel attention has `channels / reduction` hidden units.
         kernel_size: of the spatial attention.
+        spread: standard deviation of the logits' biases at the start. With small ones, softmax makes nearly the same
+            mixture of all patterns for every query, whose norm is about 1 / sqrt(m) of a pattern's.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class WeightGenerator(nn.Module):
         dilation: int = 2,
         reduction: int = 4,
         kernel_size: int = 7,
+        spread: float = 3.0,
     ):
         super().__init__()
         self.shape = (num_queries, num_patterns)
@@ -61,6 +64,7 @@ class WeightGenerator(nn.Module):
             nn.ReLU(),
             nn.Linear(hidden_dim, num_queries * num_patterns),
         )
+        nn.init.normal_(self.mlp[-1].bias, std=spread)
 
     def forward(self, memory: MultiScaleTokens) -> Tensor:
         """(B, N, m) float32, at least 0; those of a query have the sum 1."""
@@ -112,7 +116,7 @@ class PatternContent(QueryContent):
         embed_dim: channels C of encoder and queries.
         num_levels: levels of the encoder.
         num_patterns: m.
-        channels, hidden_dim, dilation: of the `WeightGenerator`.
+        channels, hidden_dim, dilation, spread: of the `WeightGenerator`.
     """
 
     def __init__(
@@ -124,6 +128,7 @@ class PatternContent(QueryContent):
         channels: int = 64,
         hidden_dim: int = 32,
         dilation: int = 2,
+        spread: float = 3.0,
     ):
         super().__init__()
         if num_patterns < 2:
@@ -132,7 +137,7 @@ class PatternContent(QueryContent):
         self.patterns = nn.Parameter(torch.empty(num_patterns, embed_dim))
         nn.init.normal_(self.patterns)
         self.generator = WeightGenerator(
-            num_queries, num_patterns, embed_dim, num_levels, channels, hidden_dim, dilation
+            num_queries, num_patterns, embed_dim, num_levels, channels, hidden_dim, dilation, spread=spread
         )
 
     def forward(self, memory: MultiScaleTokens) -> Tensor:

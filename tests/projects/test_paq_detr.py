@@ -95,6 +95,17 @@ def test_a_query_teaches_the_patterns_it_uses():
         torch.testing.assert_close(grad, weights[query, :, None].expand(-1, 6))
 
 
+def test_queries_begin_as_mixtures_of_their_own():
+    torch.manual_seed(0)
+    memory = tokens_of([levels_of(4, 5, 1)])
+    content, alike = (PatternContent(20, 6, 1, num_patterns=50, spread=spread) for spread in (3.0, 0.0))
+    with torch.no_grad():
+        weights, even = content.generator(memory), alike.generator(memory)
+    assert weights.amax(-1).mean() > 0.2 and even.amax(-1).mean() < 0.1
+    unit = torch.nn.functional.normalize(weights[0], dim=-1)
+    assert (unit @ unit.T).fill_diagonal_(0).mean() < 0.3
+
+
 def test_generator_by_hand():
     """One pixel with two channels on each of two levels: convolutions, sum, attention and pooling."""
     generator = WeightGenerator(1, 2, embed_dim=6, num_levels=2, channels=2, hidden_dim=2, kernel_size=3)
