@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
 import os
 import warnings
 from collections.abc import Iterable
@@ -14,11 +15,12 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from detrx.d2.data import DatasetCatalog, MetadataCatalog
+from detrx.d2.structures import BoxMode
 from detrx.d2.utils import PathManager
 
 from .check_boxes import BoxTable, check_boxes, check_boxes_closely
 from .coco import check_classes, check_registered
-from .coco_parse import parse_coco, read_json
+from .coco_parse import LARGEST_SIDE, parse_coco, read_json
 from .custom import without_files
 from .findings import Findings, Problem, printable
 from .images import open_picture
@@ -171,16 +173,43 @@ def _usable(records: Iterable[Any], findings: Findings) -> list[dict[str, Any]]:
     """Dataset dicts that are as Detectron2 defines them; others are found."""
     usable = []
     for position, record in enumerate(records):
-        annotations = record.get("annotations", []) if isinstance(record, dict) else None
-        if annotations is None or not isinstance(record.get("file_name"), (str, os.PathLike)):
-            findings.add(Problem.ENTRY, f"dataset dict {position} has no file_name: {printable(record)}")
+        problem = _problem_of(record)
+        if problem is not None:
+            findings.add(Problem.ENTRY, f"dataset dict {position} {problem}")
             continue
-        good = [a for a in annotations if isinstance(a, dict) and {"bbox", "bbox_mode", "category_id"} <= a.keys()]
-        if len(good) < len(annotations):
-            why = f"dataset dict {position} has an annotation without bbox, bbox_mode or category_id"
-            findings.add(Problem.ENTRY, why, len(annotations) - len(good))
-        usable.append({**record, "file_name": os.fspath(record["file_name"]), "annotations": good})
+        annotations = []
+        for annotation in record.get("annotations", []):
+            problem = _problem_of_annotation(annotation)
+            if problem is None:
+                annotations.append(annotation)
+            else:
+                name = printable(os.fspath(record["file_name"]))
+                findings.add(Problem.ENTRY, f"dataset dict {position} ({name}) has an annotation that {problem}")
+        usable.append({**record, "file_name": os.fspath(record["file_name"]), "annotations": annotations})
     return usable
+
+
+def _problem_of(record: Any) -> str | None:
+    if not isinstance(record, dict) or not isinstance(record.get("file_name"), (str, os.PathLike)):
+        return f"has no file_name: {printable(record)}"
+    if not isinstance(record.get("annotations", []), (list, tuple)):
+        return f"has annotations {printable(record['annotations'])}, expected a list"
+    for side in ("width", "height"):
+        if side in record and not (isinstance(record[side], numbers.Real) and 0 < record[side] <= LARGEST_SIDE):
+            return f"has {side} {printable(record[side])}, expected a positive number"
+    return None
+
+
+def _problem_of_annotation(annotation: Any) -> str | None:
+    if not isinstance(annotation, dict):
+        return f"is no dict: {printable(annotation)}"
+    if missing := [key for key in ("bbox", "bbox_mode", "category_id") if key not in annotation]:
+        return f"has no {missing[0]}"
+    if not (isinstance(annotation["category_id"], numbers.Integral) and 0 <= annotation["category_id"] < 2**31):
+        return f"has category_id {printable(annotation['category_id'])}, expected 0, 1, ..."
+    if annotation["bbox_mode"] not in (BoxMode.XYXY_ABS, BoxMode.XYWH_ABS):
+        return f"has bbox_mode {printable(annotation['bbox_mode'])}, expected XYXY_ABS or XYWH_ABS"
+    return None
 
 
 def _check_labels(records: list[dict[str, Any]], classes: list[str], findings: Findings) -> None:
@@ -249,10 +278,12 @@ def _statistics(table: BoxTable, records: list[dict[str, Any]], classes: list[st
     boxes, labels, owners = table.boxes[real], table.classes[real], table.record[real]
     per_image = np.bincount(owners, minlength=len(records))
     areas = np.clip(boxes[:, 2:], 0, None).prod(1)
-    count = len(classes) if classes else int(labels.max(initial=-1)) + 1
-    names = classes or [str(k) for k in range(count)]
+    names = classes
+    if not classes:  # unknown: their numbers
+        numbers_of, labels = np.unique(labels, return_inverse=True)
+        names = [str(number) for number in numbers_of]
     pairs = np.unique(np.column_stack([labels, owners]), axis=0)[:, 0] if len(labels) else labels
-    by_class, images_by_class = (np.bincount(values, minlength=count) for values in (labels, pairs))
+    by_class, images_by_class = (np.bincount(values, minlength=len(names)) for values in (labels, pairs))
     image_size = {
         side: _spread(np.array([record.get(side, np.nan) for record in records], dtype=np.float64))
         for side in ("width", "height")

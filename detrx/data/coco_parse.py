@@ -16,14 +16,14 @@ from detrx.d2.utils import PathManager
 
 from .findings import Findings, Problem, printable
 
-__all__ = ["is_box", "parse_coco", "read_json"]
+__all__ = ["LARGEST_SIDE", "is_box", "parse_coco", "read_json"]
 
 _KEYS = {
     "images": ("id", "file_name", "width", "height"),
     "annotations": ("id", "image_id", "category_id", "bbox"),
     "categories": ("id", "name"),
 }
-_LARGEST_SIDE = 2**24  # beyond any image, and exact in float32
+LARGEST_SIDE = 2**24  # beyond any image, and exact in float32
 
 
 def read_json(json_file: str | os.PathLike, findings: Findings) -> Any:
@@ -228,7 +228,7 @@ def _image_id(value: Any) -> int | str | None:
 
 def _is_side(value: Any) -> bool:
     side = _whole(value)
-    return side is not None and 0 < side <= _LARGEST_SIDE
+    return side is not None and 0 < side <= LARGEST_SIDE
 
 
 def _is_finite(value: Any) -> bool:
