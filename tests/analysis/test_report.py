@@ -119,6 +119,22 @@ def test_curves(folder):
     assert "classification" in kinds and "box L1" in kinds
 
 
+def test_lvis(folder):
+    """Detections of its evaluation have a file of another name, and COCO's figures of them are not those of LVIS."""
+    annotations = folder.parent / "images" / "annotations.json"
+    content = json.loads(annotations.read_text())
+    for image in content["images"]:
+        image["neg_category_ids"] = []
+    for category in content["categories"]:
+        category["frequency"] = "r"
+    annotations.write_text(json.dumps(content))
+    results = folder / "inference" / "coco_instances_results.json"
+    results.rename(results.with_name("lvis_instances_results.json"))
+    page, _ = report(folder)
+    assert "annotated as LVIS" in page.sections["ap"] and "other weights" not in page.sections["ap"]
+    assert page.rows["confusion"][1] == [EVIL, "1", "1", "2"]
+
+
 def test_threshold(folder):
     page, _ = report(folder, Options(use_model=False, score_threshold=0.1))
     assert page.rows["confusion"][1] == [EVIL, "2", "1", "1"]

@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from detrx import model_zoo
-from detrx.analysis.report.breakdown import break_down, judge
+from detrx.analysis.report.breakdown import boxes_to_draw, break_down, judge
 from detrx.analysis.report.charts import MOST_POINTS, Series, bar_chart, line_chart, scatter_chart
 from detrx.analysis.report.detections import Dataset, Detections
 from detrx.analysis.report.queries import QueryWatch
+from detrx.analysis.visualize import CORRECT, MISSED, WRONG
 from detrx.d2.config import LazyCall as L
 from detrx.projects.qr_detr import FixedRouter, QueryRouting
 from tests.modeling.small import make_input, make_model
@@ -155,6 +156,21 @@ def test_correct_and_wrong_detections():
     assert break_down(case, 0.3).classes.tolist() == [[1, 1, 2], [0, 0, 1]]
     (image,) = break_down(case, 0.0).images
     assert (image.correct, image.wrong) == (1, 4)
+
+
+def test_counts_agree_with_the_drawings():
+    """Whether a detection is correct is counted in one way and drawn in another."""
+    generator = np.random.default_rng(0)
+    for _ in range(20):
+        boxes = generator.uniform(10, 50, (24, 4)).round(1).tolist()
+        labels = generator.choice([3, 7], 24).tolist()
+        scores = generator.permutation(16) / 16
+        objects = [(label, box, 0) for label, box in zip(labels[:8], boxes[:8], strict=True)]
+        case = found(objects, list(zip(labels[8:], boxes[8:], scores.tolist(), strict=True)))
+        (image,) = break_down(case, 0.3).images
+        colours = [box.colour for box in boxes_to_draw(case, 1, 0.3)]
+        counts = image.correct, image.wrong, image.missed
+        assert counts == tuple(colours.count(colour) for colour in (CORRECT, WRONG, MISSED))
 
 
 def test_no_detections_and_no_objects():

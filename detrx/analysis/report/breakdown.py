@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pycocotools.mask as mask_util
 import torch
+from tqdm import tqdm
 
-from detrx.analysis.visualize import CORRECT, Box, compare_with_truth
+from detrx.analysis.visualize import Box, compare_with_truth
 from detrx.evaluation import BoxScores, class_names, coco_api, confusion_matrix, score_boxes
 from detrx.evaluation.breakdown import SIZES
 
@@ -56,7 +57,9 @@ class Breakdown:
 def break_down(found: Detections, score_threshold: float) -> Breakdown:
     """All figures; `score_threshold` is that of the confusion matrix and of the counts of each image."""
     truth = found.dataset.ground_truth
+    steps = tqdm(total=3, desc=f"scoring {len(found.results)} detections", unit="step", leave=False)
     scores = score_boxes(coco_api(truth), found.results)
+    steps.update()
     precisions, recalls = scores.average_precision(), scores.average_recall()
     areas = [
         each.get("area", each["bbox"][2] * each["bbox"][3])
@@ -73,6 +76,7 @@ def break_down(found: Detections, score_threshold: float) -> Breakdown:
         for name, (low, high) in SIZES.items()
     }
     confusion = confusion_matrix(truth, found.results, 0.5, score_threshold)
+    steps.update()
     index = {category_id: k for k, category_id in enumerate(sorted(each["id"] for each in truth["categories"]))}
     classes = np.zeros((len(index), 3), dtype=np.int64)
     classes[:, 0] = confusion[:-1].sum(1)
@@ -84,6 +88,7 @@ def break_down(found: Detections, score_threshold: float) -> Breakdown:
         correct = sum(right for right, _ in counted)
         images.append(ImageCount(image_id, correct, len(counted) - correct, true_count - correct))
         judged += rows
+    steps.close()
     columns = np.array([row[0] for row in judged]), np.array([row[1] for row in judged], dtype=bool)
     return Breakdown(class_names(truth), scores, confusion, sizes, images, len(areas), classes, columns)
 
@@ -98,14 +103,38 @@ def judge(found: Detections, least_score: float = LEAST_SCORE) -> dict[Any, tupl
         crowds = [each for each in truth[image_id] if each.get("iscrowd", 0)]
         detections = [each for each in results[image_id] if each["score"] >= least_score]
         detections = sorted(detections, key=lambda each: -each["score"])
-        boxes = compare(objects, detections, {})[len(objects) :][::-1]
+        correct = _claiming(_overlaps(detections, objects))
+        in_crowd = (_overlaps(detections, crowds) >= 0.5).any(1)
         rows = [
-            (each["score"], box.colour == CORRECT, each["category_id"])
-            for each, box in zip(detections, boxes, strict=True)
-            if box.colour == CORRECT or not _in_crowd(each, crowds)
+            (each["score"], right, each["category_id"])
+            for each, right, ignored in zip(detections, correct, in_crowd.tolist(), strict=True)
+            if right or not ignored
         ]
         judged[image_id] = len(objects), rows
     return judged
+
+
+def _claiming(overlaps: np.ndarray) -> list[bool]:
+    """Which detections, sorted by falling score, claim an object as in average precision: the one that they overlap
+    most among those that no better one has claimed."""
+    overlaps = np.where(overlaps >= 0.5, overlaps, 0.0)
+    claiming = [False] * len(overlaps)
+    for i in np.flatnonzero(overlaps.any(1)).tolist():
+        best = int(overlaps[i].argmax())
+        if overlaps[i, best] > 0:
+            claiming[i] = True
+            overlaps[:, best] = 0.0
+    return claiming
+
+
+def _overlaps(detections: list[dict], objects: list[dict]) -> np.ndarray:
+    """IoU of all pairs (D, G), 0 for different classes; for crowds, the part of the detection that lies inside."""
+    if not detections or not objects:
+        return np.zeros((len(detections), len(objects)))
+    boxes, others = (np.array([each["bbox"] for each in some], dtype=float) for some in (detections, objects))
+    overlaps = np.asarray(mask_util.iou(boxes, others, [int(each.get("iscrowd", 0)) for each in objects]))
+    classes, true_classes = (np.array([each["category_id"] for each in some]) for some in (detections, objects))
+    return np.where(classes[:, None] == true_classes, overlaps, 0.0)
 
 
 def boxes_to_draw(found: Detections, image_id: Any, score_threshold: float) -> list[Box]:
@@ -117,12 +146,7 @@ def boxes_to_draw(found: Detections, image_id: Any, score_threshold: float) -> l
     ]
     detections = [each for each in found.results if each["image_id"] == image_id and each["score"] >= score_threshold]
     names = {each["id"]: each["name"] for each in found.dataset.ground_truth["categories"]}
-    return compare(objects, detections, names)
-
-
-def compare(objects: list[dict], detections: list[dict], names: dict[int, str]) -> list[Box]:
-    """`compare_with_truth` for annotations and detections in COCO's formats; `names` by category id."""
-    ids = sorted({each["category_id"] for each in (*objects, *detections)})
+    ids = sorted(names)
     index = {category_id: position for position, category_id in enumerate(ids)}
     return compare_with_truth(
         _corners(objects),
@@ -130,21 +154,13 @@ def compare(objects: list[dict], detections: list[dict], names: dict[int, str]) 
         _corners(detections),
         torch.tensor([index[each["category_id"]] for each in detections], dtype=torch.long),
         torch.tensor([each["score"] for each in detections], dtype=torch.float64),
-        [names.get(each, "") for each in ids],
+        [names[each] for each in ids],
     )
 
 
 def _corners(entries: list[dict]) -> torch.Tensor:
     boxes = torch.tensor([each["bbox"] for each in entries], dtype=torch.float32).reshape(-1, 4)
     return torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1)
-
-
-def _in_crowd(detection: dict, crowds: list[dict]) -> bool:
-    boxes = [each["bbox"] for each in crowds if each["category_id"] == detection["category_id"]]
-    if not boxes:
-        return False
-    inside = mask_util.iou(np.array([detection["bbox"]], float), np.array(boxes, float), [1] * len(boxes))
-    return bool((inside >= 0.5).any())
 
 
 def _by_image(entries: list[dict]) -> dict[Any, list[dict]]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from detrx.evaluation import BoxScores
+from detrx.evaluation.saved import is_lvis
 
 from .breakdown import LEAST_SCORE, Breakdown
 from .charts import Chart, Series, bar_chart, line_chart, number, scatter_chart, small_curve
@@ -71,7 +72,12 @@ def ap_part(run: RunFolder, found: Detections | Absent, figures: Breakdown | Abs
             Absent(f"Recall and the breakdown by size and class need detections. {figures.why}", figures.command)
         )
     else:
-        if logged and not math.isclose(logged["AP"], scored["AP"], abs_tol=0.05):
+        if is_lvis(found.dataset.ground_truth):
+            notes.append(
+                "The dataset is annotated as LVIS, not every class in every image. What is counted from the detections "
+                "follows COCO: detections of classes that nobody looked for are wrong there."
+            )
+        elif logged and not math.isclose(logged["AP"], scored["AP"], abs_tol=0.05):
             notes.append(
                 f"The detections {found.source} have an AP of {number(round(scored['AP'], 1))}, the last evaluation "
                 f"{number(round(logged['AP'], 1))}: they are of other weights or other images. Recall and the tables "

@@ -24,7 +24,8 @@ from .pictures import draw_sheets
 from .run_folder import RunFolder
 from .summary import config_facts, summary_part
 
-RESULTS = Path("inference", "coco_instances_results.json")
+RESULTS = ("coco_instances_results.json", "lvis_instances_results.json")
+"""What evaluations leave in the folder `inference` of a run."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,8 @@ def render(context: dict[str, Any]) -> str:
 
 def observe(run: RunFolder, options: Options) -> Observed:
     """Detections from the file of an evaluation, or of the model; what queries do only the model tells."""
-    file = options.results or run.path / RESULTS
+    files = [options.results] if options.results else [run.path / "inference" / name for name in RESULTS]
+    file = next((file for file in files if file.is_file()), files[0])
     again = command(run, options)
     if not run.test_datasets and options.config_file is None:
         why = f"No config tells the test dataset: there is no dataloader.test.dataset.names in {run.path}/config.yaml."
