@@ -41,7 +41,7 @@ class Problem(enum.Enum):
 
     STRAY_ANNOTATION = WARNING, "annotations of an image that is not listed: left out"
     ANNOTATION_ID_0 = WARNING, "an annotation with id 0: pycocotools counts each detection of it as wrong"
-    NO_AREA_KEY = WARNING, "annotations without 'area' or 'iscrowd': pycocotools cannot evaluate on this file"
+    NO_AREA_KEY = WARNING, "annotations without 'area' or 'iscrowd': pycocotools by itself cannot evaluate on them"
     NO_POLYGON = WARNING, "annotations whose polygons all have less than three points: left out, as in Detectron2"
     CATEGORY_NAME_TWICE = WARNING, "categories with the same name: they stay different classes"
     FILE_NAME_TWICE = WARNING, "image files that are listed more than once: they are used more often"
@@ -53,11 +53,11 @@ class Problem(enum.Enum):
     SAME_BOX = WARNING, "boxes that occur more than once, with the same class"
     NORMALISED = WARNING, "no coordinate exceeds 1: are boxes given as fractions of the image? Pixels are expected"
     CORNERS = WARNING, "most boxes fit into the images only as [x1, y1, x2, y2], but [x, y, width, height] is expected"
-    IMAGE_NOT_TURNED = WARNING, f"image files of which {ImageNote.NOT_TURNED.value}"
-    IMAGE_BAD_EXIF = WARNING, f"image files of which {ImageNote.BAD_EXIF.value}"
-    IMAGE_TRANSPARENT = WARNING, f"image files of which {ImageNote.TRANSPARENT.value}"
-    IMAGE_DIM = WARNING, f"image files of which {ImageNote.DIM.value}"
-    IMAGE_FRAMES = WARNING, f"image files of which {ImageNote.FRAMES.value}"
+    IMAGE_NOT_TURNED = WARNING, "image files annotated with the size before turning: their EXIF orientation is not applied"
+    IMAGE_BAD_EXIF = WARNING, "image files with broken EXIF data: their orientation is not applied"
+    IMAGE_TRANSPARENT = WARNING, "image files with transparent pixels: transparency is dropped, hidden colours appear"
+    IMAGE_DIM = WARNING, "image files of 16 bits with small values only: nearly black, since 65535 is white"
+    IMAGE_FRAMES = WARNING, "image files of several frames: the first is taken"
 
     def __init__(self, severity: str, text: str) -> None:
         self.severity, self.text = severity, text
