@@ -4,6 +4,7 @@ import importlib.util
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from detrx.evaluation import evaluate_file
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = "tests/integration/tiny_digits.py"
@@ -25,7 +28,7 @@ def datasets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run_tool(name: str, *arguments: str, datasets: Path, provider: str = "auto", launcher: Sequence[str] = ()) -> str:
     """Run a tool as a user would, `launcher` being the options of Python before it; returns what it printed."""
-    environment = {**os.environ, "DETRECTON2_DATASETS": str(datasets), "DETRX_D2": provider}
+    environment = {**os.environ, "DETECTRON2_DATASETS": str(datasets), "DETRX_D2": provider}
     result = subprocess.run(
         [sys.executable, *launcher, f"tools/{name}", "--config-file", CONFIG, *arguments],
         cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300,
@@ -59,6 +62,9 @@ def test_train_evaluate_and_draw(tmp_path: Path, datasets: Path):
     scored = [json.loads((folder / RESULTS).read_text()) for folder in (tmp_path, tmp_path / "eval")]
     assert len(scored[0]) == 8 * 100 and scored[0] == scored[1]
     assert {each["category_id"] for each in scored[0]} <= set(range(1, 11))
+    saved = evaluate_file(tmp_path / RESULTS, datasets / "tiny_digits/annotations/val.json")
+    logged = {name[5:]: value for name, value in lines[-1].items() if re.fullmatch(r"bbox/AP[a-z\d]*", name)}
+    assert saved["AP"] == pytest.approx(logged, abs=1e-6, nan_ok=True) and len(logged) == 6
     drawn = tmp_path / "drawn"
     run_tool(
         "demo.py", "--weights", str(weights), "--dataset", "tiny_digits_val", "--num", "3", "--output", str(drawn),
