@@ -236,6 +236,14 @@ def test_other_logs_tell_nothing(text):
     assert (log.config_file, log.overrides, log.environment, log.seconds) == (Log().config_file, (), (), None)
 
 
+def test_evaluations_do_not_hide_the_training():
+    start = "[11/22 09:00:00] detrx INFO: Command line arguments: Namespace(config_file='x.yaml', eval_only=True)"
+    log = parse_log(f"{LOG}{start}\n")
+    assert (log.config_file, log.eval_only) == ("<b>new.py", False)
+    log = parse_log(start)
+    assert (log.config_file, log.eval_only) == ("x.yaml", True)
+
+
 def test_duration_of_a_run_that_was_killed():
     """Its log has the end of the first training only."""
     assert parse_log(LOG.rpartition("[11/21 14:30:52]")[0]).seconds is None

@@ -26,8 +26,9 @@ class Log:
     """What `log.txt` tells; everything is empty where it does not.
 
     Attributes:
-        config_file: of the last start.
-        overrides: of the last start, without the output folder.
+        config_file: of the last training; of the last evaluation, if there was no training.
+        overrides: of the same, without the output folder.
+        eval_only: there was no training.
         environment: names and values of the block "Environment", such as versions.
         seconds: of all trainings in the log; None unless each has logged its end.
         begun: time of the first entry, as logged ("11/21 14:26:50", without the year).
@@ -35,6 +36,7 @@ class Log:
 
     config_file: str = ""
     overrides: tuple[str, ...] = ()
+    eval_only: bool = False
     environment: tuple[tuple[str, str], ...] = ()
     seconds: float | None = None
     begun: str = ""
@@ -106,11 +108,11 @@ class RunFolder:
         return f"{_time(file.stat().st_mtime)} UTC (last entry)" if file.is_file() else ""
 
     def command(self) -> str:
-        """The command that trained it; empty where the log does not have it."""
+        """The command that trained it, or evaluated it, if nothing did; empty where the log does not have it."""
         if not self.log.config_file:
             return ""
-        parts = ["python", "tools/lazyconfig_train_net.py", "--config-file", self.log.config_file, *self.log.overrides]
-        return shlex.join(parts)
+        parts = ["python", "tools/lazyconfig_train_net.py", "--config-file", self.log.config_file]
+        return shlex.join([*parts, *(["--eval-only"] if self.log.eval_only else []), *self.log.overrides])
 
 
 def read_run(path: Path) -> RunFolder:
@@ -148,7 +150,9 @@ def read_config(file: Path) -> tuple[DictConfig, str]:
 
 def parse_log(text: str) -> Log:
     entries = list(_entries(text))
-    arguments = next((a for entry in reversed(entries) if (a := _arguments(entry))), {})
+    starts = [arguments for entry in entries if (arguments := _arguments(entry))]
+    trainings = [arguments for arguments in starts if not arguments.get("eval_only")]
+    arguments = (trainings or starts or [{}])[-1]
     blocks = [entry.partition("Environment:\n")[2] for entry in entries if "Environment:\n" in entry]
     environment = [tuple(line.split(": ", 1)) for line in blocks[-1].splitlines() if ": " in line] if blocks else []
     times = [_seconds(match) for match in _TRAINING_TIME.finditer(text)]
@@ -156,6 +160,7 @@ def parse_log(text: str) -> Log:
     return Log(
         config_file=arguments.get("config_file") or "",
         overrides=tuple(overrides),
+        eval_only=bool(starts) and not trainings,
         environment=tuple(environment),
         seconds=sum(times) if times and len(times) == text.count(_BEGIN) else None,
         begun=text[1:15] if _ENTRY.match(text) else "",
