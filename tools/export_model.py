@@ -9,7 +9,15 @@ from pathlib import Path
 from detrx.engine.config import load_config
 from detrx.engine.errors import run_tool
 from detrx.engine.trained import load_model
-from detrx.export import DetectionGraph, check_same_detections, example_images, export_program, save_onnx, save_program
+from detrx.export import (
+    DetectionGraph,
+    check_onnx_packages,
+    check_same_detections,
+    example_images,
+    export_program,
+    save_onnx,
+    save_program,
+)
 from detrx.predictor import class_names_of
 
 SUFFIXES = {"torch": ".pt2", "onnx": ".onnx"}
@@ -64,6 +72,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> None:
+    if args.format == "onnx":
+        check_onnx_packages()  # now, not after minutes of tracing
     cfg = load_config(args.config_file, args.opts)
     model = load_model(cfg, args.weights, args.device)
     graph = DetectionGraph(model)
@@ -76,7 +86,7 @@ def run(args: argparse.Namespace) -> None:
     datasets = cfg.dataloader.test.dataset.names
     names = class_names_of(datasets if isinstance(datasets, str) else datasets[0])
     metadata = {
-        "config": args.config_file,
+        "config": Path(args.config_file).name,
         "classes": json.dumps(names),
         "input": f"images (B, 3, H, W) {args.input_dtype}, RGB in 0..255",
         "outputs": "boxes (B, N, 4) XYXY in pixels of the input; scores (B, N); labels (B, N), indices of classes",

@@ -27,8 +27,10 @@ def save_program(program: ExportedProgram, file: Path, metadata: Mapping[str, st
         what `check` returns.
     """
     with _replacing(file) as temporary:
-        torch.export.save(program, temporary, extra_files={"metadata.json": json.dumps(dict(metadata))})
-        return check(torch.export.load(temporary).module())
+        with _quiet():
+            torch.export.save(program, temporary, extra_files={"metadata.json": json.dumps(dict(metadata))})
+            loaded = torch.export.load(temporary).module()
+        return check(loaded)
 
 
 def save_onnx(program: ExportedProgram, file: Path, metadata: Mapping[str, str], check: Check) -> float | None:
@@ -106,7 +108,7 @@ def _replacing(file: Path) -> Iterator[Path]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's talk of its own passes."""
+    """Without torch's talk of its own steps."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
