@@ -64,6 +64,9 @@ def save_onnx(program: ExportedProgram, file: Path, metadata: Mapping[str, str],
         # Some rewritings of the optimizer give two initialisers one name where a computation is there twice.
         CommonSubexpressionEliminationPass()(onnx_program.model)
         onnx_program.optimize()
+        batch = onnx_program.model.graph.inputs[0].shape[0]
+        if not isinstance(batch, int):
+            onnx_program.rename_axes({batch: "batch"})
         ClearMetadataAndDocStringPass()(onnx_program.model)  # where each node comes from, with paths of this machine
     onnx_program.model.metadata_props.update(metadata)
     with _replacing(file) as temporary:

@@ -51,20 +51,25 @@ def test_onnx(name: str, tmp_path: Path):
 
     model, file = MODELS[name]().eval(), tmp_path / "model.onnx"
     graph, images = DetectionGraph(model), example_images(1, SIZE, "uint8", 0)
-    program = export_program(graph, images)
+    dynamic = name == "detr"
+    program = export_program(graph, images, dynamic_batch=dynamic)
     assert not [node for node in program.graph.nodes if "detrx" in str(node.target)]
     names = {key.removeprefix("detector.") for key in program.state_dict}
     assert names <= read_in_inference(model, images)
     assert not [key for key in names if key.startswith("methods.")]
     numbers = sum(tensor.numel() for tensor in program.state_dict.values())
 
-    batches = [images, example_images(1, SIZE, "uint8", 1)]
+    batches = [images, example_images(3 if dynamic else 1, SIZE, "uint8", 1)]
     difference = save_onnx(
         program, file, {"classes": '["zero"]'}, lambda run: check_same_detections(graph, batches, run, tolerance=1e-5)
     )
     assert 0 < difference < 1e-5
     written = onnx.load(file)
     assert {entry.key: entry.value for entry in written.metadata_props} == {"classes": '["zero"]'}
+    batch_sizes = {
+        value.type.tensor_type.shape.dim[0].dim_param for value in (*written.graph.input, *written.graph.output)
+    }
+    assert batch_sizes == {"batch" if dynamic else ""}
     assert {node.domain for node in written.graph.node} == {""}
     assert str(Path(torch.__file__).parent) not in file.read_bytes().decode(errors="ignore")
     # Constants of the image size are the rest: positions and anchors.
