@@ -198,12 +198,12 @@ class QueryLayout:
         if not given:
             return None
         first, *rest = (
-            given[0].new_zeros(len(given[0]), group.content.shape[1]) if group.padding is None else group.padding
+            given[0].new_zeros(given[0].shape[0], group.content.shape[1]) if group.padding is None else group.padding
             for group in members
         )
         if first.shape[1]:
             first = torch.cat([first[:, :1] & ~first.all(dim=1, keepdim=True), first[:, 1:]], dim=1)
-        tokens = first.new_zeros(len(first), num_tokens)
+        tokens = first.new_zeros(first.shape[0], num_tokens)
         return torch.cat([tokens, first, *rest], dim=1)[:, None, None]
 
 
