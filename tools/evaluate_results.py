@@ -30,6 +30,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--max-dets", type=int, metavar="N", help="detections per image that count (default: 100 per class; LVIS: 300)"
     )
     parser.add_argument(
+        "--nms", type=float, metavar="IOU", help="first leave out duplicates: which errors are those? (default: no)"
+    )
+    parser.add_argument(
         "--official", action="store_true", help="count with pycocotools, even where faster-coco-eval is installed"
     )
     parser.add_argument(
@@ -63,7 +66,7 @@ def without_nan(value: Any) -> Any:
 
 def run(args: argparse.Namespace) -> None:
     annotations = args.annotations or annotation_file(args.dataset)
-    report = evaluate_file(args.results, annotations, args.max_dets, not args.official)
+    report = evaluate_file(args.results, annotations, args.max_dets, not args.official, args.nms)
     print(tables(report, args.per_class))
     if args.json:
         files = {"results": str(args.results), "annotations": str(annotations)}

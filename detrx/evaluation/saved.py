@@ -4,10 +4,12 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
 from .coco_scores import coco_api, score_boxes, table, table_per_class
 from .results import read_ground_truth, read_results
 
-__all__ = ["evaluate_file", "is_lvis", "tables"]
+__all__ = ["evaluate_file", "is_lvis", "tables", "without_duplicates"]
 
 
 def is_lvis(ground_truth: Mapping[str, Any]) -> bool:
@@ -23,6 +25,7 @@ def evaluate_file(
     annotations: str | os.PathLike,
     max_dets_per_image: int | None = None,
     use_fast_impl: bool = True,
+    nms: float | None = None,
 ) -> dict[str, Any]:
     """Score a file of detections in COCO's result format by the LVIS metrics if `is_lvis`, by those of COCO otherwise.
 
@@ -31,6 +34,7 @@ def evaluate_file(
         annotations: the annotation file that they are for.
         max_dets_per_image: how many of an image's detections count, by score. Default: 100 of each class; LVIS: 300.
         use_fast_impl: as for `score_boxes`.
+        nms: first leave out duplicates, see `without_duplicates`.
 
     Returns:
         ``{"metric": "COCO" or "LVIS", "images", "objects", "detections", "AP": {}, "AR": {}, "per_class": []}``, in
@@ -43,6 +47,8 @@ def evaluate_file(
     """
     ground_truth = read_ground_truth(annotations)
     detections = read_results(results, ground_truth)
+    if nms is not None:
+        detections = without_duplicates(detections, nms)
     lvis = is_lvis(ground_truth)
     score = _score_lvis if lvis else _score_coco
     return {
@@ -52,6 +58,34 @@ def evaluate_file(
         "detections": len(detections),
         **score(ground_truth, detections, max_dets_per_image, use_fast_impl),
     }
+
+
+def without_duplicates(detections: Sequence[Mapping[str, Any]], iou: float) -> list[Mapping[str, Any]]:
+    """The detections that non-maximum suppression leaves, per image and class: what a detector would give if it had
+    learned to leave out duplicates.
+
+    Args:
+        iou: a detection with a larger overlap with a better one is left out.
+
+    Raises:
+        ValueError: `iou` is not in [0, 1].
+    """
+    if not 0 <= iou <= 1:
+        raise ValueError(f"the IoU of non-maximum suppression must be in [0, 1], got {iou}")
+    if not detections:
+        return []
+    from torchvision.ops import batched_nms
+
+    keys = {key: number for number, key in enumerate(dict.fromkeys(map(_image_and_class, detections)))}
+    boxes = torch.tensor([entry["bbox"] for entry in detections], dtype=torch.float64)
+    boxes[:, 2:] += boxes[:, :2]
+    scores = torch.tensor([entry["score"] for entry in detections], dtype=torch.float64)
+    groups = torch.tensor([keys[_image_and_class(entry)] for entry in detections])
+    return [detections[i] for i in batched_nms(boxes, scores, groups, iou).sort().values.tolist()]
+
+
+def _image_and_class(entry: Mapping[str, Any]) -> tuple[Any, Any]:
+    return entry["image_id"], entry["category_id"]
 
 
 def _score_coco(

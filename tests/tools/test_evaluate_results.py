@@ -82,6 +82,22 @@ def test_limit_of_detections(files, capsys):
     assert "--max-dets must be 1 or more, got 0" in capsys.readouterr().err
 
 
+def test_duplicates_can_be_left_out(files, tmp_path, capsys):
+    """IoU of the duplicate cup: 0.8. Another class or another place is no duplicate; the order of scores decides."""
+    annotations, results = files
+    results.write_text(json.dumps(found((1, 3, [0, 0, 10, 8], 0.95), (1, 8, [0, 0, 10, 10], 0.3)) + RESULTS))
+    counts = {}
+    for nms in (None, 0.85, 0.75):
+        run(annotations, results, "--json", tmp_path / "out.json", *([] if nms is None else ["--nms", nms]))
+        counts[nms] = json.loads((tmp_path / "out.json").read_text())["detections"]
+    assert counts == {None: 4, 0.85: 4, 0.75: 3}
+    cup, _, _ = json.loads((tmp_path / "out.json").read_text())["per_class"]
+    assert cup["AP75"] == pytest.approx(CUP) and cup["AP"] == pytest.approx(0.7 * CUP)  # the better box was left out
+    with pytest.raises(SystemExit, match="non-maximum suppression must be in"):
+        run(annotations, results, "--nms", 1.5)
+    capsys.readouterr()
+
+
 def test_registered_dataset(files, capsys, tmp_path):
     annotations, results = files
     register_coco_instances("saved_val", {}, str(annotations), str(tmp_path))
