@@ -19,6 +19,7 @@ from detrx.data import class_names_of
 from detrx.data.digits import CLASSES
 from detrx.engine.config import ConfigError
 from detrx.predictor import as_picture
+from tests.tools.loading import load_tool
 
 CONFIG = "deformable_detr/deformable_detr_digits"
 THIN = [
@@ -143,7 +144,7 @@ def test_same_detections_as_evaluation_and_the_demo(weights, dataset, tmp_path, 
         ]
         assert any(np.allclose(box, result["bbox"], atol=0.02) for box in candidates), result
 
-    demo = load_demo()
+    demo = load_tool("demo")
     monkeypatch.setattr(demo, "load_config", lambda *_: cfg)
     command = ["--config-file", "thin", "--weights", str(weights), "--dataset", dataset, "--score-threshold", "0"]
     demo.main([*command, "--device", "cpu", "--output", str(tmp_path / "demo")])
@@ -154,16 +155,6 @@ def test_same_detections_as_evaluation_and_the_demo(weights, dataset, tmp_path, 
         sorted([r["image_id"], r["category_id"], r["score"]] for r in evaluated),
         atol=1e-4,
     )
-
-
-def load_demo():
-    import importlib.util
-
-    file = Path(__file__).resolve().parents[1] / "tools" / "demo.py"
-    spec = importlib.util.spec_from_file_location("detrx_tool_demo_for_predictor", file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_config_as_name_file_or_object(weights):

@@ -1,7 +1,6 @@
 """Activation of queries: Gini coefficient and Lorenz curve by hand, counting, patterns, the tool."""
 
 import builtins
-import importlib.util
 import json
 import math
 from pathlib import Path
@@ -15,8 +14,8 @@ from detrx.analysis.activation import ActivationAnalysis, gini, gini_table, lore
 from detrx.d2.structures import Boxes, Instances
 from detrx.modeling import DetectionTransformer
 from tests.modeling.small import make_input, make_model
+from tests.tools.loading import load_tool
 
-ROOT = Path(__file__).resolve().parents[2]
 PATTERNS = "paq_detr/paq_deformable_detr_patterns_digits.py"
 PLAIN = "deformable_detr/deformable_detr_digits.py"
 
@@ -164,13 +163,6 @@ def test_table_of_a_study(tmp_path: Path):
     assert json.loads((tmp_path / "gini.json").read_text()) == {"plain": {"1": 0.9, "2": 0.8}, "quiet": {"1": None}}
 
 
-def load_tool():
-    spec = importlib.util.spec_from_file_location("detrx_tool_analyze_queries", ROOT / "tools" / "analyze_queries.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
 def digits(tmp_path: Path) -> str:
     """A dataset of five images, registered."""
@@ -219,7 +211,7 @@ def test_tool_on_a_study(tmp_path: Path, digits: str, capsys: pytest.CaptureFixt
         "--dataset",
         digits,
     ]
-    load_tool().main([str(each) for each in (*arguments, "--score-threshold", 0.0, "--device", "cpu")])
+    load_tool("analyze_queries").main([str(each) for each in (*arguments, "--score-threshold", 0.0, "--device", "cpu")])
     assert "| patterns | " in capsys.readouterr().out
     assert set(json.loads((output / "gini.json").read_text())) == {"plain", "patterns"}
     assert {path.name for path in (output / "patterns" / "seed1").iterdir()} == {
@@ -239,5 +231,5 @@ def test_tool_on_a_study(tmp_path: Path, digits: str, capsys: pytest.CaptureFixt
 )
 def test_wrong_arguments(arguments: list[str], message: str, capsys: pytest.CaptureFixture):
     with pytest.raises(SystemExit):
-        load_tool().main(arguments)
+        load_tool("analyze_queries").main(arguments)
     assert message in capsys.readouterr().err

@@ -1,7 +1,6 @@
 """Query routing in detectors: open, shut and in between, batches, what teaches the routers, other methods, the tool."""
 
 import copy
-import importlib.util
 import json
 
 import pytest
@@ -18,6 +17,7 @@ from detrx.projects.mr_detr import MrDETR
 from detrx.projects.qr_detr import FixedRouter, QueryRouting, force_routers
 from tests.modeling.small import make_input, make_model
 from tests.projects.contract import DETECTORS, Inference, detector, losses_of, make_batch, switch_on, training_step
+from tests.tools.loading import load_tool
 
 QUERIES, LAYERS = 10, 3
 CONFIGS = [f"qr_detr/qr_{name}_digits.py" for name in ("deformable_detr", "conditional_detr", "dab_detr")]
@@ -290,14 +290,6 @@ def test_what_it_does_not_work_for():
         force_routers(routed(), [0.5, 1.0])
 
 
-def load_tool(request: pytest.FixtureRequest):
-    path = request.config.rootpath / "tools" / "analyze_queries.py"
-    spec = importlib.util.spec_from_file_location("analyze_queries", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @torch.no_grad()
 def test_tool_counts_what_passes(request, tmp_path, monkeypatch):
     """Fixed routers of known parts: the figures say so, and the picture is there."""
@@ -305,7 +297,7 @@ def test_tool_counts_what_passes(request, tmp_path, monkeypatch):
     cfg = LazyConfig.load(config)
     model = routed().eval()
     force_routers(model, [0.5, 0.2, 1.0])
-    tool = load_tool(request)
+    tool = load_tool("analyze_queries")
     records = [{"image_id": i} for i in range(3)]
     monkeypatch.setattr(tool, "get_detection_dataset_dicts", lambda *_, **__: records)
     monkeypatch.setattr(tool, "load_model", lambda *_: model)
@@ -341,7 +333,7 @@ def test_tool_with_a_detector_that_routes_nothing():
 
 
 def test_tool_arguments(request):
-    tool = load_tool(request)
+    tool = load_tool("analyze_queries")
     for arguments in ([], ["--routing", "--num", "0"], ["--routing", "--cost-images", "-1"]):
         with pytest.raises(SystemExit):
             tool.parse_args(["--config-file", "a.py", "--weights", "b.pth", *arguments])

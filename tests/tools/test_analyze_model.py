@@ -3,7 +3,7 @@ import json
 import pytest
 
 from detrx.model_zoo import config_root
-from tests.tools.test_demo import load_tool
+from tests.tools.loading import load_tool
 
 tool = load_tool("analyze_model")
 CONFIG = str(config_root() / "deformable_detr/deformable_detr_digits.py")

@@ -1,4 +1,3 @@
-import importlib.util
 from pathlib import Path
 
 import pytest
@@ -8,11 +7,10 @@ from torch import nn
 
 from detrx.checkpoint import average_checkpoints
 from detrx.checkpoint.checkpointer import AtomicCheckpointer
+from tests.tools.loading import load_tool
 
 ROOT = Path(__file__).resolve().parents[2]
-spec = importlib.util.spec_from_file_location("detrx_tool_average", ROOT / "tools" / "average_checkpoints.py")
-tool = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tool)
+tool = load_tool("average_checkpoints")
 
 
 def weights(value, steps=1):

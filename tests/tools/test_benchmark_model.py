@@ -8,8 +8,9 @@ import torch
 from detrx.analysis.benchmark import Setting, endless, settings
 from detrx.analysis.timing import interleaved_times
 from detrx.model_zoo import config_root
+from tests.tools.loading import load_tool
 from tests.tools.test_demo import CONFIG as LOADER_CONFIG
-from tests.tools.test_demo import dataset, folder, load_tool, weights  # noqa: F401
+from tests.tools.test_demo import dataset, folder, weights  # noqa: F401
 
 tool = load_tool("benchmark_model")
 PLUS_PLUS = str(config_root() / "deformable_detr/deformable_detr_digits.py")

@@ -1,15 +1,14 @@
-import importlib.util
 import json
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from tests.tools.loading import load_tool
+
 ROOT = Path(__file__).resolve().parents[2]
 
-spec = importlib.util.spec_from_file_location("detrx_tool_check_dataset", ROOT / "tools" / "check_dataset.py")
-tool = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tool)
+tool = load_tool("check_dataset")
 
 
 @pytest.fixture

@@ -1,5 +1,4 @@
 import argparse
-import importlib.util
 from pathlib import Path
 
 import pytest
@@ -9,6 +8,7 @@ from detrx.checkpoint.checkpointer import AtomicCheckpointer, CheckpointError
 from detrx.d2.config import instantiate
 from detrx.engine.config import load_config
 from tests.checkpoint.original_names import as_original
+from tests.tools.loading import load_tool
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = str(ROOT / "configs" / "deformable_detr" / "deformable_detr_refine_r50.py")
@@ -21,9 +21,7 @@ OPTS = [
     "model.decoder.num_layers=2",
 ]
 
-spec = importlib.util.spec_from_file_location("detrx_tool_convert", ROOT / "tools" / "convert_checkpoint.py")
-tool = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tool)
+tool = load_tool("convert_checkpoint")
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,3 @@
-import importlib.util
 import json
 import shlex
 from pathlib import Path
@@ -7,15 +6,9 @@ import pytest
 from PIL import Image
 
 from detrx.engine import load_config
+from tests.tools.loading import load_tool
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def load_tool(name):
-    spec = importlib.util.spec_from_file_location(f"detrx_tool_{name}", ROOT / "tools" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 convert, check = load_tool("convert_dataset"), load_tool("check_dataset")

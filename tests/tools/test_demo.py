@@ -1,4 +1,3 @@
-import importlib.util
 import json
 import sys
 from fractions import Fraction
@@ -9,16 +8,9 @@ import torch
 from PIL import Image, ImageChops
 
 from detrx.d2.data import DatasetCatalog, MetadataCatalog, register_coco_instances
+from tests.tools.loading import load_tool
 
-ROOT = Path(__file__).resolve().parents[2]
 CONFIG = str(Path(__file__).with_name("fake_detector_config.py"))
-
-
-def load_tool(name):
-    spec = importlib.util.spec_from_file_location(f"detrx_tool_{name}", ROOT / "tools" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 demo = load_tool("demo")

@@ -1,17 +1,13 @@
-import importlib.util
 import json
 import re
-from pathlib import Path
 
 import pytest
 
 from detrx.d2.data import DatasetCatalog, MetadataCatalog, register_coco_instances
 from tests.evaluation.cases import found, ground_truth
+from tests.tools.loading import load_tool
 
-ROOT = Path(__file__).resolve().parents[2]
-spec = importlib.util.spec_from_file_location("detrx_tool_evaluate_results", ROOT / "tools" / "evaluate_results.py")
-tool = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tool)
+tool = load_tool("evaluate_results")
 
 TRUTH = ground_truth(
     [

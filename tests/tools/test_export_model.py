@@ -7,7 +7,7 @@ import torch
 from detrx.d2.config import instantiate
 from detrx.engine.config import load_config
 from detrx.model_zoo import config_root
-from tests.tools.test_demo import load_tool
+from tests.tools.loading import load_tool
 
 tool = load_tool("export_model")
 CONFIG = str(config_root() / "detr/detr_digits.py")

@@ -1,6 +1,5 @@
 """The tool that writes the report of a run: detections of a model, what queries do, and the command line."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -12,17 +11,10 @@ from detrx import model_zoo
 from detrx.d2.config import LazyConfig, instantiate
 from tests.analysis.report_runs import EVIL, SECTIONS, Page, small_dataset, write_run
 from tests.modeling.small import SMALL_BACKBONE, SMALL_CHANNELS
+from tests.tools.loading import load_tool
 
-ROOT = Path(__file__).resolve().parents[2]
 FAKE = str(Path(__file__).with_name("fake_detector_config.py"))
 RESULTS = Path("inference", "coco_instances_results.json")
-
-
-def load_tool(name):
-    spec = importlib.util.spec_from_file_location(f"detrx_tool_{name}", ROOT / "tools" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 tool = load_tool("report")

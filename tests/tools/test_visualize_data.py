@@ -1,7 +1,5 @@
-import importlib.util
 import itertools
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,19 +11,12 @@ from detrx.analysis.visualize import class_colour
 from detrx.d2.config import instantiate
 from detrx.d2.data import DatasetCatalog, MetadataCatalog
 from detrx.engine import load_config
+from tests.tools.loading import load_tool
 
-ROOT = Path(__file__).resolve().parents[2]
 CONFIG = model_zoo.get_config_file("dino/dino_digits.py")
 
 
-def load_tool():
-    spec = importlib.util.spec_from_file_location("detrx_tool_visualize_data", ROOT / "tools" / "visualize_data.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-tool = load_tool()
+tool = load_tool("visualize_data")
 
 
 @pytest.fixture
