@@ -1,6 +1,8 @@
 # VENV=path uses an existing environment; it is created if it does not exist.
 VENV ?= .venv
 PYTHON ?= python3
+# Tests run in so many processes, a file of them at a time.
+TEST_JOBS ?= 2
 DEMO := output/demo
 DEMO_CONFIG := configs/deformable_detr/deformable_detr_digits.py
 
@@ -44,7 +46,7 @@ demo: setup
 		--dataset digits_val --num 16 --contact-sheet --output $(DEMO)/images
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile --no-loadscope-reorder
 
 lint: $(REQUIREMENTS)
 	$(BIN)/ruff check .
