@@ -142,7 +142,7 @@ def _is_known(cfg: DictConfig, key: str) -> bool:
         if not _has(node, part):
             return False
         node = node[int(part)] if isinstance(node, ListConfig) else node[part]
-    return _has(node, last) or last in _parameters(node) or "**" in _parameters(node)
+    return _has(node, last) or last in call_parameters(node) or "**" in call_parameters(node)
 
 
 def _has(node: Any, part: str) -> bool:
@@ -151,7 +151,7 @@ def _has(node: Any, part: str) -> bool:
     return isinstance(node, DictConfig) and part in list(node.keys())
 
 
-def _parameters(node: Any) -> list[str]:
+def call_parameters(node: Any) -> list[str]:
     """Keyword parameters of the call that ``node`` describes; "**" if it takes any."""
     if not isinstance(node, DictConfig) or "_target_" not in node:
         return []
@@ -186,7 +186,7 @@ def _all_keys(node: Any, prefix: str = "") -> list[str]:
         items = [
             (str(key), None if OmegaConf.is_missing(node, key) else node[key]) for key in node if key != "_target_"
         ]
-        items += [(name, None) for name in _parameters(node) if name != "**" and name not in node]
+        items += [(name, None) for name in call_parameters(node) if name != "**" and name not in node]
     elif isinstance(node, ListConfig):
         items = [(str(i), item) for i, item in enumerate(node)]
     else:

@@ -6,7 +6,7 @@ from omegaconf import DictConfig, ListConfig, open_dict
 
 from detrx.d2.config import instantiate
 from detrx.d2.evaluation import DatasetEvaluator
-from detrx.engine.config import _parameters
+from detrx.engine.config import call_parameters
 
 __all__ = ["build_evaluator"]
 
@@ -20,7 +20,7 @@ def build_evaluator(cfg: DictConfig) -> DatasetEvaluator | list[DatasetEvaluator
     """
     evaluator = cfg.dataloader.evaluator
     for each in evaluator if isinstance(evaluator, ListConfig) else [evaluator]:
-        if "output_dir" in _parameters(each) and "output_dir" not in each:
+        if "output_dir" in call_parameters(each) and "output_dir" not in each:
             with open_dict(each):
                 each.output_dir = os.path.join(cfg.train.output_dir, "inference")
     return instantiate(evaluator)
