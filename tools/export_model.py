@@ -47,7 +47,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--keep-operators",
         action="store_true",
-        help="torch only: leave detrx's operators in the program, which is faster then, but needs 'import detrx'",
+        help="torch only: leave detrx's operators in the program, which then needs 'import detrx'",
     )
     parser.add_argument(
         "--tolerance",

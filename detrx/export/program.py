@@ -28,7 +28,8 @@ def export_program(
         graph: the detector.
         images: an example (B, 3, H, W); its dtype and size are those of the program's input.
         dynamic_batch: take any number of images instead of B.
-        keep_operators: leave the operators of detrx as they are. The program is faster then, and needs `import detrx`.
+        keep_operators: leave the operators of detrx as they are. The program then runs on the compiled kernels, and
+            needs `import detrx`.
 
     Raises:
         ValueError: a part of the detector needs the number of images, or what it does depends on the data.
