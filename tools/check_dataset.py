@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from detrx.checkpoint.files import write_atomically
+from detrx.atomic import write_atomically
 from detrx.data.check import check_coco_file, check_config, check_dataset
 from detrx.data.check_report import as_text
 from detrx.engine import run_tool

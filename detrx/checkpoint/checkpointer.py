@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from detrx.atomic import TEMPORARY, write_atomically
 from detrx.d2.checkpoint import DetectionCheckpointer
 
 from .convert import ConversionError, detect_format
-from .files import TEMPORARY, CheckpointError, read_weights, write_atomically
+from .files import CheckpointError, read_weights
 
 __all__ = ["AtomicCheckpointer", "CheckpointError"]
 

@@ -5,24 +5,24 @@ import os
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from detrx.atomic import write_atomically
 
 __all__ = [
     "CheckpointError",
     "averaged_weights",
     "read_entries",
     "read_weights",
-    "write_atomically",
     "write_weights",
 ]
 
-TEMPORARY = ".tmp"
 WEIGHT_SUFFIXES = (".safetensors", ".pth")
 _ENTRIES = ("model", "state_dict", "model_state_dict")
 _FOLDER_FILES = (
@@ -83,27 +83,6 @@ def write_weights(path: str | os.PathLike, weights: Mapping[str, Tensor]) -> Non
         write_atomically(path, lambda file: torch.save({"model": dict(weights)}, file))
     else:
         raise CheckpointError(f"weights are written to {' or '.join(WEIGHT_SUFFIXES)} files, not to {path}")
-
-
-def write_atomically(path: str | os.PathLike, write: Callable[[IO[bytes]], Any]) -> None:
-    """Let `write(file)` write a temporary file beside `path`, and put it in its place once it is on the disk."""
-    temporary = f"{os.fspath(path)}{TEMPORARY}"
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        if os.path.exists(temporary):
-            os.remove(temporary)
-        raise
-    if hasattr(os, "O_DIRECTORY"):  # the new name must be on the disk as well
-        folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def _file_in(folder: Path) -> Path:

@@ -11,6 +11,8 @@ from typing import Any
 
 from iopath.common.file_io import file_lock
 
+from detrx.atomic import write_atomically
+
 logger = logging.getLogger(__name__)
 
 _FORMAT = 1  # of what the converters write: raised, files are converted again
@@ -40,13 +42,8 @@ def converted_file(name: str, folder: Path, sources: Sequence[Path], convert: Ca
     with file_lock(str(file)):
         if not file.is_file():  # no other process was faster
             logger.info("Converting the annotations of %s to %s, once", name, file)
-            content = convert()
-            partial = file.with_name(f".{file.name}.partial-{os.getpid()}")
-            try:
-                partial.write_text(json.dumps(content), encoding="utf-8")
-                os.replace(partial, file)
-            finally:
-                partial.unlink(missing_ok=True)
+            content = json.dumps(convert()).encode()
+            write_atomically(file, lambda stream: stream.write(content))
     return file
 
 

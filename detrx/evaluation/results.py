@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
+from detrx.atomic import write_atomically
+
 __all__ = ["check_results", "read_ground_truth", "read_results", "to_results", "with_category_ids", "write_results"]
 
 logger = logging.getLogger(__name__)
@@ -123,9 +125,7 @@ def write_results(path: str | os.PathLike, results: list[dict[str, Any]]) -> Non
     """Write detections as JSON, replacing an earlier file at once; the folder is made."""
     path = os.fspath(path)
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    with open(f"{path}.tmp", "w", encoding="utf-8") as file:
-        file.write(json.dumps(results))  # faster than json.dump
-    os.replace(f"{path}.tmp", path)
+    write_atomically(path, lambda file: file.write(json.dumps(results).encode()))
     logger.info("Wrote %d detections to %s", len(results), path)
 
 

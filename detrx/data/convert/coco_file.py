@@ -12,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from detrx.checkpoint.files import write_atomically
+from detrx.atomic import write_atomically
 from detrx.data.images import image_sizes
 
 __all__ = [
