@@ -19,9 +19,9 @@ from detrx.d2.structures import BoxMode
 from detrx.d2.utils import PathManager
 
 from .check_boxes import BoxTable, check_boxes, check_boxes_closely
-from .coco import check_classes, check_registered
-from .coco_parse import LARGEST_SIDE, parse_coco, read_json
-from .custom import without_files
+from .datasets.coco import check_classes, check_registered
+from .datasets.coco_parse import LARGEST_SIDE, parse_coco, read_json
+from .datasets.custom import without_files
 from .findings import Findings, Problem, printable
 from .images import open_picture
 

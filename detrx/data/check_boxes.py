@@ -10,7 +10,7 @@ import numpy as np
 
 from detrx.d2.structures import BoxMode
 
-from .coco_parse import is_box
+from .datasets.coco_parse import is_box
 from .findings import Findings, Problem, printable
 
 __all__ = ["BoxTable", "check_boxes", "check_boxes_closely"]

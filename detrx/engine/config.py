@@ -13,7 +13,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from detrx.d2.config import LazyConfig
 from detrx.d2.utils import comm
-from detrx.data.custom import without_files
+from detrx.data.datasets.custom import without_files
 from detrx.engine.dataset_config import DATASET_DEFAULTS, check_dataset, use_dataset
 
 __all__ = [

@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from detrx.data.custom import as_categories, read_categories, register_custom
+from detrx.data.datasets.custom import as_categories, read_categories, register_custom
 
 __all__ = ["DATASET_DEFAULTS", "check_dataset", "use_dataset"]
 

@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+from detrx.data.findings import Findings
+
 from .coco_parse import parse_coco
 from .converted import missing_file, read_source
 from .file_classes import FileClasses
-from .findings import Findings
 
 
 def read_content(json_file: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from detrx.data.converted import converted_file
+from detrx.data.datasets.converted import converted_file
 
 
 class Converter:

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 from detrx.d2.data import DatasetCatalog, MetadataCatalog
 from detrx.d2.data import get_detection_dataset_dicts as _get_detection_dataset_dicts
+from detrx.data.check_boxes import check_boxes
+from detrx.data.findings import Findings, Problem
 
-from .check_boxes import check_boxes
 from .coco_parse import parse_coco, read_json
-from .findings import Findings, Problem
 
 
 def load_coco(json_file: str | os.PathLike, image_root: str | os.PathLike, name: str | None = None) -> list[dict]:
