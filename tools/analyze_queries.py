@@ -15,6 +15,7 @@ from detrx.d2.config import instantiate
 from detrx.d2.data import MetadataCatalog
 from detrx.data import get_detection_dataset_dicts
 from detrx.engine import load_config, load_model, run_tool
+from detrx.projects.d3etr.analysis import PairsAnalysis
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -57,6 +58,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "of pattern queries also the patterns that each class uses, and the images by their weights (patterns.png, "
         "embedding.png)",
     )
+    wanted.add_argument(
+        "--pairs",
+        action="store_true",
+        help="D3ETR: which of the teacher's queries adaptive matching pairs each of the student's with, and in how "
+        "many images with the same one (pairs.json, pairs.png)",
+    )
     parser.add_argument(
         "--cost-images",
         type=int,
@@ -72,8 +79,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="with --activation: least score of a confident detection (default: 0.5)",
     )
     args = parser.parse_args(argv)
-    if not (args.routing or args.activation):
-        parser.error("say what to analyse: --routing, --activation or both")
+    if not (args.routing or args.activation or args.pairs):
+        parser.error("say what to analyse: --routing, --activation, --pairs, or some of them")
     if args.study and args.opts:
         parser.error("--opts: a study has its overrides in its file")
     if args.num is not None and args.num < 1:
@@ -98,6 +105,8 @@ def analyse(args: argparse.Namespace, config: str, overrides: list[str], weights
     if args.activation:
         class_names = MetadataCatalog.get(dataset).get("thing_classes") or []
         analyses["activation"] = ActivationAnalysis(model, class_names, args.score_threshold)
+    if args.pairs:
+        analyses["pairs"] = PairsAnalysis(model)
     for record in tqdm(records, desc="analysing", unit="img"):
         inputs = mapper(record)
         (result,) = model([inputs])

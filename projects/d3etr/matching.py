@@ -88,6 +88,16 @@ class DistillationCost:
         return torch.stack(costs)
 
 
+def least_cost_pairs(cost: np.ndarray) -> np.ndarray:
+    """Eq. 6: (T, B, N, M) costs of pairs -> (P, 4) layer, image, student's and teacher's query of those of least total
+    cost in each layer and image."""
+    rows = []
+    for layer, image in np.ndindex(cost.shape[:2]):
+        query, partner = linear_sum_assignment(cost[layer, image])
+        rows.append(np.stack([np.full_like(query, layer), np.full_like(query, image), query, partner], axis=1))
+    return np.concatenate(rows)
+
+
 class AdaptiveMatcher(Assigner):
     """Adaptive matching: pairs of least total cost, for each layer and image by itself.
 
@@ -111,11 +121,7 @@ class AdaptiveMatcher(Assigner):
                 "predictions of student or teacher are NaN or infinite for image ids "
                 f"{[targets.image_ids[image] for image in bad]}"
             )
-        rows = []
-        for layer, image in np.ndindex(cost.shape[:2]):
-            query, truth = linear_sum_assignment(cost[layer, image])
-            rows.append(np.stack([np.full_like(query, layer), np.full_like(query, image), query, truth], axis=1))
-        return np.concatenate(rows)
+        return least_cost_pairs(cost)
 
     def assign(self, predictions: Predictions, targets: Targets) -> Assignment:
         return assign_all([(self, predictions, targets)])[0]

@@ -1,0 +1,113 @@
+"""Which query of the teacher each query of a trained student is paired with, image by image."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from detrx.d2.structures import Instances
+from detrx.modeling import DetectionTransformer
+
+from .distillation import Distillation
+from .matching import AdaptiveMatcher, SoftClasses, least_cost_pairs
+from .teacher import has_softmax
+
+
+class PairsAnalysis:
+    """Counts, layer by layer, how often adaptive matching pairs each of the student's main queries with each of the
+    teacher's. Where a query has the same partner in all images, matching is settled.
+
+    Args:
+        model: the student in evaluation mode, with a `Distillation`, whose teacher and cost are used, whatever it is
+            that its own training pairs the queries by.
+
+    Raises:
+        ValueError: the model has no distillation.
+    """
+
+    def __init__(self, model: DetectionTransformer):
+        methods = [method for method in model.methods if isinstance(method, Distillation)]
+        if not methods:
+            raise ValueError("pairs: this model has no teacher; add Distillation to its methods")
+        self.model, self.method = model, methods[0]
+        self.images = 0
+        self.counts: np.ndarray | None = None  # (layers, student's queries, teacher's queries)
+
+    @torch.no_grad()
+    def observe(self, inputs: dict[str, Any], instances: Instances) -> None:
+        """Take account of an image."""
+        images = self.model.preprocess([inputs])
+        lesson = self.method.teacher.teach(self.model, images, [])
+        student = self.model.decode(self.model.encode(images))["main"]
+        layers = min(len(student.logits), len(lesson.predictions.logits))
+        student = student.of_layers(slice(len(student.logits) - layers, None))
+        teacher = lesson.of_last_layers(layers).predictions
+        classes = SoftClasses(has_softmax(self.model), self.method.class_reduction)
+        matcher = self.method.assigner("adaptive", classes, student, teacher)
+        assert isinstance(matcher, AdaptiveMatcher)
+        cost = matcher.cost(student, teacher).cpu().numpy()
+        if self.counts is None:
+            self.counts = np.zeros((layers, *cost.shape[2:]), dtype=int)
+        layer, _, query, partner = least_cost_pairs(cost).T
+        self.counts[layer, query, partner] += 1
+        self.images += 1
+
+    def figures(self) -> dict[str, Any]:
+        """What `pairs.json` has; layers are counted from the first one that has a counterpart in the teacher."""
+        layers = []
+        for counts in self.counts:
+            place = np.arange(min(counts.shape))
+            layers.append(
+                {
+                    "commonest_partner": float(counts.max(1).mean() / self.images),
+                    "partner_of_equal_place": float(counts[place, place].sum() / (len(counts) * self.images)),
+                    "partners": counts.argmax(1).tolist(),
+                    "shares": (counts.max(1) / self.images).tolist(),
+                }
+            )
+        _, student, teacher = self.counts.shape
+        return {"images": self.images, "student_queries": student, "teacher_queries": teacher, "layers": layers}
+
+    def write(self, folder: Path) -> str:
+        """Write `pairs.json` and `pairs.png`, and say in words what is in them.
+
+        Raises:
+            ValueError: no image was observed.
+        """
+        if self.counts is None:
+            raise ValueError("pairs: the dataset has no images")
+        figures = self.figures()
+        (folder / "pairs.json").write_text(json.dumps(figures, indent=1) + "\n")
+        self.plot(folder / "pairs.png")
+        lines = [
+            f"  layer {index}: a query of the student has its commonest partner in {each['commonest_partner']:.1%} of "
+            f"the images, and one of equal place in {each['partner_of_equal_place']:.1%}"
+            for index, each in enumerate(figures["layers"])
+        ]
+        where = f"figures and picture: {folder / 'pairs.json'}, {folder / 'pairs.png'}"
+        return "\n".join([f"pairs of student and teacher in {self.images} images", *lines, where])
+
+    def plot(self, file: Path) -> None:
+        """A map for each layer: the student's queries in the order of their commonest partner, by the teacher's."""
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        layers = len(self.counts)
+        columns = min(3, layers)
+        rows = -(-layers // columns)
+        figure = Figure(figsize=(4 * columns + 1, 4 * rows), layout="constrained", dpi=120)
+        FigureCanvasAgg(figure)
+        panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+        for index, (panel, counts) in enumerate(zip(panels, self.counts, strict=False)):
+            order = np.argsort(counts.argmax(1), kind="stable")
+            shares = counts[order] / self.images
+            picture = panel.imshow(shares, cmap="viridis", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
+            panel.set(title=f"layer {index}", xlabel="query of the teacher", ylabel="queries of the student, sorted")
+        for panel in panels[layers:]:
+            panel.set_visible(False)
+        figure.colorbar(picture, ax=panels, label="share of the images in which they are a pair")
+        figure.savefig(file)
