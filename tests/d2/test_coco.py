@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import os
 import socket
 
 import numpy as np
@@ -441,6 +442,7 @@ def _two_ranks(rank, port, folder):
     with open(f"{folder}/{rank}.json", "w") as f:
         json.dump(report, f)
     dist.destroy_process_group()
+    os._exit(0)  # without the interpreter's end, in which threads of gloo that are left may abort the process
 
 
 def test_two_processes_share_the_work_and_give_the_same_result(tmp_path):

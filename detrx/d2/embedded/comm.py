@@ -69,10 +69,15 @@ def synchronize() -> None:
         dist.barrier()
 
 
-@functools.lru_cache
 def _gloo_group():
     """A group of all ranks that moves pickled objects through host memory."""
-    return dist.new_group(backend="gloo") if dist.get_backend() == "nccl" else dist.group.WORLD
+    return _gloo_beside_nccl() if dist.get_backend() == "nccl" else dist.group.WORLD
+
+
+@functools.lru_cache
+def _gloo_beside_nccl():
+    # Only this group is kept: while anything refers to a gloo group, destroy_process_group() does not end its threads.
+    return dist.new_group(backend="gloo")
 
 
 def all_gather(data: Any) -> list[Any]:
