@@ -37,6 +37,7 @@ from detrx.engine import (
     StopHook,
     Trainer,
     build_evaluator,
+    build_optimizer,
     build_writers,
     check_evaluation,
     load_config,
@@ -64,8 +65,7 @@ def do_train(args: argparse.Namespace, cfg: DictConfig) -> None:
     model = instantiate(cfg.model)
     logger.info("Model:\n%s", model)
     model.to(settings.device)
-    cfg.optimizer.params.model = model
-    optimizer = instantiate(cfg.optimizer)
+    optimizer = build_optimizer(cfg.optimizer, model)
     train_loader = instantiate(cfg.dataloader.train)
 
     ddp = dict(settings.ddp)

@@ -7,6 +7,7 @@ from detrx.engine.evaluation import build_evaluator
 from detrx.engine.hooks import BestCheckpoint, CheckpointHook, EvaluationHook, StopHook
 from detrx.engine.job import run_job
 from detrx.engine.lr_factors import LRFactors
+from detrx.engine.optimizer import build_optimizer
 from detrx.engine.rng import preserved_rng
 from detrx.engine.trained import load_model
 from detrx.engine.trainer import NonFiniteError, Trainer
@@ -23,6 +24,7 @@ __all__ = [
     "StopHook",
     "Trainer",
     "build_evaluator",
+    "build_optimizer",
     "build_writers",
     "check_evaluation",
     "check_overrides",
