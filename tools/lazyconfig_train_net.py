@@ -33,6 +33,7 @@ from detrx.engine import (
     CheckpointHook,
     ConfigError,
     EvaluationHook,
+    IterationTimer,
     ModelEMA,
     StopHook,
     Trainer,
@@ -83,6 +84,7 @@ def do_train(args: argparse.Namespace, cfg: DictConfig) -> None:
         accumulate=settings.accumulate,
         ema=ema,
         seed=settings.seed,
+        log_period=settings.log_period,
     )
     averaged = {} if ema is None else {"ema": ema}
     checkpointer = AtomicCheckpointer(model, settings.output_dir, trainer=trainer, **averaged)
@@ -93,7 +95,7 @@ def do_train(args: argparse.Namespace, cfg: DictConfig) -> None:
     checkpoint_hook = CheckpointHook(checkpointer, **settings.checkpointer)
     trainer.register_hooks(
         [
-            hooks.IterationTimer(),
+            IterationTimer(),
             hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
             checkpoint_hook,
             EvaluationHook(settings.eval_period, evaluated, functools.partial(do_test, cfg, evaluated)),

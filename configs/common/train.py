@@ -12,7 +12,7 @@ train = dict(
     ddp=dict(broadcast_buffers=False, find_unused_parameters=False, fp16_compression=False),
     checkpointer=dict(period=5000, max_to_keep=100),
     eval_period=5000,
-    log_period=20,
+    log_period=20,  # also: losses are fetched from a GPU, and checked, once in so many iterations
     cudnn_benchmark=False,
     # ours
     clip_grad=dict(enabled=True, max_norm=0.1, norm_type=2.0),

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from detrx import projects
 from detrx.checkpoint.checkpointer import CheckpointError
 from detrx.engine.config import ConfigError
-from detrx.engine.trainer import NonFiniteError
+from detrx.engine.step_log import NonFiniteError
 
 __all__ = ["run_tool", "user_error"]
 
