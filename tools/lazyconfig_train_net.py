@@ -41,7 +41,6 @@ from detrx.engine import (
     build_optimizer,
     build_writers,
     check_evaluation,
-    load_config,
     resolve_seed,
     run_job,
 )
@@ -69,8 +68,8 @@ def do_train(args: argparse.Namespace, cfg: DictConfig) -> None:
     optimizer = build_optimizer(cfg.optimizer, model)
     train_loader = instantiate(cfg.dataloader.train)
 
-    ddp = dict(settings.ddp)
-    if torch.device(settings.device).type == "cpu":
+    ddp = {"device_ids": [comm.get_local_rank()], **settings.ddp}
+    if torch.device(settings.device).type != "cuda":
         ddp["device_ids"] = None
     wrapped = create_ddp_model(model, **ddp)
     ema = ModelEMA(model, settings.ema.decay, settings.ema.warmup) if settings.ema.enabled else None
@@ -149,12 +148,9 @@ def do_eval(args: argparse.Namespace, cfg: DictConfig) -> None:
     do_test(cfg, model)
 
 
-def main(args: argparse.Namespace) -> None:
+def main(args: argparse.Namespace, cfg: DictConfig) -> None:
     """What every process of the job does."""
-    cfg = load_config(args.config_file, args.opts)
     settings = cfg.train
-    if torch.device(settings.device).type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"train.device={settings.device}, but torch sees no GPU; train.device=cpu trains without one")
     if settings.amp.dtype not in ("bfloat16", "float16"):
         raise ConfigError(f"train.amp.dtype={settings.amp.dtype} is neither bfloat16 nor float16")
     if settings.deterministic:
