@@ -11,6 +11,7 @@ checkpoints, and inference/coco_instances_results.json with the detections of th
 """
 
 import argparse
+import contextlib
 import functools
 import logging
 import os
@@ -53,8 +54,14 @@ def do_test(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
     """Evaluate a model (not wrapped for distributed training) and print the table of its metrics."""
     if "evaluator" not in cfg.dataloader:
         return {}
-    loader = instantiate(cfg.dataloader.test)
-    results = inference_on_dataset(model, loader, build_evaluator(cfg))
+    loader, evaluator, amp = instantiate(cfg.dataloader.test), build_evaluator(cfg), cfg.train.amp
+    precision = (
+        torch.autocast(torch.device(cfg.train.device).type, getattr(torch, amp.dtype))
+        if amp.evaluate
+        else contextlib.nullcontext()
+    )
+    with torch.inference_mode(), precision:
+        results = inference_on_dataset(model, loader, evaluator)
     print_csv_format(results)
     return results
 

@@ -8,7 +8,12 @@ train = dict(
     max_iter=90000,
     seed=42,  # a negative seed draws one
     device="cuda" if torch.cuda.is_available() else "cpu",
-    amp=dict(enabled=False, dtype="bfloat16"),  # ours: dtype, "bfloat16" or "float16"
+    amp=dict(
+        enabled=False,
+        # ours
+        dtype="bfloat16",  # or "float16"
+        evaluate=False,  # evaluate with this dtype, too; without it in full precision, as Detectron2's script does
+    ),
     ddp=dict(broadcast_buffers=False, find_unused_parameters=False, fp16_compression=False),
     checkpointer=dict(period=5000, max_to_keep=100),
     eval_period=5000,

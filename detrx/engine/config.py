@@ -30,7 +30,7 @@ __all__ = [
 # For configs that were written for Detectron2's script. configs/common/train.py explains the keys.
 _TRAIN_DEFAULTS = {
     "seed": -1,
-    "amp": {"enabled": False, "dtype": "float16"},
+    "amp": {"enabled": False, "dtype": "float16", "evaluate": False},
     "ddp": {},
     "clip_grad": {"enabled": False, "max_norm": 1.0, "norm_type": 2.0},
     "accumulate": 1,
