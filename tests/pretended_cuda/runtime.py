@@ -91,8 +91,6 @@ class FunctionMode(TorchFunctionMode):
                 "can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy the tensor to host memory "
                 "first."
             )
-        if func is Tensor.record_stream:
-            return None
         if func in (Tensor.__getitem__, Tensor.__setitem__) and on_device(args[0]):
             key = args[1] if isinstance(args[1], tuple) else (args[1],)
             if any(isinstance(each, list) for each in key):
@@ -194,6 +192,7 @@ def install() -> None:
     # Of the class, not of a mode, as loaders pin memory in a thread of their own.
     Tensor.pin_memory = _pin_memory
     Tensor.is_pinned = lambda tensor, device=None: is_pinned(tensor)
+    Tensor.record_stream = lambda tensor, stream: None  # torch's own takes none but torch's streams
     torch.backends.cudnn.enabled = False
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     F.scaled_dot_product_attention = attention
