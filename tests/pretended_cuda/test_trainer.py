@@ -10,7 +10,7 @@ from torch import Tensor
 from detrx import model_zoo
 from detrx.d2.config import instantiate
 from detrx.data import Prefetcher, build_test_loader, build_train_loader
-from detrx.engine import ModelEMA, NonFiniteError, Trainer
+from detrx.engine import EvaluationHook, ModelEMA, NonFiniteError, Trainer
 from detrx.engine.optimizer import build_optimizer
 from tests.engine.small_training import PERIOD, AfterStep, Data, make_trainer, saved, weights
 from tests.projects import contract
@@ -166,6 +166,20 @@ def test_a_checkpoint_looks_at_what_was_not_looked_at():
         trainer.register_hooks([AfterStep(lambda trainer: trainer.iter == 1 and trainer.state_dict())])
         trainer.train(0, 8)
     assert trainer.iter == 1
+
+
+@on_pretended_cuda
+def test_an_evaluation_looks_at_what_was_not_looked_at():
+    trainer, evaluated = make_trainer(Data(nan_at=2)), []
+
+    def evaluate():
+        evaluated.append((trainer.iter, trainer.num_pending))
+        return {"bbox": {"AP": 1.0}}
+
+    trainer.register_hooks([EvaluationHook(2, trainer.model, evaluate)])
+    with pytest.raises(NonFiniteError, match="iteration 2"):
+        trainer.train(0, 8)
+    assert evaluated == [(1, 0)] and trainer.iter == 3
 
 
 @on_pretended_cuda
