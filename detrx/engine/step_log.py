@@ -24,10 +24,12 @@ class NonFiniteError(FloatingPointError):
 
 @dataclass(frozen=True)
 class _Step:
-    """Attributes:
-    losses: (batches, losses) float32, on the device.
-    norm: () float32, on the device; None if gradients are not clipped.
-    image_ids: of every batch.
+    """A step on the device.
+
+    Attributes:
+        losses: (batches, losses) float32.
+        norm: of the gradient, () float32; None if gradients are not clipped.
+        image_ids: of every batch.
     """
 
     iteration: int
@@ -40,11 +42,13 @@ class _Step:
 
 @dataclass(frozen=True)
 class _Fetched:
-    """A step on the host. Attributes:
-    step: of this process.
-    losses: (processes, batches, losses) float32.
-    norms: of every process; empty if gradients are not clipped.
-    data_times: of every process.
+    """A step on the host.
+
+    Attributes:
+        step: as this process has noted it.
+        losses: (processes, batches, losses) float32.
+        norms: of every process; empty if gradients are not clipped.
+        data_times: of every process.
     """
 
     step: _Step
@@ -54,7 +58,7 @@ class _Fetched:
 
     @property
     def row(self) -> int:
-        """Where this process is."""
+        """Index of this process in them."""
         return comm.get_rank() if len(self.losses) > 1 else 0
 
     def mean_losses(self) -> dict[str, float]:
