@@ -147,6 +147,15 @@ def attention(
         )[0]
 
 
+_run_backward = torch.autograd._engine_run_backward
+
+
+def run_backward(*args: Any, **kwargs: Any) -> Any:
+    # `Tensor.backward` is a function that a mode may handle, and is off meanwhile; but layers may be run again.
+    with FunctionMode():
+        return _run_backward(*args, **kwargs)
+
+
 @functools.cache
 def install() -> None:
     """Make this process believe that it has a GPU. There is no way back."""
@@ -189,6 +198,7 @@ def install() -> None:
     for name, value in replaced.items():
         setattr(cuda, name, value)
     torch.Event = streams.Event
+    torch.autograd._engine_run_backward = run_backward
     # Of the class, not of a mode, as loaders pin memory in a thread of their own.
     Tensor.pin_memory = _pin_memory
     Tensor.is_pinned = lambda tensor, device=None: is_pinned(tensor)
