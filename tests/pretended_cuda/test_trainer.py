@@ -13,8 +13,8 @@ from detrx.data import Prefetcher, build_test_loader, build_train_loader
 from detrx.engine import EvaluationHook, ModelEMA, NonFiniteError, Trainer
 from detrx.engine.optimizer import build_optimizer
 from tests.engine.small_training import PERIOD, AfterStep, Data, make_trainer, saved, weights
-from tests.projects import contract
 
+from .budget import BUDGET, make_batch
 from .harness import on_pretended_cuda, waits
 
 
@@ -216,19 +216,16 @@ def test_a_resumed_training_has_the_same_losses(stop):
 
 
 @on_pretended_cuda
-def test_training_a_detector_adds_one_wait_in_a_log_period():
-    cfg = model_zoo.get_config("deformable_detr/deformable_detr_digits.py")
-    model = instantiate(cfg.model).to("cuda")
-
-    class Batches:
-        def __iter__(self):
-            while True:
-                yield contract.make_batch(3, 1)
-
+@pytest.mark.parametrize("name", ["deformable_detr/deformable_detr_digits.py", "qr_detr/qr_deformable_detr_digits.py"])
+def test_training_a_detector_adds_one_wait_in_a_log_period(name):
+    cfg = model_zoo.get_config(name)
+    model, batch = instantiate(cfg.model).to("cuda"), make_batch(3, 1)
     optimizer = build_optimizer(cfg.optimizer, model)
     assert all(group["fused"] for group in optimizer.param_groups)
-    trainer = Trainer(model, Batches(), optimizer, max_norm=0.1, seed=0, log_period=2, amp_dtype=torch.bfloat16)
+    ema = ModelEMA(model, 0.9)
+    loader = itertools.repeat(batch)
+    trainer = Trainer(model, loader, optimizer, max_norm=0.1, log_period=2, amp_dtype=torch.bfloat16, ema=ema)
     with waits() as found:
         trainer.train(0, 4)
-    own = {place: count for (_, place), count in found.items() if "detrx/modeling/" not in place}
-    assert sum(own.values()) == 2 and all("detrx/engine/step_log.py" in place for place in own), found
+    of_model, _ = BUDGET[name]
+    assert found.count == 4 * of_model + 2, found
