@@ -23,7 +23,7 @@ COSTS = 1
 """Training: the costs of all assignments of the step, and the numbers of pairs chosen on the device, in one copy. The
 Hungarian algorithm runs on the host. Pairs go back in pinned memory."""
 AREAS = 1
-"""Inference: how many detections of each image have an area. Whoever wants the detections on the host waits once more."""
+"""Inference: how many detections of each image have an area. Whoever wants them on the host waits once more."""
 ROUTERS = 3
 """QR-DETR: how many queries pass, once for each router, as there is no fixed capacity."""
 

@@ -17,7 +17,8 @@ from .waits import DeviceError, wait
 
 _COPIES = {aten.copy_.default, aten._copy_from.default}
 _KERNELS = [True]
-_DEVICE_KEY = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+# A kind of device for which nothing of detrx is compiled, so that its operators are their PyTorch code there.
+_WITHOUT_KERNELS = torch._C.DispatchKeySet(torch._C.DispatchKey.XPU)
 
 
 @contextmanager
@@ -54,7 +55,7 @@ def run(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         check_dtype(func, of_device)
         if _is_python(func):
             with runtime.modes():
-                return func.redispatch(_DEVICE_KEY, *args, **kwargs)
+                return func.redispatch(_WITHOUT_KERNELS, *args, **kwargs)
         count_waits(func, args, kwargs)
     inner_args = [_behind(x) for x in args]
     inner_kwargs = {key: _behind(value) for key, value in kwargs.items()}
