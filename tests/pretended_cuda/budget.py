@@ -1,8 +1,8 @@
 """How often a step of each digits config makes the host wait for the device: allowed, and as it is.
 
-    python -m tests.pretended_cuda.budget [CONFIG ...] [--places]
+    python -m tests.pretended_cuda.budget [CONFIG ...] [--places] [--side PIXELS]
 
-prints the table of all configs, or of some, with the places on request.
+prints the table of these, or of some configs, with the places on request.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import nn
 from detrx import model_zoo
 from detrx.d2.config import instantiate
 from detrx.d2.utils import EventStorage
+from detrx.engine.config import without_pretrained
 from tests.modeling.small import make_input, with_boxes
 
 from .harness import Waits, install, modes, waits
@@ -23,7 +24,7 @@ COSTS = 1
 """Training: the costs of all assignments of the step, and the numbers of pairs chosen on the device, in one copy. The
 Hungarian algorithm runs on the host. Pairs go back in pinned memory."""
 AREAS = 1
-"""Inference: how many detections of each image have an area. Whoever wants the detections on the host waits once more."""
+"""Inference: how many detections of each image have an area. Whoever wants them on the host waits once more."""
 ROUTERS = 3
 """QR-DETR: how many queries pass, once for each router, as there is no fixed capacity."""
 
@@ -71,18 +72,18 @@ def digits_configs() -> list[str]:
 
 
 def build(name: str) -> nn.Module:
-    """The model of a config on the device; distillation learns from random weights."""
+    """The model of a config on the device, with random weights; those of a teacher, too."""
     cfg = model_zoo.get_config(name).model
     for method in cfg.get("methods", []):
         if "Distillation" in str(method._target_):
             method.allow_untrained = True
     torch.manual_seed(0)
-    return instantiate(cfg).to("cuda")
+    return instantiate(without_pretrained(cfg)).to("cuda")
 
 
-def make_batch(*counts: int) -> list[dict]:
-    """Images of two sizes with so many boxes, large enough for the queries of all digits configs."""
-    return [with_boxes(make_input(128, 128 - 32 * (i % 2)), count) for i, count in enumerate(counts)]
+def make_batch(*counts: int, side: int = 128) -> list[dict]:
+    """Images of two sizes with so many boxes; 128 pixels are enough for the queries of all digits configs."""
+    return [with_boxes(make_input(side, side - 32 * (i % 2)), count) for i, count in enumerate(counts)]
 
 
 def training_waits(model: nn.Module, batch: list[dict]) -> tuple[Waits, dict[str, torch.Tensor]]:
@@ -111,13 +112,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("configs", nargs="*", metavar="CONFIG", help="default: all digits configs")
     parser.add_argument("--places", action="store_true", help="print where the host waits")
+    parser.add_argument("--side", type=int, default=128, help="pixels of the images; more queries need larger ones")
     args = parser.parse_args()
     install()
-    width = max(map(len, digits_configs()))
+    width = max(map(len, args.configs or digits_configs()))
     print(f"{'config':{width}}  training  inference")
     with modes():
         for name in args.configs or digits_configs():
-            model, batch = build(name), make_batch(3, 1)
+            model, batch = build(name), make_batch(3, 1, side=args.side)
             training, inference = training_waits(model, batch)[0], inference_waits(model, batch)[0]
             print(f"{name:{width}}  {training.count:8}  {inference.count:9}", flush=True)
             if args.places:

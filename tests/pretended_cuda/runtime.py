@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -197,7 +196,6 @@ def install() -> None:
     }
     for name, value in replaced.items():
         setattr(cuda, name, value)
-    torch.Event = streams.Event
     torch.autograd._engine_run_backward = run_backward
     # Of the class, not of a mode, as loaders pin memory in a thread of their own.
     Tensor.pin_memory = _pin_memory
@@ -206,13 +204,7 @@ def install() -> None:
     torch.backends.cudnn.enabled = False
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     F.scaled_dot_product_attention = attention
-    # Who imported the function under a name of its own still has torch's.
-    for module in [m for name, m in sys.modules.items() if name.startswith(("detrx.", "timm."))]:
-        if getattr(module, "scaled_dot_product_attention", None) is not None:
-            module.scaled_dot_product_attention = attention
 
 
 def _pin_memory(tensor: Tensor, device: Any = None) -> Tensor:
-    if on_device(tensor):
-        refuse("cannot pin a tensor of the device; only tensors of the host can be pinned")
     return pin(tensor)

@@ -1,4 +1,4 @@
-"""Every detector and every method on the device: no tensor on the wrong one, no dtype that CUDA's autocast would refuse."""
+"""Every detector and every method on the device: no tensor on another one, no dtypes that do not go together there."""
 
 import pytest
 import torch
@@ -6,6 +6,7 @@ from torch import nn
 
 from detrx.d2.utils import EventStorage
 from detrx.modeling import DetectionTransformer
+from detrx.modeling.backbone import TimmBackbone
 from detrx.ops._extension import _warn_fallback
 from tests.projects import contract
 
@@ -107,3 +108,38 @@ def test_operators_without_kernels(name: str):
     with without_kernels(), pytest.warns(UserWarning, match="no compiled kernels for cuda"):
         check_step(model, batch, torch.bfloat16)
         check_inference(model, batch, None)
+
+
+@pytest.mark.parametrize("name", contract.DETECTORS)
+@on_pretended_cuda
+def test_losses_are_those_of_the_cpu(name: str):
+    """Where Python chooses by the device, both ways compute the same."""
+    model, batch = contract.detector(name), contract.make_batch(3, 1)
+    expected = contract.losses_of(model, batch)
+    losses = step(model.to("cuda"), batch, None)
+    for key, loss in losses.items():
+        torch.testing.assert_close(loss.detach().cpu(), expected[key].detach(), rtol=1e-3, atol=1e-4, msg=key)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("swin_tiny_patch4_window7_224", {"depths": [1, 1, 2, 1], "embed_dim": 24, "num_heads": [1, 1, 2, 2]}),
+        ("convnext_atto", {"depths": [1, 1, 1, 1], "dims": [8, 16, 24, 32], "drop_path_rate": 0.2}),
+        ("resnet18d", {"layers": [1, 1, 1, 1], "output_stride": 16}),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float16, None])
+@on_pretended_cuda
+def test_backbones(name: str, arguments: dict, dtype: torch.dtype | None):
+    checkpointing = dtype is None
+    backbone = TimmBackbone(
+        name, ["res4", "res5"], frozen_batch_norm=True, norm_features=True, activation_checkpointing=checkpointing,
+        freeze_at=1, model_args=arguments,
+    ).to("cuda")  # fmt: skip
+    with torch.autocast("cuda", dtype, enabled=dtype is not None), waits() as found:
+        maps = backbone.train()(torch.rand(2, 3, 70, 90, device="cuda"))
+        sum(each.float().sum() for each in maps.values()).backward()
+    assert found.count == 0, found
+    assert all(each.device.type == "cuda" for each in maps.values())
+    assert all(p.grad is not None for p in backbone.parameters() if p.requires_grad)

@@ -1,4 +1,4 @@
-"""Activation checkpointing of layers: what is computed again draws the random numbers of the first time, on the device."""
+"""Activation checkpointing: what is computed again draws the random numbers of the first time, on the device, too."""
 
 from collections.abc import Callable
 
