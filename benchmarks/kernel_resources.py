@@ -255,6 +255,14 @@ def table_row(kernel: Kernel) -> dict[str, object]:
     }
 
 
+def last_commit(folder: Path) -> str:
+    """The commit that last changed a folder, "+" behind it if it has changed since; "unknown" outside of git."""
+    git = ["git", "-C", str(folder)]
+    log = subprocess.run([*git, "log", "-1", "--format=%h", "--", "."], capture_output=True, text=True)
+    status = subprocess.run([*git, "status", "--porcelain", "--", "."], capture_output=True, text=True)
+    return log.stdout.strip() + ("+" if status.stdout.strip() else "") or "unknown"
+
+
 def provenance(nvcc: str) -> dict[str, str]:
     """With which compiler, and of which state of the sources."""
     import torch
@@ -264,15 +272,18 @@ def provenance(nvcc: str) -> dict[str, str]:
     for path in sorted((ROOT / "csrc").rglob("*")):
         if path.suffix in (".cu", ".cuh", ".h"):
             digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
-    git = subprocess.run(
-        ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--", "csrc"], capture_output=True, text=True
-    )
     return {
         "nvcc": re.search(r"V(\d[\d.]*)", version)[1],
         "torch": torch.__version__,
-        "commit": git.stdout.strip() or "unknown",
+        "commit": last_commit(ROOT / "csrc"),
         "csrc_sha256": digest.hexdigest()[:16],
     }
+
+
+def as_json(about: dict[str, str], kernels: list[Kernel]) -> str:
+    """One line for each kernel, so that a comparison of two files shows which of them changed."""
+    lines = ",\n  ".join(json.dumps(asdict(kernel)) for kernel in kernels)
+    return f'{json.dumps(about, indent=1)[:-2]},\n "kernels": [\n  {lines}\n ]\n}}\n'
 
 
 def main() -> None:
@@ -293,9 +304,8 @@ def main() -> None:
             print(f"compiling {source.relative_to(ROOT)}", file=sys.stderr, flush=True)
             kernels += inspect(source, args.arch)
     print_table([table_row(kernel) for kernel in kernels])
-    content = provenance(find_nvcc()) | {"arch": f"sm_{args.arch}", "kernels": [asdict(kernel) for kernel in kernels]}
     path = args.output or RESULTS / f"kernel_resources_sm{args.arch}.json"
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    path.write_text(as_json(provenance(find_nvcc()) | {"arch": f"sm_{args.arch}"}, kernels))
     print("written:", path)
 
 
