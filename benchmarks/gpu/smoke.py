@@ -16,7 +16,6 @@ from detrx.ops import extension_info, has_kernel, operators
 from .context import Context
 from .launches import launches
 
-
 MANIFEST = Path(__file__).resolve().parents[3] / "manifest.json"
 """Beside the project in a folder that `gpu.pack` has prepared: what it is made of."""
 

@@ -99,12 +99,10 @@ def text(reports: Mapping[str, Mapping[str, Any]]) -> str:
         if len(messages) > SHOWN_MESSAGES:
             lines.append(f"{name}: {len(messages) - SHOWN_MESSAGES} more messages in {name}.json")
     bars = evaluate(reports)
-    lines += [
-        "",
-        f"bars: {sum(bar.met for bar in bars)} of {len(bars)} met",
-        *(str(bar) for bar in bars if not bar.met),
-    ]
-    lines.append("")
+    if any(report.get("device") == "cpu" for report in reports.values()):
+        lines.append("\na rehearsal without a GPU: the figures mean nothing")
+    lines.append(f"\nbars: {sum(bar.met for bar in bars)} of {len(bars)} met")
+    lines += [*(str(bar) for bar in bars if not bar.met), ""]
     for name, report in reports.items():
         rows = sum(map(len, report["tables"].values()))
         lines.append(f"{name:<17} {report['status']:<12} {report.get('seconds', 0):6.1f} s  {rows} rows")
