@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """How long the CUDA kernels should take: a model of the bytes they move and the instructions they issue.
 
 For each operator and shape, the model counts bytes from and to HBM, bytes between L2 and the SMs, bytes through L1,
@@ -6,10 +5,9 @@ bytes that atomics add up in L2, and instructions of warps, and divides each by 
 largest of these times is the bound; launches are added. Instructions per corner are those that
 benchmarks/kernel_resources.py counted in the machine code. Everything here is estimated; nothing is measured.
 
-Without arguments it prints the table for H100 and H200; with --write it puts the table into docs/kernels.md.
+benchmarks/kernel_tables.py prints the table.
 """
 
-import argparse
 import functools
 import json
 from collections.abc import Sequence
@@ -21,8 +19,6 @@ from attention import CHANNELS, HEADS, LEVELS, POINTS, QUERIES
 
 ROOT = Path(__file__).resolve().parents[1]
 RESOURCES = ROOT / "benchmarks" / "results" / "kernel_resources_sm90.json"
-DOCUMENT = ROOT / "docs" / "kernels.md"
-BEGIN, END = "<!-- begin: benchmarks/kernel_model.py -->", "<!-- end: benchmarks/kernel_model.py -->"
 SIZES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
 LAUNCH_US = 2.0
 """From the end of one small kernel to the end of the next, empty one."""
@@ -34,14 +30,12 @@ class Gpu:
 
     Attributes:
         hbm, l2: bytes between memory and L2, and between L2 and the SMs.
-        l2_capacity: bytes.
         sms, clock: number of SMs, and Hz.
     """
 
     name: str
     hbm: float
     l2: float = 5.5e12
-    l2_capacity: int = 50 * 2**20
     sms: int = 132
     clock: float = 1.755e9
 
@@ -296,54 +290,3 @@ def routing_times(batch: int, queries: int, channels: int, dtype: str, gpu: Gpu,
     tiles = batch * queries / 16
     merge = streamed(2 * batch * queries * row) + Cost(l2=9 * queries * share * tiles, launches=1)
     return total(route, gather, merge, gpu=gpu)
-
-
-# ---- the table ----
-
-
-def table() -> str:
-    """Markdown: a row for each operator and shape, a column of times and bounds for each GPU."""
-    head = "".join(f" {gpu.name} ms | bound |" for gpu in GPUS)
-    lines = [f"| operator | shape |{head}", "|---|---|" + "--:|---|" * len(GPUS)]
-
-    def add(operator: str, shape: str, estimates: Sequence[Estimate]) -> None:
-        cells = "".join(f" {each.ms:.3f} | {each.bound} |" for each in estimates)
-        lines.append(f"| {operator} | {shape} |{cells}")
-
-    for shape, batches in (("encoder", (1, 4, 16)), ("decoder300", (1, 16)), ("decoder900", (1, 16))):
-        for batch in batches:
-            for dtype in ("float32", "bfloat16"):
-                pairs = [attention_times("fused", shape, batch, dtype, gpu) for gpu in GPUS]
-                for place, label in enumerate(("forward", "forward + backward")):
-                    add(
-                        f"ms_deform_attn_fused, {label}", f"{shape} x {batch}, {dtype}", [pair[place] for pair in pairs]
-                    )
-    for tokens in (900, 14400, 28800):
-        each = [moe_times(tokens, 8, 2, 256, "bfloat16", gpu) for gpu in GPUS]
-        for name in ("route", "dispatch", "combine"):
-            add(f"moe_{name}", f"{tokens} tokens, 2 of 8 experts, bfloat16", [times[name] for times in each])
-    for batch, queries in ((2, 300), (2, 900), (16, 1800)):
-        times = [routing_times(batch, queries, 256, "bfloat16", gpu) for gpu in GPUS]
-        add("query_route, gather, scatter", f"{batch} x {queries}, half kept, bfloat16", times)
-    return "\n".join(lines)
-
-
-def write_table(document: Path = DOCUMENT) -> None:
-    before, _, rest = document.read_text().partition(BEGIN)
-    _, found, after = rest.partition(END)
-    if not found:
-        raise SystemExit(f"{document} has no place for the table: expected {BEGIN} and {END}")
-    document.write_text(f"{before}{BEGIN}\n{table()}\n{END}{after}")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help=f"put the table into {DOCUMENT.relative_to(ROOT)}")
-    if parser.parse_args().write:
-        write_table()
-    else:
-        print(table())
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""The model of the kernels' times: that it follows from its parts, and that the documentation shows it."""
+"""The model of the kernels' times follows from its parts."""
 
 from dataclasses import replace
 
@@ -56,18 +56,3 @@ def test_the_other_operators(model):
         assert (
             model.routing_times(1, 300, 256, "float32", gpu).ms < model.routing_times(16, 900, 256, "float32", gpu).ms
         )
-
-
-def test_the_documentation_shows_the_table(model):
-    text = model.DOCUMENT.read_text()
-    assert model.table() in text, "run: python benchmarks/kernel_model.py --write"
-
-
-def test_the_table_is_put_into_its_place(model, tmp_path):
-    page = tmp_path / "page.md"
-    page.write_text(f"before\n{model.BEGIN}\nold\n{model.END}\nafter\n")
-    model.write_table(page)
-    assert page.read_text() == f"before\n{model.BEGIN}\n{model.table()}\n{model.END}\nafter\n"
-    page.write_text("nothing")
-    with pytest.raises(SystemExit, match="has no place for the table"):
-        model.write_table(page)
