@@ -14,7 +14,7 @@ OMP_WAIT_POLICY ?= PASSIVE
 GOMP_SPINCOUNT ?= 20000
 export OMP_WAIT_POLICY GOMP_SPINCOUNT
 
-.PHONY: help setup demo test lint format bench gpu-check clean
+.PHONY: help setup demo test lint format bench gpu-check gpu-folder clean
 
 help:
 	@echo "make setup      environment in $(VENV), detrx in it, kernels built"
@@ -22,7 +22,8 @@ help:
 	@echo "make test       all tests"
 	@echo "make lint       check style; make format mends it"
 	@echo "make bench      benchmarks of the kernels and of a training step on the CPU"
-	@echo "make gpu-check  CUDA tests and benchmarks"
+	@echo "make gpu-check  everything that wants a GPU: tests, compute-sanitizer, speed, training steps"
+	@echo "make gpu-folder the same as a folder, for a machine without compiler and network"
 	@echo "make clean      remove what was built"
 
 $(BIN)/python:
@@ -64,15 +65,13 @@ bench: setup
 
 gpu-check: setup
 	@$(BIN)/python -c "import torch; torch.cuda.is_available() or exit('gpu-check: torch sees no GPU')"
-	$(BIN)/python -m pytest -m gpu
-	$(BIN)/python benchmarks/ms_deform_attn.py --device cuda
-	$(BIN)/python benchmarks/ms_deform_attn.py --device cuda --dtype bfloat16
-	$(BIN)/python benchmarks/moe.py --device cuda
-	$(BIN)/python benchmarks/moe.py --device cuda --dtype bfloat16
-	$(BIN)/python benchmarks/query_routing.py --device cuda
-	$(BIN)/python benchmarks/training_step.py --device cuda
-	$(BIN)/python benchmarks/training_step.py --device cuda --dtype bfloat16
+	cd benchmarks && $(abspath $(BIN))/python -c "import published; published.extension()"
+	$(BIN)/python tools/gpu_check.py
+
+# GPU_PYTHON=file: an interpreter with the Python and PyTorch of the GPU machine, to build with.
+gpu-folder:
+	$(PYTHON) tools/gpu_folder.py --python $(or $(GPU_PYTHON),$(error gpu-folder: GPU_PYTHON is not set))
 
 clean:
-	rm -rf build dist *.egg-info detrx/_C.*.so .pytest_cache .ruff_cache $(PACKAGE)
+	rm -rf build dist *.egg-info detrx/_C.*.so gpu_folder .pytest_cache .ruff_cache $(PACKAGE)
 	find . -name __pycache__ -not -path "./$(VENV)/*" -prune -exec rm -rf {} +

@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Callable
 
 import torch
-from harness import machine, medians, print_table, write_json
+from harness import device_medians, machine, print_table, write_json
 from torch import Tensor, nn
 
 from detrx.layers import FFN, MoEFFN
@@ -80,7 +80,7 @@ def measure(args: argparse.Namespace, shape: str, modules: dict[str, nn.Module])
     runs: list[tuple[str, Callable]] = [("fwd", forward), ("fwd+bwd", forward_backward)]
     for label, run in runs:
         calls = {name: lambda module=module, run=run: run(module, x) for name, module in modules.items()}
-        times = medians(calls, args.rounds, args.device)
+        times = device_medians(calls, args.rounds, args.device)
         row |= {f"{label} ms": times["moe"], f"loop {label} ms": times["loop"], f"dense {label} ms": times["dense"]}
         row |= {f"{label} loop/moe": times["loop"] / times["moe"], f"{label} moe/dense": times["moe"] / times["dense"]}
     return row

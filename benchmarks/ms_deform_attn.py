@@ -15,25 +15,27 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
-from harness import machine, medians, peak_mib, print_table, write_json
+from attention import (
+    CHANNELS,
+    HEADS,
+    LEVELS,
+    OPERATORS,
+    POINTS,
+    PUBLISHED,
+    QUERIES,
+    floor_bytes,
+    forward,
+    forward_backward,
+    grid_sample,
+    make_inputs,
+)
+from harness import copy_bytes_per_ms, device_medians, machine, peak_mib, print_table, write_json
 from torch import Tensor
 
-from detrx.ops import (
-    extension_info,
-    has_kernel,
-    ms_deform_attn,
-    ms_deform_attn_fused,
-    ms_deform_attn_fused_reference,
-    ms_deform_attn_reference,
-)
+from detrx.ops import extension_info, has_kernel
 
-LEVELS = [(100, 167), (50, 84), (25, 42), (13, 21)]
-HEADS, CHANNELS, POINTS = 8, 32, 4
-QUERIES = {"encoder": None, "decoder300": 300, "decoder900": 900}
-OPERATORS = {"unfused": ms_deform_attn, "fused": ms_deform_attn_fused}
 # Ratios to reach: times faster than the baseline, and share of its peak memory.
 BARS = {
     "cpu": {
@@ -44,88 +46,11 @@ BARS = {
 }
 
 
-def make_inputs(form: str, shape: str, batch: int, device: str, dtype: torch.dtype) -> list[Tensor]:
-    """Random arguments of an operator; sampling points lie some two pixels around their query."""
-    generator = torch.Generator().manual_seed(0)
-    shapes = torch.tensor(LEVELS)
-    starts = torch.cat([shapes.new_zeros(1), shapes.prod(1).cumsum(0)[:-1]])
-    tokens, levels = int(shapes.prod(1).sum()), len(LEVELS)
-    if QUERIES[shape] is None:
-        centres = torch.cat([_pixel_centres(height, width) for height, width in LEVELS])
-    else:
-        centres = torch.rand(QUERIES[shape], 2, generator=generator)
-    queries = len(centres)
-    reference = centres[None, :, None].repeat(batch, 1, levels, 1)
-    offsets = 2 * torch.randn(batch, queries, HEADS, levels, POINTS, 2, generator=generator)
-    logits = torch.randn(batch, queries, HEADS, levels, POINTS, generator=generator)
-    value = torch.randn(batch, tokens, HEADS, CHANNELS, generator=generator)
-    if form == "unfused":
-        offsets, logits = _locations_and_weights(shapes, reference, offsets, logits)
-    value, offsets, logits = (x.to(device, dtype).requires_grad_() for x in (value, offsets, logits))
-    geometry = [shapes.to(device), starts.to(device)]
-    if form == "fused":
-        geometry.append(reference.to(device, torch.promote_types(dtype, torch.float32)))
-    return [value, *geometry, offsets, logits]
-
-
-def _pixel_centres(height: int, width: int) -> Tensor:
-    y, x = torch.meshgrid((torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width, indexing="ij")
-    return torch.stack([x, y], -1).view(-1, 2)
-
-
-def _locations_and_weights(shapes: Tensor, reference: Tensor, offsets: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
-    locations = reference[:, :, None, :, None] + offsets / shapes.flip(1)[:, None]
-    return locations, logits.flatten(3).softmax(-1).view_as(logits)
-
-
-@functools.cache
-def _published():
-    from torch.utils.cpp_extension import load
-
-    source = Path(__file__).with_name("published_ms_deform_attn.cu")
-    return load("published_ms_deform_attn", [str(source)], extra_cuda_cflags=["-O3"])
-
-
-class Published(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, *inputs: Tensor) -> Tensor:
-        ctx.save_for_backward(*inputs)
-        return _published().forward(*inputs)
-
-    @staticmethod
-    def backward(ctx, grad_output: Tensor):
-        value, locations, weights = _published().backward(grad_output, *ctx.saved_tensors)
-        return value, None, None, locations, weights
-
-
-def published_fused(value, shapes, starts, reference, offsets, logits) -> Tensor:
-    return Published.apply(value, shapes, starts, *_locations_and_weights(shapes, reference, offsets, logits))
-
-
-BASELINES = {
-    "cpu": {"unfused": ms_deform_attn_reference, "fused": ms_deform_attn_fused_reference},
-    "cuda": {"unfused": Published.apply, "fused": published_fused},
-}
-
-
-def forward(operator: Callable, inputs: list[Tensor]) -> None:
-    with torch.no_grad():
-        operator(*inputs)
-
-
-def forward_backward(operator: Callable, inputs: list[Tensor]) -> None:
-    output = operator(*inputs)
-    torch.autograd.grad(output, [x for x in inputs if x.requires_grad], torch.ones_like(output))
-
-
 def calls_of(args: argparse.Namespace, form: str, shape: str, batch: int) -> dict[str, tuple[Callable, list[Tensor]]]:
     """Kernel and baseline with their arguments."""
-    dtype = getattr(torch, args.dtype)
-    inputs = make_inputs(form, shape, batch, args.device, dtype)
-    baseline_inputs = inputs
-    if args.device == "cuda" and dtype != torch.float32:
-        baseline_inputs = make_inputs(form, shape, batch, args.device, torch.float32)
-    return {"kernel": (OPERATORS[form], inputs), "baseline": (BASELINES[args.device][form], baseline_inputs)}
+    inputs = make_inputs(form, shape, batch, args.device, getattr(torch, args.dtype))
+    rival = PUBLISHED if args.device == "cuda" else grid_sample()
+    return {"kernel": (OPERATORS[form], inputs), "baseline": rival.call(form, shape, batch, inputs)}
 
 
 def measure_memory(args: argparse.Namespace, form: str, shape: str, batch: int) -> dict[str, float]:
@@ -139,30 +64,18 @@ def measure_memory(args: argparse.Namespace, form: str, shape: str, batch: int) 
     return result
 
 
-def floor_bytes(inputs: list[Tensor]) -> tuple[int, int]:
-    """Bytes of forward, and of forward and backward, if every input and output moved once."""
-    value, offsets = inputs[0], inputs[-2]
-    output = offsets.shape[0] * offsets.shape[1] * HEADS * CHANNELS * value.element_size()
-    read = sum(x.nbytes for x in inputs)
-    return read + output, 2 * (read + output) + sum(x.nbytes for x in inputs if x.requires_grad)
-
-
-def copy_bytes_per_ms() -> float:
-    source = torch.empty(2**30, dtype=torch.uint8, device="cuda")
-    target = torch.empty_like(source)
-    return 2 * source.nbytes / medians({"copy": lambda: target.copy_(source)}, 20, "cuda")["copy"]
-
-
 def measure(args: argparse.Namespace, form: str, shape: str, batch: int) -> dict[str, object]:
     calls = calls_of(args, form, shape, batch)
     rounds = args.rounds or (7 if shape == "encoder" else 25)
     row: dict[str, object] = {"shape": f"{shape} x{batch}", "form": form}
     for label, run in (("fwd", forward), ("fwd+bwd", forward_backward)):
-        times = medians({name: functools.partial(run, *call) for name, call in calls.items()}, rounds, args.device)
+        times = device_medians(
+            {name: functools.partial(run, *call) for name, call in calls.items()}, rounds, args.device
+        )
         row |= {f"{label} ms": times["kernel"], f"base {label} ms": times["baseline"]}
         row |= {f"{label} ratio": times["baseline"] / times["kernel"]}
     if args.device == "cuda":
-        speed = copy_bytes_per_ms()
+        speed = copy_bytes_per_ms(args.device)
         for label, floor in zip(("fwd", "fwd+bwd"), floor_bytes(calls["kernel"][1]), strict=True):
             row |= {f"{label} of copy speed": floor / row[f"{label} ms"] / speed}
     memory = measure_memory(args, form, shape, batch)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from harness import machine, medians, print_table, write_json
+from harness import device_medians, machine, print_table, write_json
 from torch import Tensor, nn
 
 from detrx.layers import FFN, MultiheadAttention
@@ -62,7 +62,7 @@ def measure(
     result = {}
     for label, wanted in (("fwd", None), ("fwd+bwd", inputs)):
         calls = {name: partial(run, function, wanted) for name, function in functions.items()}
-        result[label] = medians(calls, rounds, device)
+        result[label] = device_medians(calls, rounds, device)
     return result
 
 

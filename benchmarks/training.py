@@ -36,18 +36,24 @@ def check_batch_arguments(parser: argparse.ArgumentParser, args: argparse.Namesp
 
 def make_inputs(args: argparse.Namespace, num_classes: int) -> list[dict[str, Any]]:
     """A batch of square images of noise with boxes of a tenth to half of their sides."""
+    return random_batch(args.batch, (args.size, args.size), args.boxes, num_classes)
+
+
+def random_batch(batch: int, size: tuple[int, int], boxes: tuple[int, int], num_classes: int) -> list[dict[str, Any]]:
+    """Images of noise of this height and width, with boxes of a tenth to half of their sides; how many is drawn
+    uniformly from `boxes`."""
     generator = torch.Generator().manual_seed(0)
+    sides = torch.tensor([size[1], size[0]])
     inputs = []
-    for _ in range(args.batch):
-        low, high = args.boxes
+    for _ in range(batch):
+        low, high = boxes
         count = int(torch.randint(low, high + 1, (), generator=generator))
-        size = args.size * (0.1 + 0.4 * torch.rand(count, 2, generator=generator))
-        corner = (args.size - size) * torch.rand(count, 2, generator=generator)
-        boxes = Boxes(torch.cat([corner, corner + size], 1))
+        extent = sides * (0.1 + 0.4 * torch.rand(count, 2, generator=generator))
+        corner = (sides - extent) * torch.rand(count, 2, generator=generator)
         classes = torch.randint(num_classes, (count,), generator=generator)
-        image = torch.randint(256, (3, args.size, args.size), generator=generator, dtype=torch.uint8)
-        instances = Instances((args.size, args.size), gt_boxes=boxes, gt_classes=classes)
-        inputs.append({"image": image, "instances": instances})
+        image = torch.randint(256, (3, *size), generator=generator, dtype=torch.uint8)
+        truth = Boxes(torch.cat([corner, corner + extent], 1))
+        inputs.append({"image": image, "instances": Instances(size, gt_boxes=truth, gt_classes=classes)})
     return inputs
 
 
