@@ -48,8 +48,8 @@ class Emulation(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None) -> Any:
         kwargs = kwargs or {}
-        name = func._schema.name.removeprefix("detrx::")
-        if name == func._schema.name or not hasattr(torch.ops.detrx_emulated, name):
+        namespace, name = func._schema.name.split("::")
+        if namespace not in ("detrx", "detrx_emulated") or not hasattr(torch.ops.detrx_emulated, name):
             return func(*args, **kwargs)
         self.calls += 1
         error = None

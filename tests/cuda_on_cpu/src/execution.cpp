@@ -21,13 +21,14 @@ Thread* current = nullptr;
 Grid grid{};
 Settings settings;
 Counters counters;
+const void* kernel = nullptr;
 bool watching = false;
 uint32_t barriers_passed = 0, block_number = 0;
 
 namespace {
 
 // Of a block that goes on for ever, for example because it waits for another one.
-constexpr int64_t kMaxAccesses = int64_t(1) << 33;
+constexpr int64_t kMaxAccesses = int64_t(1) << 27;
 
 enum class Status : uint8_t { kReady, kAtWarp, kAtBarrier, kExited };
 
@@ -68,7 +69,6 @@ Random random_numbers;
 uint64_t next_preemption = 0;
 int64_t accesses_left = 0;
 
-const void* kernel = nullptr;
 void (*run_kernel)(const void*) = nullptr;
 const void* kernel_arguments = nullptr;
 std::string failure;  // why the launch ends
@@ -313,7 +313,7 @@ void check_launch_bounds(unsigned max_threads) {
   }
 }
 
-void allow_dynamic_shared(const void* kernel, int bytes) { allowed_dynamic_shared[kernel] = bytes; }
+void allow_dynamic_shared(const void* which, int bytes) { allowed_dynamic_shared[which] = bytes; }
 
 uint64_t warp_operation(
     WarpOperation operation, unsigned mask, uint64_t value, int argument, int width, const Place& place) {
@@ -346,8 +346,9 @@ int block_barrier(bool vote, const Place& place) {
   return static_cast<int>(f.result);
 }
 
-void on_access(const void* address, size_t bytes, AccessKind kind, const void* caller) {
-  if (!watching || reinterpret_cast<uintptr_t>(address) - current->stack < kStackBytes) {
+void on_access(const void* address, size_t bytes, size_t alignment, AccessKind kind, const void* caller) {
+  const uintptr_t number = reinterpret_cast<uintptr_t>(address);
+  if (!watching || number - current->stack < kStackBytes) {
     return;
   }
   const Unwatched unwatched;
@@ -360,23 +361,23 @@ void on_access(const void* address, size_t bytes, AccessKind kind, const void* c
   if (--accesses_left == 0) {
     end_launch("a block does not end; it may wait for another block, and blocks run one after the other");
   }
-  if (settings.check && !check_access(reinterpret_cast<uintptr_t>(address), bytes, kind, caller)) {
-    end_launch("invalid access");
+  if (!settings.check) {
+    return;
+  }
+  if (number % alignment) {
+    add_finding("misaligned access to " + std::to_string(bytes) + " bytes by " + here(caller));
+  }
+  if (!check_access(number, bytes, kind, caller)) {
+    end_launch("the launch ended");
   }
 }
 
 void before_atomic(const void* address, size_t bytes, bool in_global_memory_only, const void* caller) {
-  const uintptr_t number = reinterpret_cast<uintptr_t>(address);
-  {
+  if (in_global_memory_only && find_shared(reinterpret_cast<uintptr_t>(address))) {
     const Unwatched unwatched;
-    if (number % bytes) {
-      add_finding("misaligned atomic operation on " + std::to_string(bytes) + " bytes by " + here(caller));
-    }
-    if (in_global_memory_only && find_shared(number)) {
-      add_finding("atomic operation that shared memory does not have by " + here(caller));
-    }
+    add_finding("atomic operation that shared memory does not have by " + here(caller));
   }
-  on_access(address, bytes, AccessKind::kAtomic, caller);
+  on_access(address, bytes, bytes, AccessKind::kAtomic, caller);
 }
 
 void launch(const LaunchConfig& config, const void* which, void (*run)(const void*), const void* arguments) {

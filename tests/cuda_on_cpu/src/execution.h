@@ -24,6 +24,8 @@ struct Counters {
 };
 extern Counters counters;
 
+// The running kernel.
+extern const void* kernel;
 // Counts the block barriers that the running block has passed: all its threads pass them together.
 extern uint32_t barriers_passed;
 // The running block in the order of the grid.
@@ -43,8 +45,8 @@ class Unwatched {
   bool before_;
 };
 
-// For the hooks of the compiler's instrumentation (hooks.cpp).
-void on_access(const void* address, size_t bytes, AccessKind kind, const void* caller);
+// For the hooks of the compiler's instrumentation (hooks.cpp). The access needs this alignment.
+void on_access(const void* address, size_t bytes, size_t alignment, AccessKind kind, const void* caller);
 
 // Ends the launch with an error, from within a kernel.
 [[noreturn]] void end_launch(const std::string& why);

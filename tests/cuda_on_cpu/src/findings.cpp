@@ -25,7 +25,7 @@ std::string placeholder(const char* kind, const char* address) {
   return text.str();
 }
 
-// All but numbers outside of braces.
+// All but the numbers outside of braces.
 std::string kind_of(const std::string& text) {
   std::string kind;
   bool braces = false;
@@ -55,7 +55,7 @@ std::string here(const void* return_address) {
 
 void add_finding(const std::string& text) {
   if (findings.size() < kMaxFindings && seen.insert(kind_of(text)).second) {
-    findings.push_back(text);
+    findings.push_back(text + ", in " + function(kernel));
   }
 }
 

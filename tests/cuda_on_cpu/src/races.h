@@ -20,11 +20,10 @@ struct Access {
   const void* caller;
 };
 
-constexpr size_t kCellBytes = 8;
+constexpr size_t kCellBytes = 4;
 constexpr int kAccesses = 4;
 
-// Some accesses to kCellBytes bytes: all writes since the last barrier, as long as there are no more than kAccesses, and
-// reads in what room is left.
+// Accesses to kCellBytes bytes: the last write of every byte, and reads in what room is left.
 struct Cell {
   Access accesses[kAccesses];
   uint32_t written_scope;
