@@ -65,8 +65,8 @@ def unavailable() -> str:
     missing = [name for name in ISA if flags and name not in flags[1].split()]
     if missing:
         return f"emulated kernels need a processor with {', '.join(missing)}"
-    if shutil.which(_compiler()[0]) is None:
-        return f"emulated kernels need the C++ compiler {_compiler()[0]!r}"
+    if shutil.which(compiler()[0]) is None:
+        return f"emulated kernels need the C++ compiler {compiler()[0]!r}"
     return ""
 
 
@@ -87,7 +87,7 @@ def library() -> Path:
     return target
 
 
-def _compiler() -> list[str]:
+def compiler() -> list[str]:
     return shlex.split(os.environ.get("CXX") or "g++")
 
 
@@ -101,7 +101,7 @@ def _locked(path: Path) -> Iterator[None]:
 @cache
 def _common_hash(*folders: str) -> str:
     """Of the compiler, PyTorch and the emulation's own headers in these folders."""
-    version = subprocess.run([*_compiler(), "--version"], capture_output=True, text=True, check=True).stdout
+    version = subprocess.run([*compiler(), "--version"], capture_output=True, text=True, check=True).stdout
     headers = sorted(path for folder in folders for path in (HERE / folder).rglob("*.h"))
     return _hash(version, torch.__version__, torch.__file__, str(ROOT), *(path.read_text() for path in headers))
 
@@ -187,7 +187,7 @@ def _compile_one(unit: Unit) -> str:
     torch_include = _torch_folder() / "include"
     include = [HERE / "include", HERE / "src", torch_include, torch_include / "torch" / "csrc" / "api" / "include"]
     temporary = unit.object.with_suffix(".tmp")
-    command = [*_compiler(), *unit.flags, *(f"-I{path}" for path in include), "-c", str(unit.source), "-o", temporary]
+    command = [*compiler(), *unit.flags, *(f"-I{path}" for path in include), "-c", str(unit.source), "-o", temporary]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     if done.returncode != 0:
         return f"compiling {unit.source.name} for the CPU failed:\n{done.stderr[:6000]}"
@@ -199,7 +199,7 @@ def _link(target: Path, units: list[Unit]) -> None:
     libraries = _torch_folder() / "lib"
     temporary = target.with_suffix(".tmp")
     command = [
-        *_compiler(), "-shared", "-Wl,-Bsymbolic", "-Wl,-z,defs", "-o", temporary, *(unit.object for unit in units),
+        *compiler(), "-shared", "-Wl,-Bsymbolic", "-Wl,-z,defs", "-o", temporary, *(unit.object for unit in units),
         f"-L{libraries}", f"-Wl,-rpath,{libraries}", "-ltorch", "-ltorch_cpu", "-lc10", "-ldl",
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
