@@ -72,11 +72,15 @@ def unavailable() -> str:
 
 @cache
 def library() -> Path:
-    """The library of emulated kernels, built if it is not there. Raises BuildError."""
-    sources = Path(os.environ.get("DETRX_EMULATED_SOURCES") or ROOT / "csrc").resolve()
+    """The library of this process's emulated kernels, built if it is not there. Raises BuildError."""
+    return build(Path(os.environ.get("DETRX_EMULATED_SOURCES") or ROOT / "csrc"))
+
+
+def build(csrc: Path) -> Path:
+    """Build the library for the sources in `csrc`, unless it is there. Raises BuildError."""
     BUILD.mkdir(parents=True, exist_ok=True)
     with _locked(BUILD / "lock"):
-        units = _units(sources)
+        units = _units(csrc.resolve())
         _compile([unit for unit in units if not unit.object.is_file()])
         target = BUILD / f"detrx_emulated-{_hash(*(unit.object.name for unit in units))}.so"
         if not target.is_file():
@@ -112,12 +116,12 @@ def _hash(*texts: str) -> str:
 
 def _units(csrc: Path) -> list[Unit]:
     """All that is linked: the kernels and their host code, the emulation, and kernels with faults that it must find."""
-    kernels = [*_family_files(csrc, "*.cu"), *sorted((HERE / "kernels").glob("*.cu"))]
+    kernels = _family_files(csrc, "*.cu")
     host = [path for path in _family_files(csrc, "*.cpp") if not re.search(r"_cpu(_|$)", path.stem)]
     if not kernels:
         raise BuildError(f"no kernels in {csrc}")
     return [
-        *(_rewritten(path, csrc, KERNEL_FLAGS) for path in kernels),
+        *(_rewritten(path, csrc, KERNEL_FLAGS) for path in [*kernels, *sorted(HERE.glob("kernels/*.cu"))]),
         *(_rewritten(path, csrc, HOST_FLAGS) for path in host),
         *(_unit(path, path.read_text(), RUNTIME_FLAGS, "include", "src") for path in sorted(HERE.glob("src/*.cpp"))),
     ]
