@@ -65,18 +65,22 @@ def unavailable() -> str:
     missing = [name for name in ISA if flags and name not in flags[1].split()]
     if missing:
         return f"emulated kernels need a processor with {', '.join(missing)}"
-    if shutil.which(_compiler()[0]) is None:
-        return f"emulated kernels need the C++ compiler {_compiler()[0]!r}"
+    if shutil.which(compiler()[0]) is None:
+        return f"emulated kernels need the C++ compiler {compiler()[0]!r}"
     return ""
 
 
 @cache
 def library() -> Path:
-    """The library of emulated kernels, built if it is not there. Raises BuildError."""
-    sources = Path(os.environ.get("DETRX_EMULATED_SOURCES") or ROOT / "csrc").resolve()
+    """The library of this process's emulated kernels, built if it is not there. Raises BuildError."""
+    return build(Path(os.environ.get("DETRX_EMULATED_SOURCES") or ROOT / "csrc"))
+
+
+def build(csrc: Path) -> Path:
+    """Build the library for the sources in `csrc`, unless it is there. Raises BuildError."""
     BUILD.mkdir(parents=True, exist_ok=True)
     with _locked(BUILD / "lock"):
-        units = _units(sources)
+        units = _units(csrc.resolve())
         _compile([unit for unit in units if not unit.object.is_file()])
         target = BUILD / f"detrx_emulated-{_hash(*(unit.object.name for unit in units))}.so"
         if not target.is_file():
@@ -87,7 +91,7 @@ def library() -> Path:
     return target
 
 
-def _compiler() -> list[str]:
+def compiler() -> list[str]:
     return shlex.split(os.environ.get("CXX") or "g++")
 
 
@@ -101,7 +105,7 @@ def _locked(path: Path) -> Iterator[None]:
 @cache
 def _common_hash(*folders: str) -> str:
     """Of the compiler, PyTorch and the emulation's own headers in these folders."""
-    version = subprocess.run([*_compiler(), "--version"], capture_output=True, text=True, check=True).stdout
+    version = subprocess.run([*compiler(), "--version"], capture_output=True, text=True, check=True).stdout
     headers = sorted(path for folder in folders for path in (HERE / folder).rglob("*.h"))
     return _hash(version, torch.__version__, torch.__file__, str(ROOT), *(path.read_text() for path in headers))
 
@@ -112,12 +116,12 @@ def _hash(*texts: str) -> str:
 
 def _units(csrc: Path) -> list[Unit]:
     """All that is linked: the kernels and their host code, the emulation, and kernels with faults that it must find."""
-    kernels = [*_family_files(csrc, "*.cu"), *sorted((HERE / "kernels").glob("*.cu"))]
+    kernels = _family_files(csrc, "*.cu")
     host = [path for path in _family_files(csrc, "*.cpp") if not re.search(r"_cpu(_|$)", path.stem)]
     if not kernels:
         raise BuildError(f"no kernels in {csrc}")
     return [
-        *(_rewritten(path, csrc, KERNEL_FLAGS) for path in kernels),
+        *(_rewritten(path, csrc, KERNEL_FLAGS) for path in [*kernels, *sorted(HERE.glob("kernels/*.cu"))]),
         *(_rewritten(path, csrc, HOST_FLAGS) for path in host),
         *(_unit(path, path.read_text(), RUNTIME_FLAGS, "include", "src") for path in sorted(HERE.glob("src/*.cpp"))),
     ]
@@ -187,7 +191,7 @@ def _compile_one(unit: Unit) -> str:
     torch_include = _torch_folder() / "include"
     include = [HERE / "include", HERE / "src", torch_include, torch_include / "torch" / "csrc" / "api" / "include"]
     temporary = unit.object.with_suffix(".tmp")
-    command = [*_compiler(), *unit.flags, *(f"-I{path}" for path in include), "-c", str(unit.source), "-o", temporary]
+    command = [*compiler(), *unit.flags, *(f"-I{path}" for path in include), "-c", str(unit.source), "-o", temporary]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     if done.returncode != 0:
         return f"compiling {unit.source.name} for the CPU failed:\n{done.stderr[:6000]}"
@@ -199,7 +203,7 @@ def _link(target: Path, units: list[Unit]) -> None:
     libraries = _torch_folder() / "lib"
     temporary = target.with_suffix(".tmp")
     command = [
-        *_compiler(), "-shared", "-Wl,-Bsymbolic", "-Wl,-z,defs", "-o", temporary, *(unit.object for unit in units),
+        *compiler(), "-shared", "-Wl,-Bsymbolic", "-Wl,-z,defs", "-o", temporary, *(unit.object for unit in units),
         f"-L{libraries}", f"-Wl,-rpath,{libraries}", "-ltorch", "-ltorch_cpu", "-lc10", "-ldl",
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)

@@ -17,6 +17,7 @@ UNSUPPORTED = {
     r"\bcudaOccupancy\w+": "occupancy, which depends on the registers of the GPU's code",
     r"\b(at::kCUDA|DeviceType::CUDA)\b": "naming the device; use the device of a tensor",
     r"#\s*include\s*<ATen/cuda/": "headers of ATen/cuda; use c10/cuda",
+    r"^\s*(?:static\s+)?(?:__device__|__managed__)[^(){};]*;": "variables in global memory; use a tensor",
 }
 COMMENT_OR_STRING = re.compile(
     r"""//[^\n]* | /\*.*?\*/ | R"(?P<raw>[^(\s]*)\(.*?\)(?P=raw)" | "(?:\\.|[^"\\\n])*" | '(?:\\.|[^'\\\n])+' """,
@@ -43,8 +44,7 @@ def rewrite(text: str, name: str) -> str:
         return RewriteError(f"{name}:{code.count(chr(10), 0, position) + 1}: not emulated: {why}")
 
     for pattern, why in UNSUPPORTED.items():
-        # An include's path is a string.
-        for found in re.finditer(pattern, text if "include" in pattern else code):
+        for found in re.finditer(pattern, code, re.MULTILINE):
             raise fail(found.start(), why)
     edits = [
         *_launches(code, fail),
@@ -120,7 +120,8 @@ def _static_shared(code: str, fail: Fail) -> Iterator[Edit]:
             alignment = f", {declaration[aligned.end() : end].strip()}"
             declaration = declaration[: aligned.start()] + declaration[end + 1 :]
         parts = re.fullmatch(r"\s*(?P<type>.*?)(?P<name>\w+)\s*(?P<sizes>(?:\[[^\]]*\]\s*)*)", declaration, re.DOTALL)
-        if not parts or not parts["type"].strip() or "=" in declaration:
+        several = "," in re.sub(r"<.*>|\(.*?\)|\[.*?\]", "", declaration, flags=re.DOTALL)
+        if not parts or not parts["type"].strip() or "=" in declaration or several:
             raise fail(found.start(), "a shared variable that is not declared as `__shared__ type name[size];`")
         kind = f"{parts['type'].strip()}{''.join(parts['sizes'].split())}"
         key = "[]() -> const void* { static const char key = 0; return &key; }()"

@@ -39,7 +39,7 @@ FAULTS = {
     "barriers_in_both_branches": "threads of a block meet at different places: .* waits at __syncthreads in {here}",
     "barrier_after_an_exit": "threads of a block meet at different places: .* thread 63 has exited",
     "warp_barriers_in_both_branches": "lanes of a warp meet at different places: .* waits at __syncwarp in {here}",
-    "lanes_that_never_come": "no thread can go on: thread 0 waits at __syncthreads in {here}.*thread 1 waits at __syncwarp",
+    "lanes_that_never_come": "no thread can go on: thread 0 waits at __syncthreads in {here}; thread 1 waits at __sync",
     "mask_without_the_caller": "calls __syncwarp with a mask that does not contain it, {here}",
     "shuffle_from_outside_of_the_mask": r"lane \d+ reads lane \d+, which takes no part or has exited: .* {here}",
     "shuffle_from_an_exited_lane": r"lane \d+ reads lane 3, which takes no part or has exited: .* {here}",

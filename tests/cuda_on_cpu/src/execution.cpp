@@ -154,10 +154,10 @@ void try_release_warp(const Fiber& f) {
       continue;
     }
     const Fiber& other = warp[lane];
-    if (other.status != Status::kAtWarp) {
+    if (other.status != Status::kAtWarp || other.mask != f.mask) {
       return;
     }
-    if (other.operation != f.operation || other.mask != f.mask || !same_place(other, f)) {
+    if (other.operation != f.operation || !same_place(other, f)) {
       throw std::runtime_error("lanes of a warp meet at different places: " + describe(f) + ", " + describe(other));
     }
     mask |= 1u << lane;

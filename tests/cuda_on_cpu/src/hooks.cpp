@@ -20,7 +20,6 @@ extern "C" {
   HOOK(prefix##write##bytes, bytes, alignment, kWrite)
 // Types of 16 bytes may need an alignment of 8 only; whether they need more, -fsanitize=alignment knows.
 HOOKS(, 1, 1) HOOKS(, 2, 2) HOOKS(, 4, 4) HOOKS(, 8, 8) HOOKS(, 16, 8)
-HOOKS(volatile_, 1, 1) HOOKS(volatile_, 2, 2) HOOKS(volatile_, 4, 4) HOOKS(volatile_, 8, 8) HOOKS(volatile_, 16, 8)
 HOOKS(unaligned_, 2, 1) HOOKS(unaligned_, 4, 1) HOOKS(unaligned_, 8, 1) HOOKS(unaligned_, 16, 1)
 #undef HOOKS
 #undef HOOK
