@@ -24,6 +24,7 @@ from detrx.d2.structures import Instances
 from detrx.data import class_names_of, read_image, upright_rgb
 from detrx.engine.config import load_config, override_config
 from detrx.engine.trained import load_model
+from detrx.evaluation.results import instances_on_host
 
 if TYPE_CHECKING:
     import supervision
@@ -125,8 +126,8 @@ class Predictor:
         while batch := list(itertools.islice(records, self.batch_size)):
             with torch.no_grad():
                 outputs = self.model([self.mapper(record) for record in batch])
-            for record, output in zip(batch, outputs, strict=True):
-                instances = output["instances"].to("cpu")
+            found = instances_on_host([output["instances"] for output in outputs])
+            for record, instances in zip(batch, found, strict=True):
                 yield record, instances[instances.scores >= self.score_threshold]
 
     def name_of(self, index: int) -> str:

@@ -11,6 +11,7 @@ checkpoints, and inference/coco_instances_results.json with the detections of th
 """
 
 import argparse
+import contextlib
 import functools
 import logging
 import os
@@ -33,13 +34,14 @@ from detrx.engine import (
     CheckpointHook,
     ConfigError,
     EvaluationHook,
+    IterationTimer,
     ModelEMA,
     StopHook,
     Trainer,
     build_evaluator,
+    build_optimizer,
     build_writers,
     check_evaluation,
-    load_config,
     resolve_seed,
     run_job,
 )
@@ -52,8 +54,14 @@ def do_test(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
     """Evaluate a model (not wrapped for distributed training) and print the table of its metrics."""
     if "evaluator" not in cfg.dataloader:
         return {}
-    loader = instantiate(cfg.dataloader.test)
-    results = inference_on_dataset(model, loader, build_evaluator(cfg))
+    loader, evaluator, amp = instantiate(cfg.dataloader.test), build_evaluator(cfg), cfg.train.amp
+    precision = (
+        torch.autocast(torch.device(cfg.train.device).type, getattr(torch, amp.dtype))
+        if amp.evaluate
+        else contextlib.nullcontext()
+    )
+    with torch.inference_mode(), precision:
+        results = inference_on_dataset(model, loader, evaluator)
     print_csv_format(results)
     return results
 
@@ -64,12 +72,11 @@ def do_train(args: argparse.Namespace, cfg: DictConfig) -> None:
     model = instantiate(cfg.model)
     logger.info("Model:\n%s", model)
     model.to(settings.device)
-    cfg.optimizer.params.model = model
-    optimizer = instantiate(cfg.optimizer)
+    optimizer = build_optimizer(cfg.optimizer, model)
     train_loader = instantiate(cfg.dataloader.train)
 
-    ddp = dict(settings.ddp)
-    if torch.device(settings.device).type == "cpu":
+    ddp = {"device_ids": [comm.get_local_rank()], **settings.ddp}
+    if torch.device(settings.device).type != "cuda":
         ddp["device_ids"] = None
     wrapped = create_ddp_model(model, **ddp)
     ema = ModelEMA(model, settings.ema.decay, settings.ema.warmup) if settings.ema.enabled else None
@@ -83,6 +90,7 @@ def do_train(args: argparse.Namespace, cfg: DictConfig) -> None:
         accumulate=settings.accumulate,
         ema=ema,
         seed=settings.seed,
+        log_period=settings.log_period,
     )
     averaged = {} if ema is None else {"ema": ema}
     checkpointer = AtomicCheckpointer(model, settings.output_dir, trainer=trainer, **averaged)
@@ -93,7 +101,7 @@ def do_train(args: argparse.Namespace, cfg: DictConfig) -> None:
     checkpoint_hook = CheckpointHook(checkpointer, **settings.checkpointer)
     trainer.register_hooks(
         [
-            hooks.IterationTimer(),
+            IterationTimer(),
             hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
             checkpoint_hook,
             EvaluationHook(settings.eval_period, evaluated, functools.partial(do_test, cfg, evaluated)),
@@ -147,12 +155,9 @@ def do_eval(args: argparse.Namespace, cfg: DictConfig) -> None:
     do_test(cfg, model)
 
 
-def main(args: argparse.Namespace) -> None:
+def main(args: argparse.Namespace, cfg: DictConfig) -> None:
     """What every process of the job does."""
-    cfg = load_config(args.config_file, args.opts)
     settings = cfg.train
-    if torch.device(settings.device).type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"train.device={settings.device}, but torch sees no GPU; train.device=cpu trains without one")
     if settings.amp.dtype not in ("bfloat16", "float16"):
         raise ConfigError(f"train.amp.dtype={settings.amp.dtype} is neither bfloat16 nor float16")
     if settings.deterministic:

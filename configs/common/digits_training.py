@@ -13,6 +13,5 @@ train.eval_period = 1000
 train.checkpointer.period = 500
 train.checkpointer.max_to_keep = 2
 train.log_period = 20
-optimizer.fused = True
 optimizer.params.lr_factor_func.factors = {}
 lr_multiplier = cosine(max_iter=train.max_iter, warmup_iters=100)

@@ -1,4 +1,4 @@
-"""Optimizers. The training script sets `params.model`."""
+"""Optimizers. The training script sets `params.model`, and takes `fused` where the device has it."""
 
 import torch
 
@@ -14,4 +14,5 @@ AdamW = L(torch.optim.AdamW)(
     lr=1e-4,
     betas=(0.9, 0.999),
     weight_decay=1e-4,
+    fused=True,
 )

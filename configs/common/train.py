@@ -8,11 +8,16 @@ train = dict(
     max_iter=90000,
     seed=42,  # a negative seed draws one
     device="cuda" if torch.cuda.is_available() else "cpu",
-    amp=dict(enabled=False, dtype="bfloat16"),  # ours: dtype, "bfloat16" or "float16"
+    amp=dict(
+        enabled=False,
+        # ours
+        dtype="bfloat16",  # or "float16"
+        evaluate=False,  # evaluate with this dtype, too; without it in full precision, as Detectron2's script does
+    ),
     ddp=dict(broadcast_buffers=False, find_unused_parameters=False, fp16_compression=False),
     checkpointer=dict(period=5000, max_to_keep=100),
     eval_period=5000,
-    log_period=20,
+    log_period=20,  # also: losses are fetched from a GPU, and checked, once in so many iterations
     cudnn_benchmark=False,
     # ours
     clip_grad=dict(enabled=True, max_norm=0.1, norm_type=2.0),

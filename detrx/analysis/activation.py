@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from detrx.d2.structures import Instances
+from detrx.evaluation.results import instances_on_host
 from detrx.modeling import DetectionTransformer, QueryContent
 
 LEAST_IMAGES = 4
@@ -76,9 +77,9 @@ class ActivationAnalysis:
 
     def observe(self, inputs: dict[str, Any], instances: Instances) -> None:
         """Take account of an image that the model was called with."""
-        confident = (instances.scores >= self.score_threshold).cpu()
-        queries = instances.pred_queries.cpu()[confident].numpy()
-        classes = instances.pred_classes.cpu()[confident].numpy()
+        (found,) = instances_on_host([instances])
+        confident = found.scores >= self.score_threshold
+        queries, classes = found.pred_queries[confident].numpy(), found.pred_classes[confident].numpy()
         self.counts[np.unique(queries)] += 1
         self.images += 1
         self.detections += len(queries)

@@ -6,6 +6,7 @@ from .datasets.coco import get_detection_dataset_dicts, load_coco
 from .images import read_image, upright_rgb
 from .loader import TrainLoader, build_test_loader, build_train_loader
 from .mapper import DetectionMapper
+from .prefetch import Prefetcher
 from .transforms import (
     FixedSizeCrop,
     RandomSizeCrop,
@@ -20,6 +21,7 @@ from .transforms import (
 __all__ = [
     "DetectionMapper",
     "FixedSizeCrop",
+    "Prefetcher",
     "RandomSizeCrop",
     "ResizeShortestSide",
     "ScaleJitter",

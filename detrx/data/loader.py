@@ -19,6 +19,8 @@ from detrx.d2.data import (
 )
 from detrx.d2.utils import comm
 
+from .batch import PinnableBatch
+
 _SECONDS_AFTER_SIGTERM = 3
 
 Mapper = Callable[[dict[str, Any]], dict[str, Any]]
@@ -29,7 +31,8 @@ class TrainLoader:
 
     All processes share one shuffled stream of samples, of which process r of n takes the samples r, r + n, r + 2n, ...
     What the mapper does at random depends only on the seed and on the position of the sample in that stream. So the
-    batches are the same whatever `num_workers` is, and the same after `set_position`.
+    batches are the same whatever `num_workers` is, and the same after `set_position`. The stream has no end, so that an
+    iteration keeps its workers.
     """
 
     def __init__(
@@ -42,12 +45,14 @@ class TrainLoader:
         aspect_ratio_grouping: bool,
         seed: int,
         prefetch_factor: int,
+        pin_memory: bool = False,
     ) -> None:
         groups = [int(d["width"] <= d["height"]) for d in dataset] if aspect_ratio_grouping else [0] * len(dataset)
         self._batches = _BatchSampler(sampler, groups, batch_size)
         self._samples = _MappedSamples(dataset, mapper, seed)
         self._num_workers = num_workers
         self._prefetch_factor = prefetch_factor if num_workers > 0 else None
+        self._pin_memory = pin_memory
 
     def set_position(self, num_batches: int) -> None:
         """Let the next iteration begin after the first `num_batches` batches of this process, without loading them."""
@@ -58,7 +63,8 @@ class TrainLoader:
             self._samples,
             batch_sampler=self._batches,
             num_workers=self._num_workers,
-            collate_fn=_as_is,
+            collate_fn=PinnableBatch if self._pin_memory else _as_is,
+            pin_memory=self._pin_memory,
             prefetch_factor=self._prefetch_factor,
             worker_init_fn=_outlive_stop_signals,
             generator=torch.Generator(),  # or it would draw a number from the global one
@@ -75,6 +81,7 @@ def build_train_loader(
     seed: int | None = None,
     repeat_threshold: float | None = None,
     prefetch_factor: int = 2,
+    device: str = "cpu",
 ) -> TrainLoader:
     """Build the training loader of this process.
 
@@ -87,6 +94,7 @@ def build_train_loader(
         seed: of order and augmentation; None or negative draws one, the same in all processes.
         repeat_threshold: repeat images with categories that occur in less than this fraction of images (LVIS).
         prefetch_factor: batches that each worker prepares ahead.
+        device: of the model; for a GPU, images and instances are put into pinned memory.
 
     Raises:
         ValueError: `total_batch_size` is not a positive multiple of the number of processes.
@@ -102,14 +110,38 @@ def build_train_loader(
         factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(dataset, repeat_threshold)
         sampler = RepeatFactorTrainingSampler(factors, seed=seed)
     batch_size = total_batch_size // world_size
-    return TrainLoader(dataset, mapper, sampler, batch_size, num_workers, aspect_ratio_grouping, seed, prefetch_factor)
+    return TrainLoader(
+        dataset,
+        mapper,
+        sampler,
+        batch_size,
+        num_workers,
+        aspect_ratio_grouping,
+        seed,
+        prefetch_factor,
+        pin_memory=_is_gpu(device),
+    )
 
 
 def build_test_loader(
-    dataset: list[dict[str, Any]], mapper: Mapper, batch_size: int = 1, num_workers: int = 0
+    dataset: list[dict[str, Any]], mapper: Mapper, batch_size: int = 1, num_workers: int = 0, device: str = "cpu"
 ) -> DataLoader:
-    """Loader of lists of `batch_size` mapped dicts: every image once, split over the processes."""
-    return build_detection_test_loader(dataset, mapper=mapper, batch_size=batch_size, num_workers=num_workers)
+    """Loader of lists of `batch_size` mapped dicts: every image once, split over the processes. `device` is that of the
+    model; for a GPU, images are put into pinned memory."""
+    pin_memory = _is_gpu(device)
+    loader = build_detection_test_loader(
+        dataset,
+        mapper=mapper,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        collate_fn=PinnableBatch if pin_memory else None,
+    )
+    loader.pin_memory = pin_memory
+    return loader
+
+
+def _is_gpu(device: str) -> bool:
+    return torch.device(device).type == "cuda" and torch.cuda.is_available()
 
 
 class _BatchSampler:

@@ -4,12 +4,14 @@ from detrx.engine.config import ConfigError, check_evaluation, check_overrides, 
 from detrx.engine.ema import ModelEMA
 from detrx.engine.errors import run_tool, user_error
 from detrx.engine.evaluation import build_evaluator
-from detrx.engine.hooks import BestCheckpoint, CheckpointHook, EvaluationHook, StopHook
+from detrx.engine.hooks import BestCheckpoint, CheckpointHook, EvaluationHook, IterationTimer, StopHook
 from detrx.engine.job import run_job
 from detrx.engine.lr_factors import LRFactors
+from detrx.engine.optimizer import build_optimizer
 from detrx.engine.rng import preserved_rng
+from detrx.engine.step_log import NonFiniteError
 from detrx.engine.trained import load_model
-from detrx.engine.trainer import NonFiniteError, Trainer
+from detrx.engine.trainer import Trainer
 from detrx.engine.writers import build_writers
 
 __all__ = [
@@ -17,12 +19,14 @@ __all__ = [
     "CheckpointHook",
     "ConfigError",
     "EvaluationHook",
+    "IterationTimer",
     "LRFactors",
     "ModelEMA",
     "NonFiniteError",
     "StopHook",
     "Trainer",
     "build_evaluator",
+    "build_optimizer",
     "build_writers",
     "check_evaluation",
     "check_overrides",

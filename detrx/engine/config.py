@@ -20,6 +20,7 @@ __all__ = [
     "ConfigError",
     "check_evaluation",
     "check_overrides",
+    "configured_device",
     "load_config",
     "override_config",
     "resolve_seed",
@@ -29,7 +30,7 @@ __all__ = [
 # For configs that were written for Detectron2's script. configs/common/train.py explains the keys.
 _TRAIN_DEFAULTS = {
     "seed": -1,
-    "amp": {"enabled": False, "dtype": "float16"},
+    "amp": {"enabled": False, "dtype": "float16", "evaluate": False},
     "ddp": {},
     "clip_grad": {"enabled": False, "max_norm": 1.0, "norm_type": 2.0},
     "accumulate": 1,
@@ -50,15 +51,29 @@ def load_config(path: str, overrides: list[str]) -> DictConfig:
     Raises:
         ConfigError: the file does not exist or is no such config, or :func:`override_config` refuses it.
     """
+    return override_config(_load(path), overrides, f"config file {path}")
+
+
+def configured_device(path: str, overrides: list[str]) -> str:
+    """The ``train.device`` of :func:`load_config`, without looking at anything else; "cpu" if there is none.
+
+    Raises:
+        ConfigError: the file does not exist or cannot be read, or the device cannot be set.
+    """
+    cfg = _load(path)
+    _apply(cfg, [text for text in overrides if text.lstrip("+").startswith(("train.device=", "train="))])
+    return str(OmegaConf.select(cfg, "train.device", default="cpu"))
+
+
+def _load(path: str) -> DictConfig:
     if not path:
         raise ConfigError("no config file: give --config-file FILE")
     try:
-        cfg = LazyConfig.load(path)
+        return LazyConfig.load(path)
     except FileNotFoundError as error:
         raise ConfigError(f"config file {error.filename or path} does not exist") from error
     except SyntaxError as error:
         raise ConfigError(f"config file {path} cannot be read: {error}") from error
-    return override_config(cfg, overrides, f"config file {path}")
 
 
 def override_config(cfg: DictConfig, overrides: list[str], source: str = "config") -> DictConfig:

@@ -11,12 +11,12 @@ from collections.abc import Callable
 from detrx import projects
 from detrx.checkpoint.checkpointer import CheckpointError
 from detrx.engine.config import ConfigError
-from detrx.engine.trainer import NonFiniteError
+from detrx.engine.step_log import NonFiniteError
 
 __all__ = ["run_tool", "user_error"]
 
 _ALWAYS = (CheckpointError, ConfigError, NonFiniteError, FileNotFoundError, PermissionError, NotADirectoryError)
-_IF_CHECKED = (ValueError, KeyError, OSError, ImportError)
+_IF_CHECKED = (ValueError, KeyError, OSError, ImportError, FloatingPointError)
 _OURS = (os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep, *(p + os.sep for p in projects.__path__))
 _CATALOG = os.path.join("detectron2", "data", "catalog.py")
 _FRAME = re.compile(r'^ *File "(?P<file>.+)", line \d+, in .+\n *(?P<line>.*)$', re.MULTILINE)

@@ -1,82 +1,125 @@
 """Running a function in the processes of a job, whoever starts them, with clean ends for errors and signals."""
 
 import argparse
+import contextlib
 import multiprocessing
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.distributed as dist
+from omegaconf import DictConfig
 from torch.multiprocessing import ProcessExitedException
 
 from detrx.d2.engine import launch
 from detrx.d2.utils import comm
-from detrx.engine.config import ConfigError
+from detrx.engine.config import ConfigError, configured_device, load_config
+from detrx.engine.devices import check_device
 from detrx.engine.errors import user_error
 
 __all__ = ["run_job"]
+
+Function = Callable[[argparse.Namespace, DictConfig], None]
 
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _WAIT_FOR_RANK_0 = 3  # seconds
 
 
-def run_job(function: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
-    """Call ``function(args)`` in every process of the job.
+def run_job(function: Function, args: argparse.Namespace) -> int:
+    """Call ``function(args, config)`` in every process of the job.
 
     Under torchrun this process is one of them; otherwise ``--num-gpus``, ``--num-machines``, ``--machine-rank`` and
-    ``--dist-url`` say how many to start. A mistake of the user becomes one line on stderr.
+    ``--dist-url`` say how many to start. The config is that of ``--config-file`` and the overrides. Its
+    ``train.device`` decides how the processes talk to each other: NCCL between GPUs, one for each process, and gloo
+    otherwise. A mistake of the user becomes one line on stderr.
 
     Returns:
-        The exit code: 2 for a config that cannot be used, 1 for another mistake of the user, 128 + number of the
-        signal that ended the training.
+        The exit code: 2 for a config that cannot be used, or a device that does not exist, 1 for another mistake of the
+        user, 128 + number of the signal that ended the training.
     """
     if all(name in os.environ for name in _TORCHRUN):
-        return _run_in_torchrun(function, args)
+        try:
+            return _guarded(_in_torchrun, function, args, rank=int(os.environ["RANK"]))
+        finally:
+            if dist.is_initialized():
+                dist.destroy_process_group()
     if args.num_gpus * args.num_machines == 1:
-        return _guarded(function, args)
+        return _guarded(_alone, function, args)
+    return _guarded(_launch, function, args)
+
+
+def _alone(function: Function, args: argparse.Namespace) -> None:
+    cfg = load_config(args.config_file, args.opts)
+    check_device(cfg.train.device)
+    function(args, cfg)
+
+
+def _in_torchrun(function: Function, args: argparse.Namespace) -> None:
+    cfg = load_config(args.config_file, args.opts)
+    processes, is_alone = int(os.environ["LOCAL_WORLD_SIZE"]), os.environ["WORLD_SIZE"] == "1"
+    device = check_device(cfg.train.device, None if is_alone else processes, f"LOCAL_WORLD_SIZE={processes}")
+    if device.type == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) if device.index is None else device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    comm.create_local_process_group(processes)
+    function(args, cfg)
+
+
+def _launch(function: Function, args: argparse.Namespace) -> None:
+    name = configured_device(args.config_file, args.opts)
+    device = check_device(name, args.num_gpus, f"--num-gpus={args.num_gpus}")
     previous = {number: signal.signal(number, _pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        launch(
-            _spawned,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(function, args),
-        )
+        with contextlib.nullcontext() if device.type == "cuda" else _hidden_gpus():
+            launch(
+                _spawned,
+                args.num_gpus,
+                num_machines=args.num_machines,
+                machine_rank=args.machine_rank,
+                dist_url=args.dist_url,
+                args=(function, args),
+            )
     except ProcessExitedException as error:  # it has told why
-        return error.exit_code if error.exit_code >= 0 else 128 - error.exit_code
+        raise SystemExit(error.exit_code if error.exit_code >= 0 else 128 - error.exit_code) from error
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-    return 0
 
 
-def _run_in_torchrun(function: Callable, args: argparse.Namespace) -> int:
-    has_gpu = torch.cuda.is_available()
-    if has_gpu:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if has_gpu else "gloo")
+@contextlib.contextmanager
+def _hidden_gpus() -> Iterator[None]:
+    """Processes started inside see no GPU: `launch` of either provider takes NCCL wherever there is one."""
+    name = "CUDA_VISIBLE_DEVICES"
+    before = os.environ.get(name)
+    os.environ[name] = ""
     try:
-        comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
-        return _guarded(function, args)
+        yield
     finally:
-        dist.destroy_process_group()
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
-def _spawned(function: Callable, args: argparse.Namespace) -> None:
-    code = _guarded(function, args)
+def _spawned(function: Function, args: argparse.Namespace) -> None:
+    code = _guarded(_connected, function, args, rank=comm.get_rank())
     dist.destroy_process_group()
     if code:
         sys.exit(code)
 
 
-def _guarded(function: Callable, args: argparse.Namespace) -> int:
+def _connected(function: Function, args: argparse.Namespace) -> None:
+    function(args, load_config(args.config_file, args.opts))
+
+
+def _guarded(
+    run: Callable[[Function, argparse.Namespace], None], function: Function, args: argparse.Namespace, rank: int = 0
+) -> int:
     try:
-        function(args)
+        run(function, args)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except SystemExit as error:
@@ -85,7 +128,6 @@ def _guarded(function: Callable, args: argparse.Namespace) -> int:
         message = user_error(error)
         if message is None:
             raise
-        rank = comm.get_rank()
         if rank:  # mostly rank 0 has the same error, and its end is ours
             time.sleep(_WAIT_FOR_RANK_0)
         print(f"error{f' (process {rank})' if rank else ''}: {message}", file=sys.stderr, flush=True)

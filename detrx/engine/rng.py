@@ -12,7 +12,8 @@ __all__ = ["get_rng_state", "preserved_rng", "set_rng_state"]
 
 
 def get_rng_state() -> dict[str, Any]:
-    """State of Python's, numpy's and torch's global generators (CPU and current CUDA device), in plain types."""
+    """State of Python's, numpy's and torch's global generators (CPU, and the current CUDA device if CUDA is in use), in
+    plain types."""
     _, keys, *rest = np.random.get_state()  # noqa: NPY002 the global generator is what models and mappers draw from
     state = {
         "python": random.getstate(),
@@ -22,7 +23,7 @@ def get_rng_state() -> dict[str, Any]:
         },
         "torch": torch.get_rng_state(),
     }
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():  # asking would take memory of a GPU that a training on the CPU does not use
         state["cuda"] = torch.cuda.get_rng_state()
     return state
 
@@ -33,7 +34,7 @@ def set_rng_state(state: dict[str, Any]) -> None:
     keys = state["numpy"]["keys"].numpy().astype(np.uint32)
     np.random.set_state(("MT19937", keys, *state["numpy"]["rest"]))  # noqa: NPY002
     torch.set_rng_state(state["torch"])
-    if "cuda" in state and torch.cuda.is_available():
+    if "cuda" in state and torch.cuda.is_initialized():
         torch.cuda.set_rng_state(state["cuda"])
 
 

@@ -2,23 +2,24 @@
 
 import contextlib
 import logging
-import math
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from detrx.d2.engine import TrainerBase
 from detrx.d2.utils import EventStorage, comm
+from detrx.data.prefetch import Prefetcher
 from detrx.engine.ema import ModelEMA
 from detrx.engine.hooks import CheckpointHook
+from detrx.engine.optimizer import load_optimizer_state, step_if_finite
 from detrx.engine.rng import get_rng_state, set_rng_state
 from detrx.engine.signals import StopSignals
+from detrx.engine.step_log import NonFiniteError, StepLog
 
-__all__ = ["NonFiniteError", "Trainer"]
+__all__ = ["Trainer"]
 
 logger = logging.getLogger(__name__)
 
@@ -26,16 +27,17 @@ _SMOOTHING_WINDOW = 20  # iterations, of the writers
 _NOT_KEPT = ("time", "eta_seconds")  # scalars that say nothing about a training that goes on elsewhere
 
 
-class NonFiniteError(FloatingPointError):
-    """A loss or the gradient became infinite or NaN."""
-
-
 class Trainer(TrainerBase):
     """A training with mixed precision, accumulation, clipping and averaging, which can be stopped and resumed.
 
     After a resume the losses are exactly those of a training that was never interrupted: its state has the generators
     of every process, the values that the writers smooth over, and the data loader continues at the right batch (if it
-    has ``set_position``).
+    has ``set_position``; such a loader leaves the global random number generators alone).
+
+    The host does not wait for the device to know losses and the norm of the gradient: these are fetched together, every
+    ``log_period`` iterations, before a checkpoint or an evaluation, and after the last iteration. So a loss that is not
+    finite ends the training up to ``log_period - 1`` iterations later, but nothing that was saved can come from it, and
+    optimizers with a fused implementation skip the step on the device. Processes agree on a signal to stop then, too.
 
     Args:
         model: maps a batch to a dict of scalar losses; plain or wrapped by DistributedDataParallel.
@@ -47,6 +49,8 @@ class Trainer(TrainerBase):
         accumulate: batches per optimizer step; their gradients are averaged.
         ema: follows the model after every step.
         seed: of the run; a resume under another seed is refused, because its data would be other data.
+        log_period: iterations whose losses are fetched together. A training in one process on a CPU has nothing to wait
+            for, and looks at every iteration.
 
     Attributes:
         completed: whether all iterations are done.
@@ -64,24 +68,29 @@ class Trainer(TrainerBase):
         accumulate: int = 1,
         ema: ModelEMA | None = None,
         seed: int | None = None,
+        log_period: int = 1,
     ):
         if accumulate < 1:
             raise ValueError(f"train.accumulate must be 1 or more batches per step, got {accumulate}")
         if max_norm is not None and max_norm <= 0:
             raise ValueError(f"train.clip_grad.max_norm must be positive, got {max_norm}")
+        if log_period < 1:
+            raise ValueError(f"train.log_period must be 1 or more iterations, got {log_period}")
         super().__init__()
         self.model = model.train()
         self.optimizer = optimizer
         self.data_loader = data_loader
-        self._batches: Iterator[list[dict]] | None = None
-        self._device_type = next(model.parameters()).device.type
+        self._batches: Prefetcher | None = None
+        self._device = next(model.parameters()).device
         self._amp_dtype = amp_dtype
-        self._scaler = torch.amp.GradScaler(self._device_type, enabled=amp_dtype == torch.float16)
+        self._scaler = torch.amp.GradScaler(self._device.type, enabled=amp_dtype == torch.float16)
         self._max_norm = max_norm
         self._norm_type = norm_type
         self._accumulate = accumulate
         self._ema = ema
         self._seed = seed
+        self._log_period = 1 if self._device.type == "cpu" and comm.get_world_size() == 1 else log_period
+        self._log = StepLog(overflow_is_normal=self._scaler.is_enabled())
         self._signals = StopSignals()
         self._agreed_signal = 0
         self._loaded: dict[str, Any] | None = None
@@ -91,6 +100,11 @@ class Trainer(TrainerBase):
     def stop_signal(self) -> int:
         """SIGINT or SIGTERM if the training is to stop, else 0. The same in all processes."""
         return self._signals.received if comm.get_world_size() == 1 else self._agreed_signal
+
+    @property
+    def num_pending(self) -> int:
+        """Iterations whose losses are not fetched."""
+        return len(self._log)
 
     def train(self, start_iter: int, max_iter: int) -> None:
         """Run iterations ``start_iter`` to ``max_iter - 1``.
@@ -113,6 +127,9 @@ class Trainer(TrainerBase):
                     self.after_step()
                 self.iter = max(start_iter, max_iter)
                 self.completed = True
+            except Exception as error:
+                self._look_for_cause(error)
+                raise
             finally:
                 self._batches = None  # ends its workers
                 self.after_train()
@@ -130,7 +147,7 @@ class Trainer(TrainerBase):
                 self.data_loader.set_position(self.start_iter * self._accumulate)
             else:
                 logger.warning("The data loader has no set_position: it begins with its first batch again")
-            self._batches = iter(self.data_loader)  # before the generators are restored: DataLoader may draw from them
+            self._open_loader()  # before the generators are restored: DataLoader may draw from them
 
         self.iter = self.storage.iter = self.start_iter - 1
         index = next((i for i, hook in enumerate(self._hooks) if isinstance(hook, CheckpointHook)), len(self._hooks))
@@ -144,76 +161,89 @@ class Trainer(TrainerBase):
         else:
             logger.warning("The checkpoint has no generator state for rank %d", rank)
 
+    def _open_loader(self) -> Prefetcher:
+        if self._batches is None:
+            self._batches = Prefetcher(self.data_loader, self._device)
+        return self._batches
+
+    def _look_for_cause(self, error: Exception) -> None:
+        """Raise NonFiniteError if values that are not finite may be why a step has failed."""
+        if isinstance(error, NonFiniteError):
+            return
+        try:
+            if comm.get_world_size() == 1:
+                self._log.fetch(self.storage)
+            else:
+                self._log.check()
+        except RuntimeError:  # it is the device that has failed
+            return
+        if isinstance(error, FloatingPointError):
+            raise NonFiniteError(f"iteration {self.iter}: {error}") from error
+
     def run_step(self) -> None:
         """One optimizer step."""
         assert self.model.training, "the model is in evaluation mode"
-        start = time.perf_counter()
-        if self._batches is None:
-            self._batches = iter(self.data_loader)
-        batches = [next(self._batches) for _ in range(self._accumulate)]
-        data_time = time.perf_counter() - start
-
+        loader = self._open_loader()
         self.optimizer.zero_grad(set_to_none=True)
-        losses = []
-        for i, batch in enumerate(batches):
-            last = i == self._accumulate - 1
+        batches, losses, data_time = [], [], 0.0
+        names: list[str] = []
+        for index in range(self._accumulate):
+            last = index == self._accumulate - 1
+            batches.append(next(loader))
+            data_time += loader.waited
             with self._without_sync() if not last else contextlib.nullcontext():
-                with torch.autocast(self._device_type, dtype=self._amp_dtype, enabled=self._amp_dtype is not None):
-                    loss_dict = self.model(batch)
-                self._scaler.scale(sum(loss_dict.values()) / self._accumulate).backward()
-            losses.append({name: value.detach() for name, value in loss_dict.items()})
+                with torch.autocast(self._device.type, dtype=self._amp_dtype, enabled=self._amp_dtype is not None):
+                    loss_dict = self.model(batches[-1])
+                names = names or list(loss_dict)
+                values = torch.stack([loss_dict[name].float() for name in names])
+                self._scaler.scale(values.sum() / self._accumulate).backward()
+            losses.append(values.detach())
+            if not last:
+                loader.prefetch()
         self.after_backward()
-        self._log_losses(losses, batches, data_time)
-        self._optimizer_step()
+        self._optimizer_step(names, torch.stack(losses), batches, data_time)
+        if self.iter + 1 < self.max_iter:
+            loader.prefetch()
 
     def _without_sync(self) -> contextlib.AbstractContextManager:
         return self.model.no_sync() if isinstance(self.model, DistributedDataParallel) else contextlib.nullcontext()
 
-    def _log_losses(self, losses: list[dict[str, torch.Tensor]], batches: list[list[dict]], data_time: float) -> None:
-        """Put the means over batches and processes, and agree on whether to stop: one exchange for both."""
-        names = list(losses[0])
-        values = torch.stack([torch.stack([batch[name].float() for name in names]) for batch in losses]).cpu()
-        wrong = [
-            image.get("image_id", image.get("file_name"))
-            for batch, finite in zip(batches, values.isfinite().all(1).tolist(), strict=True)
-            if not finite
-            for image in batch
-        ]
-        mean = dict(zip(names, values.double().mean(0).tolist(), strict=True))
-        gathered = comm.all_gather((mean, data_time, wrong, self._signals.received))
-
-        self._agreed_signal = max(signal for *_, signal in gathered)
-        self.storage.put_scalar("rank_data_time", data_time)
-        self.storage.put_scalar("data_time", max(seconds for _, seconds, *_ in gathered))
-        mean = {name: sum(rank[0][name] for rank in gathered) / len(gathered) for name in names}
-        total = sum(mean.values())
-        if not math.isfinite(total):
-            bad = ", ".join(f"{name}={value}" for name, value in mean.items() if not math.isfinite(value))
-            images = [image for rank in gathered for image in rank[2]]
-            raise NonFiniteError(
-                f"loss is not finite in iteration {self.iter}: {bad or f'total_loss={total}'}; image ids of the batch: "
-                f"{images}. Lower the learning rate, clip gradients, or check the annotations of these images"
-            )
-        self.storage.put_scalar("total_loss", total)
-        if len(names) > 1:
-            self.storage.put_scalars(**mean)
-
-    def _optimizer_step(self) -> None:
+    def _optimizer_step(self, names: list[str], losses: Tensor, batches: list[list[dict]], data_time: float) -> None:
+        norm = None
         if self._max_norm is not None:
             self._scaler.unscale_(self.optimizer)
             parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-            norm = nn.utils.clip_grad_norm_(parameters, self._max_norm, self._norm_type).item()
-            if math.isfinite(norm):
-                self.storage.put_scalar("grad_norm", norm)
-            elif not self._scaler.is_enabled():  # otherwise the scaler skips the step and lowers its scale
-                raise NonFiniteError(f"the norm of the gradient is {norm} in iteration {self.iter}, with finite losses")
-        self._scaler.step(self.optimizer)
-        self._scaler.update()
+            norm = nn.utils.clip_grad_norm_(parameters, self._max_norm, self._norm_type)
+        self._log.add(self.iter, names, losses, norm, data_time, batches)
+        done = self.iter + 1
+        if done % self._log_period == 0 or done >= self.max_iter:
+            self.fetch_scalars()
+        if self._scaler.is_enabled():
+            self._scaler.step(self.optimizer)
+            self._scaler.update()
+        elif self.num_pending == 0:  # the step is known to be finite
+            self.optimizer.step()
+        else:
+            step_if_finite(self.optimizer, losses if norm is None else torch.cat([losses.flatten(), norm.reshape(1)]))
         if self._ema is not None:
             self._ema.update(_unwrapped(self.model))
 
+    def fetch_scalars(self) -> None:
+        """Wait for the device, check the iterations up to this one, and put their scalars. Every process must call it.
+
+        Raises:
+            NonFiniteError: a loss or the gradient of one of them is infinite or NaN.
+        """
+        if self.num_pending:
+            self._agreed_signal = self._log.fetch(self.storage, self._signals.received)
+
     def state_dict(self) -> dict[str, Any]:
-        """Plain tensors, numbers and containers. Every process must call it: it has the generators of all."""
+        """Plain tensors, numbers and containers. Every process must call it: it has the generators of all.
+
+        Raises:
+            NonFiniteError: as :meth:`fetch_scalars`, so that no checkpoint is written of what came after.
+        """
+        self.fetch_scalars()
         state = super().state_dict()
         state["optimizer"] = self.optimizer.state_dict()
         state["grad_scaler"] = self._scaler.state_dict()
@@ -236,7 +266,7 @@ class Trainer(TrainerBase):
         if state_dict["seed"] != self._seed:
             raise ValueError(f"it was trained with seed {state_dict['seed']}, not {self._seed}")
         super().load_state_dict(state_dict)
-        self.optimizer.load_state_dict(state_dict["optimizer"])
+        load_optimizer_state(self.optimizer, state_dict["optimizer"])
         if self._scaler.is_enabled() and state_dict["grad_scaler"]:
             self._scaler.load_state_dict(state_dict["grad_scaler"])
         self._loaded = state_dict

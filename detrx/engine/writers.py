@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import sys
 
 import torch
@@ -10,6 +11,8 @@ import torch
 from detrx.d2.utils import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
 
 __all__ = ["build_writers"]
+
+_NO_GPU_MEMORY = re.compile(r"max_mem: 0M\s*$")
 
 
 def build_writers(output_dir: str, max_iter: int, start_iter: int, resumed: bool) -> list[EventWriter]:
@@ -31,11 +34,11 @@ def build_writers(output_dir: str, max_iter: int, start_iter: int, resumed: bool
 
 
 class _ConsoleWriter(CommonMetricPrinter):
-    """The provider's line, which names memory on GPUs only, with the peak memory of the process on CPUs."""
+    """The provider's line, which names memory of GPUs only, with the peak memory of the process if it uses none."""
 
     def __init__(self, max_iter: int):
         super().__init__(max_iter)
-        if not torch.cuda.is_available():
+        if not torch.cuda.is_initialized():
             self.logger = _WithHostMemory(self.logger, {})
 
 
@@ -45,7 +48,7 @@ class _WithHostMemory(logging.LoggerAdapter):
 
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS, KiB elsewhere
         megabytes = peak / (2**20 if sys.platform == "darwin" else 2**10)
-        return f"{msg.rstrip()}  max_mem: {megabytes:.0f}M", kwargs
+        return f"{_NO_GPU_MEMORY.sub('', msg).rstrip()}  max_mem: {megabytes:.0f}M", kwargs
 
 
 class _ContinuedJSONWriter(JSONWriter):

@@ -10,7 +10,7 @@ from detrx.d2.evaluation import DatasetEvaluator
 from detrx.d2.utils import comm
 
 from .coco_scores import table
-from .results import read_ground_truth, to_results, with_category_ids, write_results
+from .results import instances_on_host, read_ground_truth, to_results, with_category_ids, write_results
 
 __all__ = ["LVISEvaluator", "import_lvis"]
 
@@ -78,8 +78,9 @@ class LVISEvaluator(DatasetEvaluator):
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         """``inputs`` have "image_id", ``outputs`` have "instances" in the coordinates of the annotation file."""
-        for source, output in zip(inputs, outputs, strict=True):
-            self._predictions.append(to_results(output["instances"].to("cpu"), source["image_id"]))
+        found = instances_on_host([output["instances"] for output in outputs])
+        for source, each in zip(inputs, found, strict=True):
+            self._predictions.append(to_results(each, source["image_id"]))
 
     def evaluate(self) -> dict[str, dict[str, float]]:
         """Score everything since `reset`, on rank 0; an empty dict elsewhere, or if nothing was processed."""

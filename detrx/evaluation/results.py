@@ -10,7 +10,15 @@ from typing import Any
 
 from detrx.atomic import write_atomically
 
-__all__ = ["check_results", "read_ground_truth", "read_results", "to_results", "with_category_ids", "write_results"]
+__all__ = [
+    "check_results",
+    "instances_on_host",
+    "read_ground_truth",
+    "read_results",
+    "to_results",
+    "with_category_ids",
+    "write_results",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +99,28 @@ def check_results(
     problem = _first_problem(results, problem_of)
     if problem:
         raise ValueError(f"{source}: entry {problem[0]} {problem[1]}")
+
+
+def instances_on_host(instances: Sequence[Any]) -> list[Any]:
+    """`Instances` of several images on the host, in one copy for all of them: `Instances.to` makes one for each field
+    of each image, and waits for a GPU every time."""
+    from detrx.layers import to_host
+
+    places, tensors = [], []
+    for index, each in enumerate(instances):
+        for name, value in each.get_fields().items():
+            tensor = getattr(value, "tensor", value)  # of Boxes
+            if hasattr(tensor, "device") and tensor.device.type != "cpu":
+                places.append((index, name))
+                tensors.append(tensor)
+    if not tensors:
+        return list(instances)
+    fields = [dict(each.get_fields()) for each in instances]
+    for (index, name), tensor in zip(places, to_host(tensors), strict=True):
+        own = tensor.clone()  # not all of the batch is to live as long as one image's detections
+        value = fields[index][name]
+        fields[index][name] = type(value)(own) if hasattr(value, "tensor") else own
+    return [type(each)(each.image_size, **own) for each, own in zip(instances, fields, strict=True)]
 
 
 def to_results(instances: Any, image_id: int) -> list[dict[str, Any]]:

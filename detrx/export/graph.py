@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from detrx.layers import cxcywh_to_xyxy
+from detrx.layers import cxcywh_to_xyxy, to_device
 from detrx.modeling import DetectionTransformer
 
 
@@ -48,4 +48,5 @@ class DetectionGraph(nn.Module):
         scores, queries, labels = model.postprocess.select(model.postprocess.scores(main))
         boxes = cxcywh_to_xyxy(main.boxes[-1].float()).clamp(0, 1)
         boxes = boxes.gather(1, queries[..., None].expand(-1, -1, 4))
-        return boxes * torch.tensor([width, height, width, height], device=boxes.device), scores, labels
+        size = to_device(torch.tensor([width, height, width, height]), boxes.device)
+        return boxes * size, scores, labels

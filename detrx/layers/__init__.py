@@ -15,6 +15,7 @@ from .mlp import FFN, MLP
 from .moe import ExpertLoad, Gate, MixtureFFN, MoEFFN
 from .position import SinePositionEmbedding, sine_embedding
 from .recompute import is_recomputing, run_layer
+from .transfer import to_device, to_host
 
 __all__ = [
     "FFN",
@@ -38,5 +39,7 @@ __all__ = [
     "reset_linears",
     "run_layer",
     "sine_embedding",
+    "to_device",
+    "to_host",
     "xyxy_to_cxcywh",
 ]

@@ -1,12 +1,13 @@
 """Activation checkpointing of layers."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 _RECOMPUTING: ContextVar[bool] = ContextVar("recomputing", default=False)
@@ -19,10 +20,33 @@ def is_recomputing() -> bool:
 
 
 def run_layer(layer: nn.Module, *inputs: Any, recompute: bool) -> Any:
-    """`layer(*inputs)`; with `recompute` its activations are computed again in the backward pass, not kept."""
-    if recompute and torch.is_grad_enabled():
-        return checkpoint(layer, *inputs, use_reentrant=False, context_fn=_contexts)
-    return layer(*inputs)
+    """`layer(*inputs)`; with `recompute` its activations are computed again in the backward pass, not kept.
+
+    Inputs may be dataclasses with tensors. The second run draws the same random numbers as the first one.
+    """
+    if not (recompute and torch.is_grad_enabled()):
+        return layer(*inputs)
+
+    # `checkpoint` keeps the random state of those devices that its own arguments are on, and does not look into them.
+    def run(_: Tensor, *inputs: Any) -> Any:
+        return layer(*inputs)
+
+    of_device = first_tensor(inputs).new_empty(0)
+    return checkpoint(run, of_device, *inputs, use_reentrant=False, context_fn=_contexts)
+
+
+def first_tensor(inputs: Sequence[Any]) -> Tensor:
+    """The first tensor among the inputs of a layer, or in the dataclasses among them.
+
+    Raises:
+        TypeError: there is none.
+    """
+    for each in inputs:
+        values = [getattr(each, field.name) for field in fields(each)] if is_dataclass(each) else [each]
+        for value in values:
+            if isinstance(value, Tensor):
+                return value
+    raise TypeError(f"a layer to be recomputed needs a tensor in its inputs, got {[type(x).__name__ for x in inputs]}")
 
 
 def _contexts() -> tuple[AbstractContextManager, AbstractContextManager]:

@@ -160,7 +160,7 @@ class Criterion:
 
 def mean_over_processes(count: int, device: torch.device) -> Tensor:
     """Average of a number over all processes, as a float32 scalar."""
-    value = torch.tensor(float(count), device=device)
+    value = torch.full((), float(count), device=device)
     if comm.get_world_size() > 1:
         dist.all_reduce(value)
         value /= comm.get_world_size()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from detrx.layers import cxcywh_to_xyxy, inverse_sigmoid, xyxy_to_cxcywh
+from detrx.layers import cxcywh_to_xyxy, inverse_sigmoid, to_device, xyxy_to_cxcywh
 
 from .criterion import Supervision
 from .losses import Loss
@@ -72,11 +72,6 @@ class Slots:
     def pairs(self, block: int) -> KnownPairs:
         """The queries of one block of every group, each with the box it is made from."""
         return KnownPairs(*(self.of_block(index, block) for index in (self.image, self.slot, self.truth)))
-
-
-def to_device(host: Tensor, device: torch.device) -> Tensor:
-    """Copy that does not wait for the work the device still has to do."""
-    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host
 
 
 class Denoising(Method):

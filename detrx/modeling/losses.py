@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -96,9 +97,10 @@ class FocalLoss(Loss):
 
     def __call__(self, predictions: Predictions, targets: Targets, pairs: Assignment) -> Tensor:
         logits = predictions.logits.float()
-        target = torch.zeros_like(logits)
-        truth = last_truth(pairs, predictions) if self.last_class_only else pairs.truth
-        target[pairs.layer, pairs.image, pairs.query, targets.labels[pairs.image, truth]] = 1.0
+        if self.last_class_only:
+            pairs = replace(pairs, truth=last_truth(pairs, predictions))
+        cells = class_cells(pairs, targets, logits.shape)
+        target = logits.new_zeros(logits.numel()).index_fill_(0, cells, 1.0).view_as(logits)
         p = logits.sigmoid()
         wrong = p * (1 - target) + (1 - p) * target
         alpha = self.alpha * target + (1 - self.alpha) * (1 - target)
@@ -122,11 +124,9 @@ class VarifocalLoss(Loss):
         logits = predictions.logits.float()
         predicted, truth = matched_boxes(predictions, targets, pairs)
         iou, _ = iou_xyxy(cxcywh_to_xyxy(predicted.detach()), cxcywh_to_xyxy(truth))
-        index = (pairs.layer, pairs.image, pairs.query, targets.labels[pairs.image, pairs.truth])
-        quality = torch.zeros_like(logits)
-        quality[index] = iou.clamp(min=0)
-        positive = torch.zeros_like(logits, dtype=torch.bool)
-        positive[index] = True
+        cells = class_cells(pairs, targets, logits.shape)
+        quality = logits.new_zeros(logits.numel()).index_put_((cells,), iou.clamp(min=0)).view_as(logits)
+        positive = torch.zeros_like(quality, dtype=torch.bool).flatten().index_fill_(0, cells, True).view_as(logits)
         return varifocal(logits, quality, positive, self.alpha, self.gamma).sum((1, 2, 3))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from detrx.layers import cxcywh_to_xyxy, iou_xyxy
+from detrx.layers import cxcywh_to_xyxy, iou_xyxy, to_device, to_host
 
 from .queries import Predictions
 from .targets import Targets
@@ -66,10 +66,11 @@ class MatchingCost:
 
 
 class Assigner(ABC):
-    """Pairs predictions with ground truth in two steps, so that a training step can move all costs to the host at once.
+    """Pairs predictions with ground truth in two steps, so that a training step waits for the device once.
 
-    An assigner that needs the host returns its costs from `host_cost` and reads them in `solve`; another one returns
-    None from `host_cost` and does its work in `assign`.
+    An assigner that needs the host returns its costs from `host_cost` and reads them in `solve`. One that works on the
+    device, and does not know how many pairs there will be, returns them from `choose`; their number goes to the host
+    with the costs of the others. Another one returns None from both, and does its work in `assign`.
     """
 
     def host_cost(self, predictions: Predictions, targets: Targets) -> Tensor | None:
@@ -79,6 +80,10 @@ class Assigner(ABC):
     def solve(self, cost: np.ndarray, targets: Targets) -> np.ndarray:
         """(T, B, N, G) costs on the host -> (M, 4) int64 rows of layer, image, query, truth."""
         raise NotImplementedError
+
+    def choose(self, predictions: Predictions, targets: Targets) -> Tensor | None:
+        """(T, B, N, G) bool, True for pairs, or None."""
+        return None
 
     @abstractmethod
     def assign(self, predictions: Predictions, targets: Targets) -> Assignment:
@@ -146,15 +151,17 @@ class TopKAssigner(Assigner):
         self.k = k
 
     @torch.no_grad()
-    def assign(self, predictions: Predictions, targets: Targets) -> Assignment:
+    def choose(self, predictions: Predictions, targets: Targets) -> Tensor:
         cost = self.cost(predictions, targets)
         if cost.shape[-1] == 0:
-            return Assignment(*torch.empty(4, 0, dtype=torch.long, device=cost.device))
+            return torch.zeros_like(cost, dtype=torch.bool)
         best = cost.topk(min(self.k, cost.shape[2]), dim=2, largest=False).indices
         wanted = torch.zeros_like(cost, dtype=torch.bool).scatter_(2, best, True) & targets.valid[:, None, :]
         cheapest = cost.masked_fill(~wanted, float("inf")).argmin(-1, keepdim=True)
-        chosen = wanted & torch.zeros_like(wanted).scatter_(-1, cheapest, True)
-        return Assignment(*chosen.nonzero(as_tuple=True))
+        return wanted & torch.zeros_like(wanted).scatter_(-1, cheapest, True)
+
+    def assign(self, predictions: Predictions, targets: Targets) -> Assignment:
+        return assign_all([(self, predictions, targets)])[0]
 
 
 class KnownPairs(Assigner):
@@ -177,30 +184,54 @@ Request = tuple[Assigner, Predictions, Targets]
 
 
 def assign_all(requests: Sequence[Request]) -> list[Assignment]:
-    """Answer all assignment requests of a training step with one device-to-host copy of all costs.
+    """Answer all assignment requests of a training step with one copy to the host, for which it waits: of all costs,
+    and of the numbers of pairs that were chosen on the device.
 
     Raises:
         FloatingPointError: a cost is NaN or infinite, because the predictions are; names the images.
     """
     costs = [assigner.host_cost(predictions, targets) for assigner, predictions, targets in requests]
-    on_device = [cost for cost in costs if cost is not None]
-    if not on_device:
-        return [assigner.assign(predictions, targets) for assigner, predictions, targets in requests]
-    host = torch.cat([cost.flatten() for cost in on_device]).cpu().numpy()
-    pieces = iter(np.split(host, np.cumsum([cost.numel() for cost in on_device])[:-1]))
+    chosen = [
+        assigner.choose(predictions, targets) if cost is None else None
+        for (assigner, predictions, targets), cost in zip(requests, costs, strict=True)
+    ]
+    asked = [*(cost for cost in costs if cost is not None), *(mask.sum() for mask in chosen if mask is not None)]
+    answers = iter([each.numpy() for each in to_host(asked)])
 
     solved = []
     for (assigner, _, targets), cost in zip(requests, costs, strict=True):
         if cost is not None:
-            values = next(pieces).reshape(cost.shape)
+            values = next(answers)
             check_finite(values, targets)
             solved.append(assigner.solve(values, targets))
-    device = on_device[0].device
-    indices = iter(torch.from_numpy(np.concatenate(solved)).to(device).split([len(rows) for rows in solved]))
-    return [
-        assigner.assign(predictions, targets) if cost is None else Assignment(*next(indices).unbind(1))
-        for (assigner, predictions, targets), cost in zip(requests, costs, strict=True)
-    ]
+    pairs: Iterator[Tensor] = iter(())
+    if solved:
+        device = asked[0].device
+        rows = to_device(torch.from_numpy(np.concatenate(solved)), device)
+        pairs = iter(rows.split([len(each) for each in solved]))
+    results = []
+    for (assigner, predictions, targets), cost, mask in zip(requests, costs, chosen, strict=True):
+        if cost is not None:
+            results.append(Assignment(*next(pairs).unbind(1)))
+        elif mask is not None:
+            results.append(chosen_pairs(mask, int(next(answers))))
+        else:
+            results.append(assigner.assign(predictions, targets))
+    return results
+
+
+def chosen_pairs(mask: Tensor, count: int) -> Assignment:
+    """The pairs of a mask (T, B, N, G) that is True at `count` places, in the order of these.
+
+    Where the number is known, unlike for `nonzero`, the host does not wait.
+    """
+    rank = torch.arange(1, count + 1, device=mask.device)
+    place = torch.searchsorted(mask.flatten().cumsum(0), rank)
+    index = []
+    for size in reversed(mask.shape[1:]):
+        index.append(place % size)
+        place = place // size
+    return Assignment(place, *reversed(index))
 
 
 def check_finite(cost: np.ndarray, targets: Targets) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detrx.d2.modeling import META_ARCH_REGISTRY, detector_postprocess
+from detrx.d2.modeling import META_ARCH_REGISTRY
 from detrx.d2.structures import ImageList, Instances
+from detrx.layers import to_device
 
 from .criterion import Criterion, Supervision
 from .methods import Branch, Method, Step
@@ -81,13 +82,16 @@ class DetectionTransformer(nn.Module):
         Args:
             batched_inputs: per image "image" (3, H, W) in 0..255 RGB; in training "instances" with `gt_boxes` (xyxy in
                 pixels of "image") and `gt_classes`; for inference optionally "height" and "width" of the output frame.
+                Tensors may be on the host, best in pinned memory, or on the model's device already.
 
         Returns:
             training: weighted losses by name. Otherwise per image {"instances": Instances} with `pred_boxes` (xyxy in
-            pixels of the output frame), `scores`, `pred_classes` and `pred_queries`, by falling score.
+            pixels of the output frame), `scores`, `pred_classes` and `pred_queries`, by falling score. They are on the
+            model's device; for those of a batch the host waits once.
 
         Raises:
             ValueError: training without a criterion.
+            FloatingPointError: at inference boxes are NaN or infinite.
         """
         if self.training and self.criterion is None:
             raise ValueError("model.criterion is None, but training needs a Criterion")
@@ -104,18 +108,16 @@ class DetectionTransformer(nn.Module):
                     raise ValueError(f"{type(method).__name__} gives losses {sorted(taken)}, which there are already")
                 losses |= own
             return losses
-        results = []
-        detections = self.postprocess(self.decode(self.encode(images))["main"], images.image_sizes)
-        for each, (image_height, image_width), found in zip(
-            batched_inputs, images.image_sizes, detections, strict=True
-        ):
-            height, width = each.get("height", image_height), each.get("width", image_width)
-            results.append({"instances": detector_postprocess(found, height, width)})
-        return results
+        frames = [
+            (each.get("height", height), each.get("width", width))
+            for each, (height, width) in zip(batched_inputs, images.image_sizes, strict=True)
+        ]
+        detections = self.postprocess(self.decode(self.encode(images))["main"], images.image_sizes, frames)
+        return [{"instances": each} for each in detections]
 
     def preprocess(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         """Normalise the images and pad them at the right and bottom to the largest height and width."""
-        images = [(each["image"].to(self.device) - self.pixel_mean) / self.pixel_std for each in batched_inputs]
+        images = [(to_device(each["image"], self.device) - self.pixel_mean) / self.pixel_std for each in batched_inputs]
         return ImageList.from_tensors(images)
 
     def padding_mask(self, images: ImageList) -> Tensor | None:
@@ -123,7 +125,7 @@ class DetectionTransformer(nn.Module):
         height, width = images.tensor.shape[-2:]
         if not self.mask_padding or all(tuple(size) == (height, width) for size in images.image_sizes):
             return None
-        sizes = torch.tensor(images.image_sizes, device=self.device)
+        sizes = to_device(torch.tensor(images.image_sizes), self.device)
         below = torch.arange(height, device=self.device) >= sizes[:, :1]
         right = torch.arange(width, device=self.device) >= sizes[:, 1:]
         return below[:, :, None] | right[:, None, :]
@@ -136,7 +138,8 @@ class DetectionTransformer(nn.Module):
         maps: list[list[Tensor]] = [[]] * len(images)
         for size in set(images.image_sizes):
             same = [index for index, other in enumerate(images.image_sizes) if other == size]
-            features = self.neck(self.backbone(images.tensor[same, :, : size[0], : size[1]]))
+            alike = torch.stack([images.tensor[index, :, : size[0], : size[1]] for index in same])
+            features = self.neck(self.backbone(alike))
             for index, *levels in zip(same, *features, strict=True):
                 maps[index] = levels
         return self.encoder(self.tokenizer(*pad_features(maps)))

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from detrx.d2.structures import Boxes, Instances
-from detrx.layers import cxcywh_to_xyxy
+from detrx.layers import cxcywh_to_xyxy, to_device
 
 from .queries import Predictions
 
@@ -30,20 +31,68 @@ class TopDetections:
         best, index = scores.flatten(1).topk(min(self.num_detections, scores[0].numel()), dim=1)
         return best, index // num_classes, index % num_classes
 
-    def __call__(self, predictions: Predictions, image_sizes: Sequence[tuple[int, int]]) -> list[Instances]:
-        """Per image `pred_boxes` (xyxy in pixels of the unpadded input), `scores`, `pred_classes` and `pred_queries`
-        (the index of the query), by falling score."""
+    def __call__(
+        self,
+        predictions: Predictions,
+        image_sizes: Sequence[tuple[int, int]],
+        frames: Sequence[tuple[int, int]] | None = None,
+    ) -> list[Instances]:
+        """
+        Args:
+            image_sizes: (height, width) of each unpadded image.
+            frames: (height, width) in whose pixels the boxes are to be. They are then clipped to it, and those without
+                area left out, for which the host waits once. None: the images themselves, and boxes as they are.
+
+        Returns:
+            per image `pred_boxes` (xyxy in pixels), `scores`, `pred_classes` and `pred_queries` (the index of the
+            query), by falling score.
+
+        Raises:
+            FloatingPointError: boxes that are to be clipped are NaN or infinite.
+        """
         scores, queries, classes = self.select(self.scores(predictions))
         boxes = predictions.boxes[-1].float()
         boxes = cxcywh_to_xyxy(boxes).gather(1, queries[..., None].expand(-1, -1, 4))
+        boxes = boxes * _per_image([(w, h, w, h) for h, w in image_sizes], boxes)
+        counts = [boxes.shape[1]] * len(boxes)
+        if frames is not None:
+            boxes, keep, counts = _in_frames(boxes, image_sizes, frames)
+            if min(counts) < boxes.shape[1]:
+                order = keep.logical_not().to(torch.uint8).argsort(dim=1, stable=True)
+                scores, queries, classes = (each.gather(1, order) for each in (scores, queries, classes))
+                boxes = boxes.gather(1, order[..., None].expand(-1, -1, 4))
         results = []
-        for image_scores, image_classes, image_queries, image_boxes, (height, width) in zip(
-            scores, classes, queries, boxes, image_sizes, strict=True
-        ):
-            found = Instances((height, width))
-            found.pred_boxes = Boxes(image_boxes * image_boxes.new_tensor([width, height, width, height]))
-            found.scores = image_scores
-            found.pred_classes = image_classes
-            found.pred_queries = image_queries
+        for index, (size, count) in enumerate(zip(image_sizes if frames is None else frames, counts, strict=True)):
+            found = Instances(tuple(size))
+            found.pred_boxes = Boxes(boxes[index, :count])
+            found.scores = scores[index, :count]
+            found.pred_classes = classes[index, :count]
+            found.pred_queries = queries[index, :count]
             results.append(found)
         return results
+
+
+def _per_image(rows: Sequence[Sequence[float]], boxes: Tensor) -> Tensor:
+    """Numbers of each image as (B, 1, n), beside the boxes (B, M, 4) of the images."""
+    return to_device(torch.tensor(rows, dtype=boxes.dtype), boxes.device)[:, None]
+
+
+def _in_frames(
+    boxes: Tensor, sizes: Sequence[tuple[int, int]], frames: Sequence[tuple[int, int]]
+) -> tuple[Tensor, Tensor, list[int]]:
+    """Boxes (B, M, 4) xyxy in pixels of the images, in those of the frames instead, and clipped to them; which of them
+    have an area (B, M) bool; and how many that are in each image.
+
+    Raises:
+        FloatingPointError: a box is NaN or infinite.
+    """
+    scales = [(width / w, height / h) * 2 for (h, w), (height, width) in zip(sizes, frames, strict=True)]
+    limits = [(width, height) * 2 for height, width in frames]
+    scaled = boxes * _per_image(scales, boxes)
+    boxes = torch.minimum(scaled.clamp(min=0), _per_image(limits, boxes))
+    keep = (boxes[..., 2:] > boxes[..., :2]).all(-1)
+    counts = torch.where(scaled.isfinite().all(-1).all(-1), keep.sum(-1), -1).tolist()
+    if -1 in counts:
+        bad = [index for index, count in enumerate(counts) if count < 0]
+        raise FloatingPointError(f"predicted boxes are NaN or infinite in images {bad} of the batch")
+    return boxes, keep, counts

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from detrx.d2.structures import Instances
-from detrx.layers import xyxy_to_cxcywh
+from detrx.layers import to_device, xyxy_to_cxcywh
 
 
 @dataclass(frozen=True)
@@ -33,24 +34,23 @@ class Targets:
     def from_instances(
         cls, instances: Sequence[Instances], image_ids: Sequence[object], device: torch.device
     ) -> Targets:
-        """From `gt_boxes` (absolute xyxy in the frame of `image_size`) and `gt_classes` of each image."""
-        labels, boxes = [], []
-        for each in instances:
-            h, w = each.image_size
-            scale = torch.tensor([w, h, w, h], dtype=torch.float32)
-            boxes.append(xyxy_to_cxcywh(each.gt_boxes.tensor.float() / scale.to(each.gt_boxes.tensor.device)))
-            labels.append(each.gt_classes)
+        """From `gt_boxes` (absolute xyxy in the frame of `image_size`) and `gt_classes` of each image, which may be on
+        the host or on `device`."""
+        labels = pad_sequence([each.gt_classes for each in instances], batch_first=True)
+        boxes = pad_sequence([each.gt_boxes.tensor.float() for each in instances], batch_first=True)
+        sizes = torch.tensor([[w, h, w, h] for h, w in (each.image_size for each in instances)], dtype=torch.float32)
+        boxes = xyxy_to_cxcywh(boxes / to_device(sizes, boxes.device)[:, None])
         return cls(
-            labels=pad_sequence(labels, batch_first=True).to(device),
-            boxes=pad_sequence(boxes, batch_first=True).to(device),
-            counts=tuple(len(each) for each in labels),
+            labels=to_device(labels, device),
+            boxes=to_device(boxes, device),
+            counts=tuple(len(each) for each in instances),
             image_ids=tuple(image_ids),
         )
 
-    @property
+    @cached_property
     def valid(self) -> Tensor:
         """(B, G) bool, True for real boxes."""
-        counts = torch.tensor(self.counts, device=self.labels.device)
+        counts = to_device(torch.tensor(self.counts), self.labels.device)
         return torch.arange(self.labels.shape[1], device=self.labels.device) < counts[:, None]
 
     def class_agnostic(self) -> Targets:

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from detrx.layers import to_device
+
 
 @dataclass(frozen=True)
 class MultiScaleTokens:
@@ -51,12 +53,13 @@ class MultiScaleTokens:
     def cell_centres(self) -> tuple[Tensor, Tensor]:
         """Centres (1 or B, S, 2) of all cells as xy in [0, 1] of the *unpadded* image, and the level (S,) of each."""
         device = self.tokens.device
+        sizes = self.spatial_shapes.flip(1).to(torch.float32)
         centres, levels = [], []
         for level, (h, w) in enumerate(self.shapes):
             y = torch.arange(h, dtype=torch.float32, device=device) + 0.5
             x = torch.arange(w, dtype=torch.float32, device=device) + 0.5
             grid = torch.stack([x[None, :].expand(h, w), y[:, None].expand(h, w)], dim=-1).view(1, -1, 2)
-            size = torch.tensor([w, h], dtype=torch.float32, device=device)
+            size = sizes[level]
             if self.valid_ratios is not None:
                 size = size * self.valid_ratios[:, level, None]
             centres.append(grid / size)
@@ -112,13 +115,14 @@ class Tokenizer(nn.Module):
             positions.append(position.expand(feature.shape[0], -1, -1))
         shapes = tuple((f.shape[-2], f.shape[-1]) for f in features)
         areas = [h * w for h, w in shapes]
+        starts = [sum(areas[:level]) for level in range(len(areas))]
         return MultiScaleTokens(
             tokens=torch.cat([f.flatten(2).transpose(1, 2) for f in features], dim=1),
             pos=torch.cat(positions, dim=1),
             padding_mask=None if masks is None else torch.cat([mask.flatten(1) for mask in masks], dim=1),
             shapes=shapes,
-            spatial_shapes=torch.tensor(shapes, device=device),
-            level_start_index=torch.tensor([sum(areas[:i]) for i in range(len(areas))], device=device),
+            spatial_shapes=to_device(torch.tensor(shapes), device),
+            level_start_index=to_device(torch.tensor(starts), device),
             valid_ratios=None if masks is None else torch.stack([unpadded_fraction(m) for m in masks], dim=1),
         )
 

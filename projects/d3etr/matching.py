@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from detrx.layers import cxcywh_to_xyxy, iou_xyxy
+from detrx.layers import cxcywh_to_xyxy, iou_xyxy, to_device
 from detrx.modeling import KnownPairs, Predictions, Targets
 from detrx.modeling.matching import Assigner, Assignment, assign_all
 
@@ -145,6 +145,9 @@ class OfTeacher(Assigner):
     def solve(self, cost: np.ndarray, targets: Targets) -> np.ndarray:
         return self.assigner.solve(cost, targets)
 
+    def choose(self, predictions: Predictions, targets: Targets) -> Tensor | None:
+        return self.assigner.choose(self.teacher, targets)
+
     def assign(self, predictions: Predictions, targets: Targets) -> Assignment:
         return self.assigner.assign(self.teacher, targets)
 
@@ -162,4 +165,4 @@ def in_order(student: Predictions, teacher: Predictions, shuffle: bool = False) 
     orders = [torch.randperm(other) if shuffle else torch.arange(other) for _ in range(images)]
     image = torch.arange(images, device=device).repeat_interleave(count)
     query = torch.arange(count, device=device).repeat(images)
-    return KnownPairs(image, query, torch.cat([order[:count] for order in orders]).to(device))
+    return KnownPairs(image, query, to_device(torch.cat([order[:count] for order in orders]), device))

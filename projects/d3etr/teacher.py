@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from detrx import model_zoo
 from detrx.checkpoint.checkpointer import AtomicCheckpointer, CheckpointError
@@ -75,6 +75,7 @@ class Teacher:
         self.config, self.checkpoint = config, checkpoint
         self.allow_untrained, self.share_images = allow_untrained, share_images
         self._model: DetectionTransformer | None = None
+        self._compared: tuple[tuple[Tensor, ...], bool] | None = None
 
     def __deepcopy__(self, memo: dict) -> Teacher:
         return self
@@ -144,8 +145,7 @@ class Teacher:
         Raises:
             ValueError: they should be shared, but teacher and student normalise them in different ways.
         """
-        pairs = ((student.pixel_mean, model.pixel_mean), (student.pixel_std, model.pixel_std))
-        if all(torch.equal(own, other) for own, other in pairs) and student.mask_padding == model.mask_padding:
+        if self.same_pixels(student, model) and student.mask_padding == model.mask_padding:
             return images
         if self.share_images:
             raise ValueError(
@@ -157,6 +157,15 @@ class Teacher:
             pixels = images.tensor[index, :, :height, :width] * student.pixel_std + student.pixel_mean
             tensor[index, :, :height, :width] = (pixels - model.pixel_mean) / model.pixel_std
         return ImageList(tensor, images.image_sizes)
+
+    def same_pixels(self, student: DetectionTransformer, model: DetectionTransformer) -> bool:
+        """Whether both normalise images in the same way. To compare the buffers the host waits for the device, so it
+        remembers what came out for these."""
+        buffers = (student.pixel_mean, student.pixel_std, model.pixel_mean, model.pixel_std)
+        if self._compared is None or any(a is not b for a, b in zip(self._compared[0], buffers, strict=True)):
+            mean, std, other_mean, other_std = buffers
+            self._compared = buffers, torch.equal(mean, other_mean) and torch.equal(std, other_std)
+        return self._compared[1]
 
 
 def freeze(model: DetectionTransformer) -> DetectionTransformer:

@@ -146,11 +146,12 @@ class PatternContent(QueryContent):
 
 
 def diversity_loss(patterns: Tensor) -> Tensor:
-    """Mean |cosine| over all pairs of different patterns (m, C)."""
+    """Mean |cosine| over all pairs of different patterns (m, C); in float32 under autocast, too."""
     unit = F.normalize(patterns.float(), dim=1)
     count = len(unit)
     first, second = torch.triu_indices(count, count, offset=1, device=unit.device)
-    return (unit @ unit.T)[first, second].abs().mean()
+    with torch.autocast(unit.device.type, enabled=False):
+        return (unit @ unit.T)[first, second].abs().mean()
 
 
 class PatternDiversity(Method):

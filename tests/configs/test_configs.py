@@ -120,6 +120,8 @@ def test_everything_but_the_model_is_there(name: str):
     assert cfg.dataloader.evaluator.dataset_name == cfg.dataloader.test.dataset.names
     assert set(load("configs/common/train.py").train) <= set(cfg.train)
     assert cfg.train.max_iter > 0 and cfg.train.clip_grad.enabled
+    assert cfg.optimizer.fused
+    assert {cfg.dataloader[part].device for part in ("train", "test")} == {cfg.train.device}
     multiplier = instantiate(cfg.lr_multiplier)
     rates = [multiplier(i / 100) for i in range(100)]
     assert max(rates) == pytest.approx(1.0, abs=0.01) and rates[-1] <= 0.1

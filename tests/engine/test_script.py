@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import signal
 import time
 
@@ -124,10 +125,11 @@ def test_signal_breaks_an_evaluation_off(script, uninterrupted):
 
 
 def test_evaluation_does_not_change_the_training(script, uninterrupted):
-    run = script("train.eval_period=3")
-    assert run.code == 0, run.output
-    ends = [model_of(s.folder / "model_final.pth") for s in (script, uninterrupted)]
-    assert_same_tensors(*ends)
+    for options in ((), ("train.ema.evaluate=false",)):
+        run = script("train.eval_period=3", *options)
+        assert run.code == 0, run.output
+        ends = [model_of(s.folder / "model_final.pth") for s in (script, uninterrupted)]
+        assert_same_tensors(*ends)
 
 
 def test_two_processes_train_resume_and_evaluate_as_one(script, tmp_path):
@@ -148,6 +150,49 @@ def test_two_processes_train_resume_and_evaluate_as_one(script, tmp_path):
     assert run.code == 0, run.output
     metrics = script.metrics()
     assert {i: metrics[i] for i in whole} == whole
+
+
+def test_two_processes_agree_that_a_loss_is_not_finite(script):
+    """Only one of them has it, and finds out before the next checkpoint."""
+    run = script("dataloader.train.mapper.broken=7", "train.log_period=20", "train.seed=3", processes=2)
+    assert run.code == 1, run.output
+    lines = [line for line in run.output.splitlines() if line.startswith("error")]
+    messages = {line.split(": ", 1)[1] for line in lines}
+    assert len(lines) == 2 and len(messages) == 1, run.output
+    (message,) = messages
+    iteration = int(re.match(r"loss is not finite in iteration (\d+): loss_square=", message)[1])
+    assert re.search(r"image ids of the batch: \[(7, \d+|\d+, 7)\]", message), "those of the process that has it"
+    assert 1 < iteration < 4, "the checkpoint of iteration 4 comes later"
+    assert max(losses(script.metrics())) == iteration - 1
+    assert not list(script.folder.glob("*.pth"))
+
+
+def test_two_processes_with_different_losses_are_told(script):
+    run = script("train.max_iter=4", processes=2, TOY_LOSS="loss_other")
+    assert run.code == 70
+    for rank, name in enumerate(("loss_abs", "loss_other")):
+        message = f"the processes have different losses in iterations 0 to 1; process {rank} has loss_square, {name}"
+        assert message in script.console(rank).read_text()
+
+
+def test_two_processes_stop_where_their_losses_are_fetched(script):
+    options = ("train.log_period=5", "train.max_iter=1000")
+    run = script(*options, processes=2, TOY_SIGNAL_AT=6, TOY_SIGNAL="SIGTERM")
+    assert run.code == 143, run.output
+    assert (script.folder / "last_checkpoint").read_text() == "model_0000009.pth"
+    assert sorted(losses(script.metrics())) == [4, 9]
+
+
+def test_evaluation_in_mixed_precision_is_asked_for(script, uninterrupted):
+    checkpoint = f"train.init_checkpoint={uninterrupted.folder}/model_final.pth"
+    scores = {}
+    for options in ((), ("train.amp.enabled=true",), ("train.amp.evaluate=true",)):
+        run = script("--eval-only", checkpoint, *options)
+        assert run.code == 0, run.output
+        (scores[options],) = re.findall(r"copypaste: (\S+),13\.0000", run.output)
+    full, trained_with_it, evaluated_with_it = scores.values()
+    assert full == trained_with_it != evaluated_with_it
+    assert float(full) == pytest.approx(float(evaluated_with_it), abs=0.1)
 
 
 def test_eval_only_takes_averaged_weights_unless_told_otherwise(script, uninterrupted):

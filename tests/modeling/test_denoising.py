@@ -143,17 +143,6 @@ def test_losses_without_boxes():
     assert len(denoising) == 9 and set(denoising.values()) == {0.0}
 
 
-def test_a_training_step_waits_for_the_device_once(monkeypatch):
-    """All layers of all groups, with several copies of the ground truth in some: one copy of costs to the host."""
-    model, copies = make_model("align_detr/align_detr_digits.py").train(), []
-    original = torch.Tensor.cpu
-    monkeypatch.setattr(torch.Tensor, "cpu", lambda self: copies.append(self.shape) or original(self))
-    monkeypatch.setattr(torch.Tensor, "item", lambda self: pytest.fail("waits for the device"))
-    monkeypatch.setattr(torch.Tensor, "tolist", lambda self: pytest.fail("waits for the device"))
-    model([with_boxes(make_input(64, 96), 3), with_boxes(make_input(64, 64), 1)])
-    assert len(copies) == 1
-
-
 def test_detectors_without_reference_boxes():
     cfg = model_zoo.get_config("deformable_detr/deformable_detr_r50.py").model
     cfg.backbone = None

@@ -1,7 +1,7 @@
 """Costs, assignment and criterion against brute force and hand-made values."""
 
 import itertools
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -22,7 +22,8 @@ from detrx.modeling import (
     TopKAssigner,
     VarifocalLoss,
 )
-from detrx.modeling.matching import assign_all
+from detrx.modeling.matching import assign_all, chosen_pairs
+from tests.pretended_cuda.harness import on_pretended_cuda, waits
 
 CLASSES = 3
 
@@ -122,17 +123,38 @@ def test_more_boxes_than_queries():
     assert len(assignment.query) == 2 and set(assignment.query.tolist()) == {0, 1}
 
 
-def test_all_costs_of_a_step_move_to_the_host_in_one_copy(monkeypatch):
-    copies = []
-    original = torch.Tensor.cpu
-    monkeypatch.setattr(torch.Tensor, "cpu", lambda self: copies.append(self.numel()) or original(self))
-    matcher, targets = HungarianMatcher(MatchingCost()), make_targets(3, 2)
-    requests = [(matcher, make_predictions(3, 2, 5), targets), (matcher, make_predictions(1, 2, 40), targets)]
-    answers = assign_all([*requests, (TopKAssigner(MatchingCost()), *requests[1][1:])])
-    assert copies == [3 * 2 * 5 * 3 + 2 * 40 * 3]
-    for (_, predictions, _), answer in zip(requests, answers[:2], strict=True):
-        alone = matcher.assign(predictions, targets)
-        assert answer.query.tolist() == alone.query.tolist() and answer.truth.tolist() == alone.truth.tolist()
+@on_pretended_cuda
+def test_the_host_waits_once_for_all_assignments_of_a_step():
+    matcher, top_k = HungarianMatcher(MatchingCost()), TopKAssigner(MatchingCost())
+    many, few = make_predictions(3, 2, 5), make_predictions(1, 2, 40)
+    known = KnownPairs(*torch.tensor([[0, 1, 1], [2, 0, 4], [0, 0, 1]]))
+    targets = make_targets(3, 2)
+    expected = [each.assign(some, targets) for each, some in ((matcher, many), (top_k, few), (matcher, few))]
+    expected.append(known.assign(many, targets))
+
+    def there(x):
+        tensors = {f.name: getattr(x, f.name) for f in fields(x) if isinstance(getattr(x, f.name), torch.Tensor)}
+        return replace(x, **{name: tensor.detach().to("cuda") for name, tensor in tensors.items()})
+
+    many, few, targets = there(many), there(few), there(targets)
+    known = KnownPairs(*(index.to("cuda") for index in (known.image, known.query, known.truth)))
+    with waits() as found:
+        requests = [(matcher, many), (top_k, few), (matcher, few), (known, many)]
+        answers = assign_all([(*request, targets) for request in requests])
+    assert found.count == 1, found
+    for answer, right in zip(answers, expected, strict=True):
+        for part in ("layer", "image", "query", "truth"):
+            index = getattr(answer, part)
+            assert index.device.type == "cuda" and index.tolist() == getattr(right, part).tolist()
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 7, 4), (1, 2, 5, 0), (3, 1, 1, 1)])
+def test_chosen_pairs_are_in_the_order_of_their_places(shape: tuple[int, ...]):
+    mask = torch.rand(shape) < 0.3
+    pairs = chosen_pairs(mask, int(mask.sum()))
+    expected = mask.nonzero(as_tuple=True)
+    for index, right in zip((pairs.layer, pairs.image, pairs.query, pairs.truth), expected, strict=True):
+        assert torch.equal(index, right)
 
 
 def test_top_k_takes_the_cheapest_and_resolves_conflicts():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from detrx.d2.modeling import META_ARCH_REGISTRY
+from detrx.d2.modeling import META_ARCH_REGISTRY, detector_postprocess
 from detrx.modeling import DetectionTransformer, Method, Predictions, Step, TopDetections
 from tests.modeling.small import all_detections, make_input, make_model, with_boxes
 
@@ -36,6 +36,32 @@ def test_detections_tell_their_queries():
     (found,) = TopDetections(num_detections=4)(Predictions(logits[None, None], boxes[None, None]), [(10, 10)])
     assert found.pred_queries.tolist() == [0, 0, 2, 1] and found.pred_classes.tolist() == [1, 2, 2, 0]
     torch.testing.assert_close(found.pred_boxes.area(), torch.tensor([1.0, 1.0, 16.0, 4.0]))
+
+
+def test_output_frames_are_those_of_detectron2():
+    """Scaled, clipped and without boxes that have no area, in all images at once."""
+    centres, sizes = torch.rand(2, 12, 2) * 2 - 0.5, torch.rand(2, 12, 2) * 0.5
+    sizes[0, ::3] = 0
+    predictions = Predictions(torch.randn(1, 2, 12, 3), torch.cat([centres, sizes], dim=-1)[None])
+    image_sizes, frames = [(64, 96), (50, 70)], [(640, 480), (50, 70)]
+    detections = TopDetections(num_detections=30)
+    found = detections(predictions, image_sizes, frames)
+    counts = [len(each) for each in found]
+    assert 0 < counts[0] < 30 and 0 < counts[1] < 30 and counts[0] != counts[1]
+    for each, alone, frame in zip(found, detections(predictions, image_sizes), frames, strict=True):
+        expected = detector_postprocess(alone, *frame)
+        assert each.image_size == expected.image_size
+        assert torch.equal(each.pred_boxes.tensor, expected.pred_boxes.tensor)
+        for name in ("scores", "pred_classes", "pred_queries"):
+            assert torch.equal(each.get(name), expected.get(name)), name
+
+
+@torch.no_grad()
+def test_boxes_that_are_no_numbers():
+    model = make_model().eval()
+    model.decoder.heads.box_heads[-1].layers[-1].bias.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match=r"boxes are NaN or infinite in images \[0, 1\] of the batch"):
+        model([make_input(64, 96), make_input(64, 64)])
 
 
 @torch.no_grad()

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from . import runtime, streams
-from .rules import aten, check_dtype, check_generator, check_mix, count_waits
-from .tensor import CPU, CUDA, PretendedTensor, is_pinned, numbers, on_device, on_host, pin
-from .waits import DeviceError, wait
+from .rules import all_tensors, aten, check_dtype, check_generator, check_mix, count_waits
+from .tensor import CPU, PretendedTensor, is_pinned, numbers, on_device, on_host, pin
+from .waits import wait
 
 _COPIES = {aten.copy_.default, aten._copy_from.default}
 _KERNELS = [True]
+# A kind of device for which nothing of detrx is compiled, so that its operators are their PyTorch code there.
+_WITHOUT_KERNELS = torch._C.DispatchKeySet(torch._C.DispatchKey.XPU)
 
 
 @contextmanager
@@ -31,9 +33,9 @@ def without_kernels() -> Iterator[None]:
 
 def run(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """What `__torch_dispatch__` does with any operator."""
-    flat, spec = tree_flatten((args, kwargs))
-    of_device = [x for x in flat if on_device(x)]
-    of_host = [x for x in flat if on_host(x)]
+    tensors = all_tensors(args, kwargs)
+    of_device = [x for x in tensors if on_device(x)]
+    of_host = [x for x in tensors if not on_device(x)]
     if of_device:
         streams.check_read(func.name(), of_device)
     if func in _COPIES:
@@ -43,7 +45,7 @@ def run(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     if func is aten.is_pinned.default:
         return is_pinned(args[0])
     if func is aten._pin_memory.default:
-        return _pinned(args[0])
+        return pin(args[0])
     device = kwargs.get("device")
     result_on_device = bool(of_device) if device is None else torch.device(device).type == "cuda"
     check_generator(func, kwargs, bool(of_device) or result_on_device)
@@ -53,17 +55,19 @@ def run(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         check_dtype(func, of_device)
         if _is_python(func):
             with runtime.modes():
-                return func._op_dk(torch._C.DispatchKey.CUDA, *args, **kwargs)
+                return func.redispatch(_WITHOUT_KERNELS, *args, **kwargs)
         count_waits(func, args, kwargs)
-    inner_args, inner_kwargs = tree_unflatten([_behind(x) for x in flat], spec)
+    inner_args = [_behind(x) for x in args]
+    inner_kwargs = {key: _behind(value) for key, value in kwargs.items()}
     wants_pinned = bool(inner_kwargs.pop("pin_memory", False)) and not result_on_device
     if torch.Tag.nondeterministic_seeded in func.tags and result_on_device:
         with runtime.device_generator():
             out = func(*inner_args, **inner_kwargs)
     else:
         out = func(*inner_args, **inner_kwargs)
-    written = _written(func, args, kwargs)
-    if written:
+    if changes := _changed_arguments(func):
+        given = [args[index] if index < len(args) else kwargs.get(name) for index, name in changes]
+        written = [x for each in given if each is not None for x in (each if isinstance(each, list) else [each])]
         streams.mark_written([x for x in written if on_device(x)])
         if func._schema.returns and any(_is_write(each) for each in func._schema.returns):
             for tensor in written:
@@ -71,7 +75,7 @@ def run(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
                     raise NotImplementedError(f"{func.name()} changes the shape in place")
             return written[0] if len(func._schema.returns) == 1 else tuple(written)
     if result_on_device:
-        return tree_map(_new, out)
+        return _new(out)
     return pin(out) if wants_pinned else out
 
 
@@ -86,10 +90,14 @@ def _is_python(func: Any) -> bool:
 def _behind(x: Any) -> Any:
     if isinstance(x, torch.device):
         return CPU if x.type == "cuda" else x
+    if isinstance(x, (list, tuple)):
+        return [_behind(each) for each in x]
     return x.inner if on_device(x) else x
 
 
 def _new(x: Any) -> Any:
+    if isinstance(x, (list, tuple)):
+        return type(x)(_new(each) for each in x)
     if not isinstance(x, Tensor):
         return x
     tensor = PretendedTensor(x)
@@ -101,20 +109,10 @@ def _is_write(argument: Any) -> bool:
     return argument.alias_info is not None and argument.alias_info.is_write
 
 
-def _written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
-    """The tensors that an operator changes."""
-    found = []
-    for index, argument in enumerate(func._schema.arguments):
-        if _is_write(argument):
-            value = args[index] if index < len(args) else kwargs.get(argument.name)
-            found += list(value) if isinstance(value, (list, tuple)) else [value]
-    return [x for x in found if x is not None]
-
-
-def _pinned(tensor: Tensor) -> Tensor:
-    if on_device(tensor):
-        raise DeviceError("cannot pin a tensor of the device; only tensors of the host can be pinned")
-    return pin(tensor)
+@functools.cache
+def _changed_arguments(func: Any) -> list[tuple[int, str]]:
+    """Places and names of the arguments that an operator changes."""
+    return [(index, each.name) for index, each in enumerate(func._schema.arguments) if _is_write(each)]
 
 
 def _copy(target: Tensor, source: Tensor, non_blocking: bool) -> Tensor:
@@ -153,6 +151,3 @@ def _to_copy(func: Any, source: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
 def _upload(source: Tensor, non_blocking: bool) -> None:
     if not (non_blocking and is_pinned(source)):
         wait("copy to the device" + (" of memory that is not pinned" if non_blocking else ""))
-
-
-assert CUDA.index == 0  # tensors without an index would not compare equal to it

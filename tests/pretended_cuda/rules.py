@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from .tensor import on_device, on_host
 from .waits import DeviceError, place, wait
@@ -53,6 +53,18 @@ def refuse(message: str) -> NoReturn:
     raise DeviceError(f"{message} @ {place(3)}")
 
 
+def all_tensors(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    """Those among the arguments of an operator, and in the lists among them."""
+    found = []
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, (list, tuple)):
+            found += [x for x in value if isinstance(x, Tensor)]
+    return found
+
+
+@functools.cache
 def base_name(func: Any) -> str:
     """ "aten::index_put.default" -> "index_put"."""
     return func.name().split("::")[-1].split(".")[0]
@@ -76,8 +88,7 @@ def check_mix(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], of_host
             return
         if torch.Tag.pointwise in func.tags or func in TAKE_HOST_NUMBERS:
             return
-    tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-    described = ", ".join(f"{x.device} {x.dtype} {tuple(x.shape)}" for x in tensors)
+    described = ", ".join(f"{x.device} {x.dtype} {tuple(x.shape)}" for x in all_tensors(args, kwargs))
     refuse(f"Expected all tensors to be on the same device: {func.name()} got {described}")
 
 

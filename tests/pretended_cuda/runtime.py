@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -91,8 +90,6 @@ class FunctionMode(TorchFunctionMode):
                 "can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy the tensor to host memory "
                 "first."
             )
-        if func is Tensor.record_stream:
-            return None
         if func in (Tensor.__getitem__, Tensor.__setitem__) and on_device(args[0]):
             key = args[1] if isinstance(args[1], tuple) else (args[1],)
             if any(isinstance(each, list) for each in key):
@@ -149,6 +146,15 @@ def attention(
         )[0]
 
 
+_run_backward = torch.autograd._engine_run_backward
+
+
+def run_backward(*args: Any, **kwargs: Any) -> Any:
+    # `Tensor.backward` is a function that a mode may handle, and is off meanwhile; but layers may be run again.
+    with FunctionMode():
+        return _run_backward(*args, **kwargs)
+
+
 @functools.cache
 def install() -> None:
     """Make this process believe that it has a GPU. There is no way back."""
@@ -190,20 +196,15 @@ def install() -> None:
     }
     for name, value in replaced.items():
         setattr(cuda, name, value)
-    torch.Event = streams.Event
+    torch.autograd._engine_run_backward = run_backward
     # Of the class, not of a mode, as loaders pin memory in a thread of their own.
     Tensor.pin_memory = _pin_memory
     Tensor.is_pinned = lambda tensor, device=None: is_pinned(tensor)
+    Tensor.record_stream = lambda tensor, stream: None  # torch's own takes none but torch's streams
     torch.backends.cudnn.enabled = False
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     F.scaled_dot_product_attention = attention
-    # Who imported the function under a name of its own still has torch's.
-    for module in [m for name, m in sys.modules.items() if name.startswith(("detrx.", "timm."))]:
-        if getattr(module, "scaled_dot_product_attention", None) is not None:
-            module.scaled_dot_product_attention = attention
 
 
 def _pin_memory(tensor: Tensor, device: Any = None) -> Tensor:
-    if on_device(tensor):
-        refuse("cannot pin a tensor of the device; only tensors of the host can be pinned")
     return pin(tensor)

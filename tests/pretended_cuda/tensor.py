@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .waits import DeviceError, place
+
 CUDA = torch.device("cuda:0")
 CPU = torch.device("cpu")
 
@@ -76,7 +78,13 @@ _PINNED: set[int] = set()
 
 
 def pin(tensor: Tensor) -> Tensor:
-    """A copy in memory that is called pinned, as all its views are; `tensor` itself where it is already."""
+    """A copy in memory that is called pinned, as all its views are; `tensor` itself where it is already.
+
+    Raises:
+        DeviceError: it is on the device.
+    """
+    if on_device(tensor):
+        raise DeviceError(f"cannot pin a tensor of the device; only those of the host can be pinned @ {place(3)}")
     if is_pinned(tensor):
         return tensor
     memory = np.empty(max(1, tensor.numel()) * tensor.element_size(), dtype=np.uint8)

@@ -149,6 +149,22 @@ def test_the_device_has_random_numbers_of_its_own():
     assert torch.equal(torch.nn.functional.dropout(torch.ones(64, device="cuda")).cpu(), first)
 
 
+class Numbers(torch.utils.data.Dataset):
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.tensor(float(index))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@on_pretended_cuda
+def test_loaders_pin_memory(workers: int):
+    for batch in torch.utils.data.DataLoader(Numbers(), batch_size=2, pin_memory=True, num_workers=workers):
+        assert batch.is_pinned()
+        assert _waits(lambda batch=batch: batch.to("cuda", non_blocking=True)) == 0
+
+
 def test_other_tests_do_not_see_it():
     assert torch.cuda.get_device_capability.__module__.startswith("torch.")
     if not torch.cuda.is_available():

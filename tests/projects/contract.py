@@ -113,7 +113,7 @@ class SameKind(Teacher):
             self._model.methods = nn.ModuleList()
             generator = torch.Generator().manual_seed(0)
             for parameter in self._model.parameters():
-                parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
+                parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator).to(parameter.device))
         return super().teach(student, images, watched)
 
 

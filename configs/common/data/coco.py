@@ -31,6 +31,7 @@ dataloader.train = L(build_train_loader)(
     num_workers=4,
     aspect_ratio_grouping=True,
     seed="${oc.select:train.seed,null}",
+    device="${oc.select:train.device,cpu}",
 )
 
 dataloader.test = L(build_test_loader)(
@@ -38,6 +39,7 @@ dataloader.test = L(build_test_loader)(
     mapper=L(DetectionMapper)(is_train=False, augmentations=L(resize_augmentation)(size=800, max_size=1333)),
     batch_size=1,
     num_workers=4,
+    device="${oc.select:train.device,cpu}",
 )
 
 dataloader.evaluator = L(COCOEvaluator)(dataset_name="${..test.dataset.names}")

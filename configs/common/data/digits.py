@@ -26,6 +26,7 @@ dataloader.train = L(build_train_loader)(
     num_workers=1,
     aspect_ratio_grouping=False,
     seed="${oc.select:train.seed,null}",
+    device="${oc.select:train.device,cpu}",
 )
 
 dataloader.test = L(build_test_loader)(
@@ -33,6 +34,7 @@ dataloader.test = L(build_test_loader)(
     mapper=L(DetectionMapper)(is_train=False, augmentations=None),
     batch_size=8,
     num_workers=1,
+    device="${oc.select:train.device,cpu}",
 )
 
 dataloader.evaluator = L(COCOEvaluator)(dataset_name="${..test.dataset.names}")

@@ -14,6 +14,7 @@ from detrx.data import get_detection_dataset_dicts
 from detrx.engine.errors import user_error
 from detrx.engine.trained import load_model
 from detrx.evaluation import read_ground_truth, read_results
+from detrx.evaluation.results import instances_on_host
 from detrx.modeling import DetectionTransformer
 
 from .queries import QueryWatch
@@ -116,7 +117,7 @@ def run_model(
     with torch.no_grad():
         for image_id, record in tqdm(dataset.records.items(), desc="detecting", unit="img"):
             inputs = mapper(record)
-            found = model([inputs])[0]["instances"].to("cpu")
+            (found,) = instances_on_host([output["instances"] for output in model([inputs])])
             results += to_coco(found, image_id, ids)
             if isinstance(watch, QueryWatch):
                 watch.observe(inputs, found)

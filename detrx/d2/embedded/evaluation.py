@@ -42,7 +42,7 @@ def inference_context(model: nn.Module) -> Iterator[None]:
 
 
 def inference_on_dataset(model: Any, data_loader: Iterable, evaluator: DatasetEvaluator) -> dict[str, Any]:
-    """Run ``model`` over ``data_loader`` without gradients and log its speed.
+    """Run ``model`` over ``data_loader`` without gradients and log its speed, for which a GPU is waited for.
 
     Args:
         model: a module, put into eval mode meanwhile, or any other callable.
@@ -62,7 +62,7 @@ def inference_on_dataset(model: Any, data_loader: Iterable, evaluator: DatasetEv
         for inputs in data_loader:
             clock.lap("data")
             outputs = model(inputs)
-            if torch.cuda.is_available():
+            if torch.cuda.is_initialized():
                 torch.cuda.synchronize()
             clock.lap("compute")
             evaluator.process(inputs, outputs)

@@ -12,7 +12,7 @@ from detrx.d2.embedded.data_catalog import MetadataCatalog
 from detrx.d2.embedded.data_coco import read_coco_json
 from detrx.d2.embedded.evaluation import DatasetEvaluator
 from detrx.evaluation.coco_scores import METRICS, coco_api, score_boxes, table, table_per_class
-from detrx.evaluation.results import to_results, with_category_ids, write_results
+from detrx.evaluation.results import instances_on_host, to_results, with_category_ids, write_results
 
 logger = logging.getLogger(__name__)
 
@@ -67,9 +67,9 @@ class COCOEvaluator(DatasetEvaluator):
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         """``inputs`` have "image_id", ``outputs`` have "instances" in the coordinates of the annotation file."""
-        for source, output in zip(inputs, outputs, strict=True):
-            if "instances" in output:
-                self._predictions.append(to_results(output["instances"].to("cpu"), source["image_id"]))
+        ids = [source["image_id"] for source, output in zip(inputs, outputs, strict=True) if "instances" in output]
+        found = instances_on_host([output["instances"] for output in outputs if "instances" in output])
+        self._predictions += [to_results(each, image_id) for each, image_id in zip(found, ids, strict=True)]
 
     def evaluate(self, img_ids: list[int] | None = None) -> dict[str, dict[str, float]]:
         """Score everything since `reset`, on rank 0; an empty dict elsewhere, or if nothing was processed.

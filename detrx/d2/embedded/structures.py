@@ -163,10 +163,15 @@ class Instances:
         return Instances(self._image_size, **moved)
 
     def __getitem__(self, item: int | slice | Tensor) -> Instances:
+        """A mask on a GPU makes the host wait once, for the number of those that it takes."""
         if type(item) is int:
             if not -len(self) <= item < len(self):
                 raise IndexError(f"Index {item} is out of range for {len(self)} instances")
             item = slice(item, None, len(self))
+        elif isinstance(item, Tensor) and item.dtype == torch.bool and item.device.type != "cpu":
+            if item.shape != (len(self),):
+                raise IndexError(f"A mask of shape {tuple(item.shape)} does not fit {len(self)} instances")
+            item = item.nonzero()[:, 0]
         return Instances(self._image_size, **{name: value[item] for name, value in self._fields.items()})
 
     def __len__(self) -> int:
