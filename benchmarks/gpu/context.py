@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -15,40 +16,45 @@ class Report:
     """A JSON file that holds, at every moment, all that a stage has found.
 
     `content` has the keys `stage`, `status` ("running", "ok", "failed", ...), `facts` (by name), `tables` (lists of
-    rows, by name), `failures` and `notes` (texts).
+    rows, by name), `failures` and `notes` (texts). Threads may share a report.
     """
 
     def __init__(self, path: Path, stage: str, **head: object):
-        self.path = path
+        self.path, self.lock = path, threading.RLock()
         self.content: dict[str, Any] = {"stage": stage, "status": "running", **head}
         self.content |= {"facts": {}, "tables": {}, "failures": [], "notes": []}
         self.write()
 
     def write(self) -> None:
-        write_json(self.path, self.content)
+        with self.lock:
+            write_json(self.path, self.content)
 
-    def row(self, table: str, row: dict[str, object]) -> dict[str, object]:
-        self.content["tables"].setdefault(table, []).append(row)
-        self.write()
-        return row
+    def row(self, table: str, row: dict[str, object]) -> None:
+        with self.lock:
+            self.content["tables"].setdefault(table, []).append(row)
+            self.write()
 
     def fact(self, **facts: object) -> None:
-        self.content["facts"] |= facts
-        self.write()
+        with self.lock:
+            self.content["facts"] |= facts
+            self.write()
 
     def note(self, text: str) -> None:
-        print("note:", text, flush=True)
-        self.content["notes"].append(text)
-        self.write()
+        self._say("notes", text)
 
     def fail(self, text: str) -> None:
-        print("failure:", text, flush=True)
-        self.content["failures"].append(text)
-        self.write()
+        self._say("failures", text)
+
+    def _say(self, kind: str, text: str) -> None:
+        print(f"{kind}: {text}", flush=True)
+        with self.lock:
+            self.content[kind].append(text)
+            self.write()
 
     def finish(self) -> None:
-        self.content["status"] = "failed" if self.content["failures"] else "ok"
-        self.write()
+        with self.lock:
+            self.content["status"] = "failed" if self.content["failures"] else "ok"
+            self.write()
 
 
 def write_json(path: Path, content: object) -> None:

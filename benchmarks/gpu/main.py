@@ -132,6 +132,7 @@ class Run:
     def close(self, stage: Stage, code: int, in_time: bool, seconds: float) -> None:
         """What the parent knows goes into the report: how the process ended, and how long it took."""
         path = self.args.out / f"{stage.name}.json"
+        (self.args.out / f".{path.name}.tmp").unlink(missing_ok=True)  # of a process that was killed while it wrote
         content = json.loads(path.read_text()) if path.is_file() else Report(path, stage.name).content
         if not in_time:
             content["status"] = "out of time"

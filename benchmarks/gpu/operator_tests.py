@@ -21,7 +21,8 @@ def run(context: Context) -> None:
         pending = [pool.submit(run_file, context, file) for file in files]
         for done in as_completed(pending):
             row, messages = done.result()
-            context.report.row("files", row)
+            if messages or any(row[key] for key in ("passed", "failed", "skipped")):
+                context.report.row("files", row)
             for message in messages:
                 context.report.fail(message)
     if context.device == "cuda" and not any(row["passed"] for row in context.report.content["tables"].get("files", [])):
@@ -29,8 +30,16 @@ def run(context: Context) -> None:
 
 
 def test_files(folder: Path) -> list[Path]:
-    """The files with tests that need a GPU."""
-    return sorted(path for path in folder.rglob("test_*.py") if "pytest.mark.gpu" in path.read_text())
+    """The files that may have tests for a GPU: they name the mark, or the conftest.py beside them does."""
+
+    def names_the_mark(path: Path) -> bool:
+        return path.is_file() and "pytest.mark.gpu" in path.read_text()
+
+    return [
+        path
+        for path in sorted(folder.rglob("test_*.py"))
+        if names_the_mark(path) or names_the_mark(path.with_name("conftest.py"))
+    ]
 
 
 def run_file(context: Context, file: Path) -> tuple[dict[str, object], list[str]]:

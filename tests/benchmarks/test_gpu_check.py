@@ -200,12 +200,14 @@ def test_failing_tests_are_named(context, tmp_path, monkeypatch):
 
     folder = tmp_path / "tests"
     folder.mkdir()
+    (folder / "conftest.py").write_text("import pytest\nMARKS = pytest.mark.gpu\n")
     (folder / "test_none.py").write_text("def test_nothing(): pass\n")
     (folder / "test_gpu.py").write_text(
         "import pytest\npytestmark = pytest.mark.gpu\ndef test_good(): pass\ndef test_bad(): assert 1 == 2\n"
     )
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n    gpu: needs a GPU\n")
     monkeypatch.setattr(operator_tests, "ROOT", tmp_path)
+    context.tiny = False
     operator_tests.run(context)
     (row,) = context.report.content["tables"]["files"]
     assert (row["file"], row["passed"], row["failed"], row["skipped"]) == ("tests/test_gpu.py", 1, 1, 0)
@@ -216,7 +218,9 @@ def test_failing_tests_are_named(context, tmp_path, monkeypatch):
 def test_tests_that_all_skip_are_a_failure(context, monkeypatch, tmp_path):
     from gpu import operator_tests
 
-    monkeypatch.setattr(operator_tests, "run_file", lambda *_: ({"file": "x", "passed": 0, "failed": 0}, []))
+    monkeypatch.setattr(
+        operator_tests, "run_file", lambda *_: ({"file": "x", "passed": 0, "failed": 0, "skipped": 3}, [])
+    )
     operator_tests.run(context)
     assert context.report.content["failures"] == ["no test passed on the GPU"]
 
