@@ -258,6 +258,19 @@ def test_malformed_call_of_the_operator(case):
         getattr(torch.ops.detrx, function.__name__)(*arguments)
 
 
+@pytest.mark.skipif(not COMPILED, reason="no compiled kernel")
+def test_more_assignments_than_the_kernels_count():
+    with pytest.raises(ValueError, match=r"logits of shape \[1073741824, 4\] has 2147483648 assignments"):
+        moe_route(torch.zeros(1, 4).expand(2**30, 4), 2)
+    place = ORDER[:1].expand(2**28, 8)
+    for function in (
+        lambda: moe_dispatch(X[:1].expand(2**28, 4), ORDER[:1].expand(2**31), place),
+        lambda: moe_combine(Y[:1].expand(2**31, 4), WEIGHTS[:1, :1].expand(2**28, 8), ORDER[:1].expand(2**31), place),
+    ):
+        with pytest.raises(ValueError, match=r"place of shape \[268435456, 8\] has 2147483648 assignments"):
+            function()
+
+
 @pytest.mark.skipif(not COMPILED, reason="the PyTorch code trusts `order` and `place`")
 @pytest.mark.parametrize("row,message", [(-1, "is -1"), (10, "is 10"), (3, r"is 3, order\[3\] is 3, expected 4")])
 def test_order_and_place_that_are_no_inverse_permutations(row, message):
