@@ -1,5 +1,5 @@
-// Row kernels of moe_combine for one instruction set. moe_cpu.cpp includes this file once per set, in a namespace of its
-// own, with
+// Row kernels of moe_combine for one instruction set. combine_cpu.cpp includes this file once per set, in a namespace of
+// its own, with
 //   DETRX_TARGET  the function attribute that selects the instruction set
 //   kVectorBytes  its vector width
 // Nothing here may call inline functions of other headers, except always_inline ones: the linker could keep a copy
@@ -26,23 +26,24 @@ DETRX_TARGET void combine_range(const MoeCombine<T>& args, int64_t begin, int64_
   typedef Lanes<T> Lanes;
   const T* row[kMaxTopK];
   T weight[kMaxTopK];
+  const int k = args.places.k;
   for (int64_t t = begin; t < end; ++t) {
-    for (int64_t j = 0; j < args.k; ++j) {
-      row[j] = args.y + args.place[t * args.k + j] * args.channels;
-      weight[j] = args.weights ? args.weights[t * args.k + j] : T(1);
+    for (int j = 0; j < k; ++j) {
+      row[j] = args.y + args.places.place[t * k + j] * args.channels;
+      weight[j] = args.weights ? args.weights[t * k + j] : T(1);
     }
     T* output = args.output + t * args.channels;
     int64_t c = 0;
     for (; c + Lanes::kCount <= args.channels; c += Lanes::kCount) {
       typename Lanes::Vector sum = weight[0] * Lanes::load(row[0] + c);
-      for (int64_t j = 1; j < args.k; ++j) {
+      for (int j = 1; j < k; ++j) {
         sum += weight[j] * Lanes::load(row[j] + c);
       }
       Lanes::store(output + c, sum);
     }
     for (; c < args.channels; ++c) {
       T sum = weight[0] * row[0][c];
-      for (int64_t j = 1; j < args.k; ++j) {
+      for (int j = 1; j < k; ++j) {
         sum += weight[j] * row[j][c];
       }
       output[c] = sum;
@@ -50,16 +51,16 @@ DETRX_TARGET void combine_range(const MoeCombine<T>& args, int64_t begin, int64_
   }
 }
 
-// The gradients of rows [begin, end) of y, and of their weights.
+// The gradients of the rows of tokens [begin, end), and of their weights.
 template <typename T>
 DETRX_TARGET void combine_backward_range(const MoeCombineBackward<T>& args, int64_t begin, int64_t end) {
   typedef Lanes<T> Lanes;
-  for (int64_t i = begin; i < end; ++i) {
-    const int64_t assignment = args.order[i];
+  const int k = args.places.k;
+  for (int64_t assignment = begin * k; assignment < end * k; ++assignment) {
     const T weight = args.weights[assignment];
-    const T* grad = args.grad_output + assignment / args.k * args.channels;
-    const T* y = args.y + i * args.channels;
-    T* grad_y = args.grad_y + i * args.channels;
+    const T* grad = args.grad_output + assignment / k * args.channels;
+    const T* y = args.y + args.places.place[assignment] * args.channels;
+    T* grad_y = args.grad_y + args.places.place[assignment] * args.channels;
     typename Lanes::Vector sums = {};
     int64_t c = 0;
     for (; c + Lanes::kCount <= args.channels; c += Lanes::kCount) {

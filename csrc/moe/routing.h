@@ -5,6 +5,9 @@
 #pragma once
 
 #include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
 
 #include "../macros.h"
 
@@ -13,47 +16,69 @@ namespace detrx {
 constexpr int kMaxExperts = 256;
 constexpr int kMaxTopK = 8;
 
+// An unsigned integer for every logit, in the same order. NaN comes above all numbers (so that it shows), -0 is 0, and
+// no logit has the rank 0. Of equal ranks, the lower expert is chosen first.
 template <typename T>
-struct Candidate {
-  T logit;
-  int expert;
-};
+using Rank = std::conditional_t<std::is_same_v<T, double>, uint64_t, uint32_t>;
 
-// A total order: the larger logit first, NaN before all numbers (so that it shows), then the lower expert.
 template <typename T>
-DETRX_HOST_DEVICE bool ranks_before(const Candidate<T>& a, const Candidate<T>& b) {
-  const bool a_nan = a.logit != a.logit, b_nan = b.logit != b.logit;
-  if (a_nan != b_nan) {
-    return a_nan;
+DETRX_HOST_DEVICE Rank<T> rank_of(T logit) {
+  constexpr Rank<T> all = ~Rank<T>(0), sign = ~(all >> 1);
+  if (logit != logit) {
+    return all;
   }
-  if (!a_nan && a.logit != b.logit) {
-    return a.logit > b.logit;
-  }
-  return a.expert < b.expert;
+  logit += T(0);  // -0 becomes 0
+  Rank<T> bits;
+  std::memcpy(&bits, &logit, sizeof(bits));
+  return bits ^ (bits & sign ? all : sign);
 }
 
-// Softmax of the chosen logits, of which the first is the largest.
 template <typename T>
-DETRX_HOST_DEVICE void chosen_weights(const T* logits, int k, T* weights) {
+DETRX_HOST_DEVICE T logit_of(Rank<T> rank) {
+  constexpr Rank<T> all = ~Rank<T>(0), sign = ~(all >> 1);
+  const Rank<T> bits = rank ^ (rank & sign ? sign : all);
+  T logit;
+  std::memcpy(&logit, &bits, sizeof(logit));
+  return logit;
+}
+
+// The arrays below have kSize elements, of which k are used.
+
+// Softmax of the chosen logits, of which the first is the largest.
+template <int kSize, typename T>
+DETRX_HOST_DEVICE void chosen_weights(const T (&logits)[kSize], int k, T (&weights)[kSize]) {
   T sum = 0;
-  for (int j = 0; j < k; ++j) {
-    weights[j] = std::exp(logits[j] - logits[0]);
-    sum += weights[j];
+  DETRX_UNROLL
+  for (int j = 0; j < kSize; ++j) {
+    if (j < k) {
+      weights[j] = std::exp(logits[j] - logits[0]);
+      sum += weights[j];
+    }
   }
-  for (int j = 0; j < k; ++j) {
-    weights[j] /= sum;
+  DETRX_UNROLL
+  for (int j = 0; j < kSize; ++j) {
+    if (j < k) {
+      weights[j] /= sum;
+    }
   }
 }
 
 // The gradient with respect to the chosen logits.
-template <typename T>
-DETRX_HOST_DEVICE void chosen_gradient(const T* weights, const T* grad_weights, int k, T* grad_logits) {
+template <int kSize, typename T>
+DETRX_HOST_DEVICE void chosen_gradient(
+    const T (&weights)[kSize], const T (&grad_weights)[kSize], int k, T (&grad_logits)[kSize]) {
   T mean = 0;
-  for (int j = 0; j < k; ++j) {
-    mean += weights[j] * grad_weights[j];
+  DETRX_UNROLL
+  for (int j = 0; j < kSize; ++j) {
+    if (j < k) {
+      mean += weights[j] * grad_weights[j];
+    }
   }
-  for (int j = 0; j < k; ++j) {
-    grad_logits[j] = weights[j] * (grad_weights[j] - mean);
+  DETRX_UNROLL
+  for (int j = 0; j < kSize; ++j) {
+    if (j < k) {
+      grad_logits[j] = weights[j] * (grad_weights[j] - mean);
+    }
   }
 }
 

@@ -5,8 +5,20 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+
 namespace detrx {
 namespace {
+
+// The kernels count the rows of a tensor in 32 bits.
+void check_count(const char* op, int64_t images, int64_t rows, const char* what, const at::Tensor& tensor) {
+  TORCH_CHECK_VALUE(
+      rows <= std::numeric_limits<int32_t>::max() / std::max<int64_t>(images, 1),
+      op, ": ", images, " images of ", rows, " ", what, " are more than 2^31 - 1, for a route of shape ",
+      tensor.sizes());
+}
 
 void check_route(const char* op, const at::Tensor& index, const at::Tensor& valid) {
   TORCH_CHECK_VALUE(index.dim() == 2, op, ": index has shape ", index.sizes(), ", expected (B, K)");
@@ -97,6 +109,8 @@ void add_output(
 
 RoutedCall plan(const char* op, const at::Tensor& index, const at::Tensor& valid, int64_t queries) {
   check_route(op, index, valid);
+  check_count(op, index.size(0), queries, "queries", index);
+  check_count(op, index.size(0), index.size(1), "slots", index);
   RoutedCall call;
   call.sizes = {index.size(0), queries, index.size(1)};
   call.index = index.contiguous();
@@ -121,6 +135,7 @@ void check_query_route(const at::Tensor& keep, std::optional<int64_t> capacity) 
   TORCH_CHECK_VALUE(
       !capacity || (*capacity >= 0 && *capacity <= keep.size(1)),
       "query_route: capacity is ", *capacity, ", expected 0 to N for keep of shape ", keep.sizes());
+  check_count("query_route", keep.size(0), keep.size(1), "queries", keep);
 }
 
 RoutedCall plan_gather(at::TensorList x, const at::Tensor& index, const at::Tensor& valid) {

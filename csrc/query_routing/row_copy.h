@@ -26,7 +26,7 @@ struct RowCopy {
   int64_t bytes;  // of a row
 };
 
-constexpr int64_t kNoSlot = -1;
+constexpr int kNoSlot = -1;
 
 // Where slot (b, k) of a packed output comes from; nullptr for zeros.
 DETRX_HOST_DEVICE const char* gathered_row(const RowCopy& copy, int64_t b, int64_t query, bool valid) {

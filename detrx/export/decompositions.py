@@ -39,22 +39,23 @@ def decompositions(shapes: Sequence[tuple[int, int]]) -> dict[Any, Callable[...,
     }
 
 
-def moe_route(logits: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def moe_route(logits: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """With a counting sort; which of equal logits comes first is up to who runs the graph."""
     values, experts = logits.topk(k, dim=1)
     chosen = experts.flatten()
     is_of = (chosen[:, None] == torch.arange(logits.shape[1], device=logits.device)).long()
     counts = is_of.sum(0)
-    before = counts.cumsum(0) - counts + is_of.cumsum(0) - 1
+    ends = counts.cumsum(0)
+    before = ends - counts + is_of.cumsum(0) - 1
     place = before.gather(1, chosen[:, None])[:, 0]
     order = torch.zeros_like(chosen).scatter(0, place, torch.arange(chosen.shape[0], device=chosen.device))
-    return values.softmax(1), experts, counts, order
+    return values.softmax(1), experts, counts, ends.to(torch.int32), order, place.view_as(experts)
 
 
-def expert_linear(x: Tensor, weight: Tensor, bias: Tensor, counts: Tensor, relu: bool) -> Tensor:
+def expert_linear(x: Tensor, weight: Tensor, bias: Tensor, ends: Tensor, relu: bool) -> Tensor:
     """All rows through all experts, of which each row keeps its own."""
     row = torch.arange(x.shape[0], device=x.device)
-    expert = (row[:, None] >= counts.cumsum(0)).sum(1)
+    expert = (row[:, None] >= ends).sum(1)
     output = torch.matmul(x, weight) + bias[:, None]
     output = output.gather(0, expert[None, :, None].expand(1, -1, output.shape[2]))[0]
     return output.relu() if relu else output

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from detrx.ops import expert_linear, moe_combine, moe_dispatch, moe_route
+from detrx.ops import expert_ends, expert_linear, moe_combine, moe_dispatch, moe_route
 
 from .linear import Linear
 from .recompute import is_recomputing
@@ -110,10 +110,11 @@ class MoEFFN(nn.Module):
             (..., embed_dim), and the assignments of each expert, (num_experts,) int64.
         """
         tokens = x.reshape(-1, x.shape[-1])
-        weights, _, counts, order = moe_route(flat_logits(logits), self.top_k)
-        rows = moe_dispatch(tokens, order, self.top_k)
-        hidden = self.dropout(expert_linear(rows, self.weight1, self.bias1, counts, relu=True))
-        output = moe_combine(expert_linear(hidden, self.weight2, self.bias2, counts), weights, order)
+        weights, _, counts, ends, order, place = moe_route(flat_logits(logits), self.top_k)
+        rows = moe_dispatch(tokens, order, place)
+        ends = expert_ends(ends, rows, self.weight1)
+        hidden = self.dropout(expert_linear(rows, self.weight1, self.bias1, ends, relu=True))
+        output = moe_combine(expert_linear(hidden, self.weight2, self.bias2, ends), weights, order, place)
         return output.view(x.shape), counts
 
     def extra_repr(self) -> str:

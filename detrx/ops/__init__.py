@@ -1,7 +1,7 @@
 """The operators of detrx: compiled CPU and CUDA kernels under `torch.ops.detrx`, with PyTorch fallbacks."""
 
 from detrx.ops._extension import extension_info, has_kernel, operators
-from detrx.ops.expert_linear import expert_linear
+from detrx.ops.expert_linear import can_use_grouped_mm, expert_ends, expert_linear
 from detrx.ops.moe import (
     Routing,
     moe_combine,
@@ -26,6 +26,8 @@ from detrx.ops.query_routing import (
 __all__ = [
     "QueryRoute",
     "Routing",
+    "can_use_grouped_mm",
+    "expert_ends",
     "expert_linear",
     "extension_info",
     "has_kernel",

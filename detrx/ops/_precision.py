@@ -17,8 +17,13 @@ def in_full_precision(*tensors: Tensor) -> list[Tensor]:
 
 def autocast_to_reduced(*tensors: Tensor) -> list[Tensor]:
     """For what loses nothing by it: in the dtype of autocast."""
-    dtype = _autocast_dtype(tensors[0])
-    return [x if dtype is None or x.dtype == torch.float64 else x.to(dtype) for x in tensors]
+    return [x.to(reduced_dtype(x)) for x in tensors]
+
+
+def reduced_dtype(x: Tensor) -> torch.dtype:
+    """What `autocast_to_reduced` makes the dtype of `x`."""
+    dtype = _autocast_dtype(x)
+    return x.dtype if dtype is None or x.dtype == torch.float64 else dtype
 
 
 def autocast_to_full(*tensors: Tensor) -> list[Tensor]:

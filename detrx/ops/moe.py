@@ -1,5 +1,9 @@
 """Routing of tokens to experts: choose and sort, gather into expert order, weighted scatter back.
 
+    routing = moe_route(logits, k)
+    rows = moe_dispatch(x, routing.order, routing.place)
+    output = moe_combine(experts(rows, routing.ends), routing.weights, routing.order, routing.place)
+
 Letters of the shapes: T tokens, E experts, k experts per token, C channels. An assignment is a pair of a token and one
 of its k choices, numbered `token * k + choice`. Between dispatch and combine the T * k assignments lie in expert order:
 all of expert 0, then all of expert 1, ... Nothing here reads a tensor of another device on the host.
@@ -24,13 +28,17 @@ class Routing(NamedTuple):
         weights: (T, k), sum to one over k, best expert first.
         experts: (T, k) int64.
         counts: (E,) int64, assignments of each expert.
+        ends: (E,) int32, the row behind the last one of each expert in expert order: the running sum of `counts`.
         order: (T * k,) int64, the assignments sorted by expert, those of one expert by token.
+        place: (T, k) int64, the row of each assignment in expert order: the inverse of `order`.
     """
 
     weights: Tensor
     experts: Tensor
     counts: Tensor
+    ends: Tensor
     order: Tensor
+    place: Tensor
 
 
 def moe_route(logits: Tensor, k: int) -> Routing:
@@ -52,29 +60,39 @@ def moe_route(logits: Tensor, k: int) -> Routing:
     return Routing(*torch.ops.detrx.moe_route(logits, k))
 
 
-def moe_dispatch(x: Tensor, order: Tensor, k: int) -> Tensor:
+def moe_dispatch(x: Tensor, order: Tensor, place: Tensor) -> Tensor:
     """Copy tokens `x` (T, C) into expert order: (T * k, C), row i is token `order[i] // k`. Differentiable once.
 
-    Raises:
-        ValueError: shapes or devices that do not fit together, or (on the CPU) an `order` that is no permutation.
-        TypeError: `x` is not a floating-point tensor, or `order` not int64.
-    """
-    _check_dispatch(x, order, k)
-    return torch.ops.detrx.moe_dispatch(x, order, k)
-
-
-def moe_combine(y: Tensor, weights: Tensor, order: Tensor) -> Tensor:
-    """Weighted sum of each token's k rows of `y` (T * k, C), which is in expert order: (T, C).
-
-    Differentiable once, with respect to `y` and `weights`. `weights` (T, k) are converted to the dtype of `y`; half
-    precision is summed in float32.
+    Args:
+        x: (T, C).
+        order, place: (T * k,) and (T, k), of the `Routing`.
 
     Raises:
-        ValueError: shapes or devices that do not fit together, or (on the CPU) an `order` that is no permutation.
-        TypeError: `y` or `weights` is not a floating-point tensor, or `order` not int64.
+        ValueError: shapes or devices that do not fit together; or `order` and `place` are no inverse permutations (a
+            device-side assertion on a GPU).
+        TypeError: `x` is not a floating-point tensor, or `order` or `place` not int64.
     """
-    _check_combine(y, weights, order)
-    return torch.ops.detrx.moe_combine(y, weights.to(y.dtype), order)
+    _check_dispatch(x, order, place)
+    return torch.ops.detrx.moe_dispatch(x, order, place)
+
+
+def moe_combine(y: Tensor, weights: Tensor, order: Tensor, place: Tensor) -> Tensor:
+    """Weighted sum of each token's k rows of `y`, which is in expert order: (T, C).
+
+    Differentiable once, with respect to `y` and `weights`. Half precision is summed in float32.
+
+    Args:
+        y: (T * k, C).
+        weights: (T, k), converted to the dtype of `y`.
+        order, place: (T * k,) and (T, k), of the `Routing`.
+
+    Raises:
+        ValueError: shapes or devices that do not fit together; or `order` and `place` are no inverse permutations (a
+            device-side assertion on a GPU).
+        TypeError: `y` or `weights` is not a floating-point tensor, or `order` or `place` not int64.
+    """
+    _check_combine(y, weights, order, place)
+    return torch.ops.detrx.moe_combine(y, weights.to(y.dtype), order, place)
 
 
 def moe_route_reference(logits: Tensor, k: int) -> Routing:
@@ -86,20 +104,21 @@ def moe_route_reference(logits: Tensor, k: int) -> Routing:
     flat = experts.flatten()
     counts = torch.zeros(logits.shape[1], dtype=torch.int64, device=logits.device)
     counts.scatter_add_(0, flat, torch.ones_like(flat))
-    return Routing(weights, experts, counts, flat.argsort(stable=True))
+    order = flat.argsort(stable=True)
+    place = torch.empty_like(order).scatter_(0, order, torch.arange(order.shape[0], device=order.device))
+    return Routing(weights, experts, counts, counts.cumsum(0, dtype=torch.int32), order, place.view(experts.shape))
 
 
-def moe_dispatch_reference(x: Tensor, order: Tensor, k: int) -> Tensor:
+def moe_dispatch_reference(x: Tensor, order: Tensor, place: Tensor) -> Tensor:
     """`moe_dispatch` in PyTorch."""
-    _check_dispatch(x, order, k)
-    return x[order // k]
+    _check_dispatch(x, order, place)
+    return x[order // place.shape[1]]
 
 
-def moe_combine_reference(y: Tensor, weights: Tensor, order: Tensor) -> Tensor:
+def moe_combine_reference(y: Tensor, weights: Tensor, order: Tensor, place: Tensor) -> Tensor:
     """`moe_combine` in PyTorch."""
-    _check_combine(y, weights, order)
-    rows = _widen(y)[_invert(order)].view(*weights.shape, y.shape[1])
-    return (rows * _widen(weights).unsqueeze(2)).sum(1).to(y.dtype)
+    _check_combine(y, weights, order, place)
+    return (_widen(y)[place] * _widen(weights).unsqueeze(2)).sum(1).to(y.dtype)
 
 
 def _route_backward(grad_weights: Tensor, logits: Tensor, experts: Tensor) -> Tensor:
@@ -111,24 +130,21 @@ def _route_backward(grad_weights: Tensor, logits: Tensor, experts: Tensor) -> Te
     )
 
 
-def _dispatch_backward(grad_output: Tensor, order: Tensor, k: int) -> Tensor:
-    rows = _widen(grad_output)[_invert(order)]
-    return rows.view(len(order) // k, k, grad_output.shape[1]).sum(1).to(grad_output.dtype)
+def _dispatch_backward(grad_output: Tensor, order: Tensor, place: Tensor) -> Tensor:
+    return _widen(grad_output)[place].sum(1).to(grad_output.dtype)
 
 
-def _combine_backward(grad_output: Tensor, y: Tensor, weights: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
+def _combine_backward(
+    grad_output: Tensor, y: Tensor, weights: Tensor, order: Tensor, place: Tensor
+) -> tuple[Tensor, Tensor]:
     grad = _widen(grad_output)[order // weights.shape[1]]
     grad_y = grad * _widen(weights).flatten()[order].unsqueeze(1)
-    grad_weights = (grad * _widen(y)).sum(1)[_invert(order)].view(weights.shape)
+    grad_weights = (grad * _widen(y)).sum(1)[place]
     return grad_y.to(y.dtype), grad_weights.to(y.dtype)
 
 
 def _widen(x: Tensor) -> Tensor:
     return x.float() if x.dtype in REDUCED else x
-
-
-def _invert(order: Tensor) -> Tensor:
-    return torch.empty_like(order).scatter_(0, order, torch.arange(order.shape[0], device=order.device))
 
 
 def _check_route(logits: Tensor, k: int) -> None:
@@ -145,15 +161,14 @@ def _check_route(logits: Tensor, k: int) -> None:
         )
 
 
-def _check_dispatch(x: Tensor, order: Tensor, k: int) -> None:
+def _check_dispatch(x: Tensor, order: Tensor, place: Tensor) -> None:
     if x.dim() != 2:
         raise ValueError(f"moe_dispatch: x has shape {list(x.shape)}, expected (T, C)")
     _check_floating("moe_dispatch", "x", x)
-    _check_k("moe_dispatch", k)
-    _check_order("moe_dispatch", order, x.shape[0] * k, "x", x)
+    _check_places("moe_dispatch", order, place, x.shape[0], None, "x", x)
 
 
-def _check_combine(y: Tensor, weights: Tensor, order: Tensor) -> None:
+def _check_combine(y: Tensor, weights: Tensor, order: Tensor, place: Tensor) -> None:
     if y.dim() != 2:
         raise ValueError(f"moe_combine: y has shape {list(y.shape)}, expected (T * k, C)")
     _check_floating("moe_combine", "y", y)
@@ -169,18 +184,28 @@ def _check_combine(y: Tensor, weights: Tensor, order: Tensor) -> None:
             f"to fit weights of shape {list(weights.shape)} (T, k)"
         )
     _check_device("moe_combine", "weights", weights, "y", y)
-    _check_order("moe_combine", order, y.shape[0], "y", y)
+    _check_places("moe_combine", order, place, *weights.shape, "weights", weights)
 
 
-def _check_order(op: str, order: Tensor, length: int, other_name: str, other: Tensor) -> None:
-    if order.dim() != 1 or order.shape[0] != length:
+def _check_places(
+    op: str, order: Tensor, place: Tensor, tokens: int, k: int | None, other_name: str, other: Tensor
+) -> None:
+    """`place` is (tokens, k), of any k if that is None, and `order` fits it."""
+    if place.dim() != 2 or place.shape[0] != tokens or (k is not None and place.shape[1] != k):
         raise ValueError(
-            f"{op}: order has shape {list(order.shape)}, expected [{length}] "
+            f"{op}: place has shape {list(place.shape)}, expected ({tokens}, {'k' if k is None else k}) "
             f"to fit {other_name} of shape {list(other.shape)}"
         )
-    if order.dtype != torch.int64:
-        raise TypeError(f"{op}: order of shape {list(order.shape)} has dtype {order.dtype}, expected torch.int64")
-    _check_device(op, "order", order, other_name, other)
+    _check_k(op, place.shape[1])
+    if order.dim() != 1 or order.shape[0] != place.numel():
+        raise ValueError(
+            f"{op}: order has shape {list(order.shape)}, expected [{place.numel()}] "
+            f"to fit place of shape {list(place.shape)}"
+        )
+    for name, x in (("order", order), ("place", place)):
+        if x.dtype != torch.int64:
+            raise TypeError(f"{op}: {name} of shape {list(x.shape)} has dtype {x.dtype}, expected torch.int64")
+        _check_device(op, name, x, other_name, other)
 
 
 def _check_device(op: str, name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
@@ -204,16 +229,22 @@ def _check_k(op: str, k: int) -> None:
         raise ValueError(f"{op}: k is {k}, expected 1 to {MAX_K}")
 
 
-register_fallback("moe_route", "(Tensor logits, int k) -> (Tensor, Tensor, Tensor, Tensor)", moe_route_reference)
+register_fallback(
+    "moe_route", "(Tensor logits, int k) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)", moe_route_reference
+)
 register_fallback(
     "moe_route_backward", "(Tensor grad_weights, Tensor logits, Tensor experts) -> Tensor", _route_backward
 )
-register_fallback("moe_dispatch", "(Tensor x, Tensor order, int k) -> Tensor", moe_dispatch_reference)
-register_fallback("moe_dispatch_backward", "(Tensor grad_output, Tensor order, int k) -> Tensor", _dispatch_backward)
-register_fallback("moe_combine", "(Tensor y, Tensor weights, Tensor order) -> Tensor", moe_combine_reference)
+register_fallback("moe_dispatch", "(Tensor x, Tensor order, Tensor place) -> Tensor", moe_dispatch_reference)
+register_fallback(
+    "moe_dispatch_backward", "(Tensor grad_output, Tensor order, Tensor place) -> Tensor", _dispatch_backward
+)
+register_fallback(
+    "moe_combine", "(Tensor y, Tensor weights, Tensor order, Tensor place) -> Tensor", moe_combine_reference
+)
 register_fallback(
     "moe_combine_backward",
-    "(Tensor grad_output, Tensor y, Tensor weights, Tensor order) -> (Tensor, Tensor)",
+    "(Tensor grad_output, Tensor y, Tensor weights, Tensor order, Tensor place) -> (Tensor, Tensor)",
     _combine_backward,
 )
 
@@ -226,7 +257,9 @@ def _fake_route(logits, k):
         logits.new_empty((tokens, k)),
         logits.new_empty((tokens, k), dtype=torch.int64),
         logits.new_empty((experts,), dtype=torch.int64),
+        logits.new_empty((experts,), dtype=torch.int32),
         logits.new_empty((tokens * k,), dtype=torch.int64),
+        logits.new_empty((tokens, k), dtype=torch.int64),
     )
 
 
@@ -236,24 +269,24 @@ def _fake_route_backward(grad_weights, logits, experts):
 
 
 @torch.library.register_fake("detrx::moe_dispatch")
-def _fake_dispatch(x, order, k):
-    _check_dispatch(x, order, k)
-    return x.new_empty((x.shape[0] * k, x.shape[1]))
+def _fake_dispatch(x, order, place):
+    _check_dispatch(x, order, place)
+    return x.new_empty((order.shape[0], x.shape[1]))
 
 
 @torch.library.register_fake("detrx::moe_dispatch_backward")
-def _fake_dispatch_backward(grad_output, order, k):
-    return grad_output.new_empty((grad_output.shape[0] // k, grad_output.shape[1]))
+def _fake_dispatch_backward(grad_output, order, place):
+    return grad_output.new_empty((place.shape[0], grad_output.shape[1]))
 
 
 @torch.library.register_fake("detrx::moe_combine")
-def _fake_combine(y, weights, order):
-    _check_combine(y, weights, order)
+def _fake_combine(y, weights, order, place):
+    _check_combine(y, weights, order, place)
     return y.new_empty((weights.shape[0], y.shape[1]))
 
 
 @torch.library.register_fake("detrx::moe_combine_backward")
-def _fake_combine_backward(grad_output, y, weights, order):
+def _fake_combine_backward(grad_output, y, weights, order, place):
     return y.new_empty(y.shape), weights.new_empty(weights.shape)
 
 
@@ -266,12 +299,11 @@ def _autograd_route(ctx, grad_weights, *_):
 
 
 def _setup_dispatch(ctx, inputs, output) -> None:
-    ctx.save_for_backward(inputs[1])
-    ctx.k = inputs[2]
+    ctx.save_for_backward(*inputs[1:])
 
 
 def _autograd_dispatch(ctx, grad_output):
-    return torch.ops.detrx.moe_dispatch_backward(grad_output, *ctx.saved_tensors, ctx.k), None, None
+    return torch.ops.detrx.moe_dispatch_backward(grad_output, *ctx.saved_tensors), None, None
 
 
 def _setup_combine(ctx, inputs, output) -> None:
@@ -279,7 +311,7 @@ def _setup_combine(ctx, inputs, output) -> None:
 
 
 def _autograd_combine(ctx, grad_output):
-    return *torch.ops.detrx.moe_combine_backward(grad_output, *ctx.saved_tensors), None
+    return *torch.ops.detrx.moe_combine_backward(grad_output, *ctx.saved_tensors), None, None
 
 
 torch.library.register_autograd("detrx::moe_route", _autograd_route, setup_context=_setup_route)

@@ -51,6 +51,9 @@ def query_gather(
 ) -> tuple[Tensor | list[Tensor], Tensor, Tensor]:
     """Pack the kept queries of `x`.
 
+    A route of one's own may put a query into several slots, but such a call has no gradient, and nothing can be
+    scattered by that route.
+
     Args:
         x: (B, N, ...), or several such tensors.
         keep: (B, N) bool, or the `QueryRoute` of such a mask.

@@ -16,19 +16,20 @@ def test_moe(experts: int, k: int):
     empty = replaced.moe_route(logits.index_fill(1, torch.tensor([0]), -1e9), 1)
     assert int(empty[2][0]) == (0 if experts > 1 else 7)
     table = replaced.decompositions([])
-    rows = table[torch.ops.detrx.moe_dispatch](x, found[3], k)
-    assert torch.equal(rows, ops.moe_dispatch(x, expected.order, k))
-    combined = table[torch.ops.detrx.moe_combine](rows, found[0], found[3])
-    torch.testing.assert_close(combined, ops.moe_combine(rows, expected.weights, expected.order))
+    places = expected.order, expected.place
+    rows = table[torch.ops.detrx.moe_dispatch](x, *places)
+    assert torch.equal(rows, ops.moe_dispatch(x, *places))
+    combined = table[torch.ops.detrx.moe_combine](rows, found[0], *places)
+    torch.testing.assert_close(combined, ops.moe_combine(rows, expected.weights, *places))
 
 
 @pytest.mark.parametrize("relu", [False, True])
-@pytest.mark.parametrize("counts", [[3, 0, 4], [0, 0, 7], [7, 0, 0], [2, 3, 2]])
-def test_expert_linear(counts: list[int], relu: bool):
+@pytest.mark.parametrize("ends", [[3, 3, 7], [0, 0, 7], [7, 7, 7], [2, 5, 7]])
+def test_expert_linear(ends: list[int], relu: bool):
     x, weight, bias = torch.randn(7, 5), torch.randn(3, 5, 4), torch.randn(3, 4)
-    counts = torch.tensor(counts)
-    expected = ops.expert_linear(x, weight, bias, counts, relu)
-    torch.testing.assert_close(replaced.expert_linear(x, weight, bias, counts, relu), expected)
+    rows_of = torch.tensor(ends, dtype=torch.int32)
+    expected = ops.expert_linear(x, weight, bias, rows_of, relu)
+    torch.testing.assert_close(replaced.expert_linear(x, weight, bias, rows_of, relu), expected)
 
 
 @pytest.mark.parametrize("capacity", [None, 5, 8])

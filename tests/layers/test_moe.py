@@ -1,13 +1,11 @@
-"""detrx.layers.MoEFFN, and the expert-wise linear layer under it."""
-
-import importlib
+"""detrx.layers.MoEFFN."""
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from detrx.layers import FFN, MoEFFN
-from detrx.ops import expert_linear, query_gather, query_scatter
+from detrx.ops import query_gather, query_scatter
 
 
 def expert(moe: MoEFFN, index: int, x: Tensor) -> Tensor:
@@ -213,65 +211,3 @@ def test_routed_queries_in_one_graph():
         for function in (compiled, exported):
             for ours, expected in zip(function(x, mask), module(x, mask), strict=True):
                 torch.testing.assert_close(ours, expected)
-
-
-def linear_inputs(dtype=torch.float64) -> list[Tensor]:
-    counts = torch.tensor([3, 0, 5, 1])
-    x, weight, bias = torch.randn(9, 4), torch.randn(4, 4, 3), torch.randn(4, 3)
-    return [*(t.to(dtype).requires_grad_() for t in (x, weight, bias)), counts]
-
-
-@pytest.mark.parametrize("relu", [False, True])
-def test_expert_linear_gradients(relu):
-    inputs = linear_inputs()
-    assert torch.autograd.gradcheck(lambda *t: expert_linear(*t, relu=relu), inputs)
-    torch.library.opcheck(torch.ops.detrx.expert_linear.default, (*linear_inputs(torch.float32), relu))
-
-
-@pytest.mark.parametrize("onednn", [False, True])
-def test_expert_linear_in_float32(onednn, monkeypatch):
-    module = importlib.import_module("detrx.ops.expert_linear")
-    monkeypatch.setattr(module, "_ONEDNN_LINEAR", onednn)
-    monkeypatch.setattr(module, "_BLOCK", 256 * 600)  # the largest expert in several blocks
-    counts = torch.tensor([700, 1, 0, 299])
-    x, weight, bias = (
-        t.requires_grad_() for t in (torch.randn(1000, 33), torch.randn(4, 33, 600), torch.randn(4, 600))
-    )
-    results = []
-    for dtype in (torch.float32, torch.float64):
-        output = expert_linear(x.to(dtype), weight.to(dtype), bias.to(dtype), counts, relu=True)
-        results.append([output, *torch.autograd.grad(output.square().sum(), (x, weight, bias))])
-    for ours, expected in zip(*results, strict=True):
-        torch.testing.assert_close(ours.double(), expected.double(), rtol=1e-4, atol=1e-4 * expected.abs().max().item())
-
-
-def test_expert_linear_of_strided_inputs():
-    x, weight, bias, counts = (t.detach() for t in linear_inputs(torch.float32))
-    strided = x.t().contiguous().t(), weight.transpose(1, 2).contiguous().transpose(1, 2), bias.t().contiguous().t()
-    torch.testing.assert_close(expert_linear(*strided, counts), expert_linear(x, weight, bias, counts))
-
-
-@pytest.mark.parametrize(
-    "index,replacement,error,message",
-    [
-        (0, torch.randn(9, 4, 1), ValueError, r"x has shape \[9, 4, 1\]"),
-        (1, torch.randn(4, 5, 3), ValueError, r"weight has shape \[4, 5, 3\], expected \(E, 4, O\) .*\[9, 4\]"),
-        (2, torch.randn(4, 2), ValueError, r"bias has shape \[4, 2\], expected \[4, 3\] .*\[4, 4, 3\]"),
-        (3, torch.tensor([4, 5]), ValueError, r"counts has shape \[2\], expected \[4\]"),
-        (
-            3,
-            torch.tensor([4, 4, 0, 0]),
-            ValueError,
-            r"counts .*\[4\] sum to 8, expected 9, .* x of shape \[9, 4\]",
-        ),
-        (3, torch.tensor([4, 6, 0, -1]), ValueError, r"counts\[3\] is -1"),
-        (3, torch.tensor([4.0, 5, 0, 0]), TypeError, "counts of shape .* has dtype torch.float32"),
-        (1, torch.randn(4, 4, 3).double(), TypeError, "weight of shape .* has dtype torch.float64"),
-        (2, torch.randn(4, 3, device="meta"), ValueError, "bias of shape .* is on meta, x of shape .* on cpu"),
-    ],
-)
-def test_malformed_expert_linear(index, replacement, error, message):
-    inputs = linear_inputs(torch.float32)
-    inputs[index] = replacement
-    with pytest.raises(error, match=f"expert_linear: {message}"):
-        expert_linear(*inputs)

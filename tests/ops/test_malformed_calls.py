@@ -32,10 +32,12 @@ CALLS: dict[Callable, dict[str, Tensor | int]] = {
     ms_deform_attn: {**SAMPLED, "sampling_locations": POINTS, "attention_weights": WEIGHTS},
     ms_deform_attn_fused: {**SAMPLED, "reference": torch.rand(2, 7, 2, 4), "offsets": POINTS, "logits": WEIGHTS},
     moe_route: {"logits": torch.randn(5, 4), "k": 2},
-    moe_dispatch: {"x": torch.randn(5, 3), "order": ROUTING.order, "k": 2},
-    moe_combine: {"y": torch.randn(10, 3), "weights": ROUTING.weights, "order": ROUTING.order},
+    moe_dispatch: {"x": torch.randn(5, 3), "order": ROUTING.order, "place": ROUTING.place},
+    moe_combine: {
+        "y": torch.randn(10, 3), "weights": ROUTING.weights, "order": ROUTING.order, "place": ROUTING.place,
+    },
     expert_linear: {
-        "x": torch.randn(10, 3), "weight": torch.randn(4, 3, 6), "bias": torch.randn(4, 6), "counts": ROUTING.counts,
+        "x": torch.randn(10, 3), "weight": torch.randn(4, 3, 6), "bias": torch.randn(4, 6), "ends": ROUTING.ends,
     },
     query_route: {"keep": KEEP},
     query_gather: {"x": torch.randn(2, 11, 3), "keep": KEEP},

@@ -47,39 +47,40 @@ def assert_routes_match(place: Place, dtype: torch.dtype, logits: Tensor, k: int
     direction = torch.randn(len(logits), k)
     expected = route(CPU, dtype, logits, direction)
     ours = route(place, dtype, logits, direction, **kernels)
-    for a, b in zip(ours[1:4], expected[1:4], strict=True):  # experts, counts, order
+    for a, b in zip(ours[1:6], expected[1:6], strict=True):  # experts, counts, ends, order, place
         assert torch.equal(a.cpu(), b)
-    assert_near([ours[0], ours[4]], [expected[0], expected[4]], TOLERANCE[dtype])
+    assert_near([ours[0], ours[6]], [expected[0], expected[6]], TOLERANCE[dtype])
 
 
 def dispatch_and_combine(
     place: Place,
     dtype: torch.dtype,
     inputs: list[Tensor],
-    order: Tensor,
+    places: tuple[Tensor, Tensor],
     arrange: Callable[[Tensor], Tensor] = lambda tensor: tensor,
     **kernels: int,
 ) -> list[Tensor]:
     """Both outputs, and the gradients of x (T, C), y (T * k, C) and weights (T, k)."""
     with place.kernels(**kernels):
         x, y, weights = [arrange(place.put(t.to(dtype), compute_dtype(place, dtype))).requires_grad_() for t in inputs]
-        order = place.put(order)
-        dispatched, combined = moe_dispatch(x, order, weights.shape[1]), moe_combine(y, weights, order)
+        order_and_place = [place.put(each) for each in places]
+        dispatched, combined = moe_dispatch(x, *order_and_place), moe_combine(y, weights, *order_and_place)
         gradients = torch.autograd.grad(dispatched, x, y.detach())
         gradients += torch.autograd.grad(combined, (y, weights), x.detach())
         return [dispatched.detach(), combined.detach(), *gradients]
 
 
-def make_rows(tokens: int, k: int, channels: int) -> tuple[list[Tensor], Tensor]:
-    """x, y and weights, and an order for them."""
+def make_rows(tokens: int, k: int, channels: int) -> tuple[list[Tensor], tuple[Tensor, Tensor]]:
+    """x, y and weights, and an order and places for them."""
     rows = [torch.randn(tokens, channels), torch.randn(tokens * k, channels), torch.rand(tokens, k)]
-    return rows, moe_route(torch.randn(tokens, max(8, k)), k).order
+    routing = moe_route(torch.randn(tokens, max(8, k)), k)
+    return rows, (routing.order, routing.place)
 
 
 def assert_rows_match(place: Place, dtype: torch.dtype, tokens: int, k: int, channels: int, **kernels: int) -> None:
-    inputs, order = make_rows(tokens, k, channels)
-    expected = dispatch_and_combine(CPU, dtype, inputs, order)
-    ours = dispatch_and_combine(place, dtype, inputs, order, **kernels)
+    inputs, places = make_rows(tokens, k, channels)
+    expected = dispatch_and_combine(CPU, dtype, inputs, places)
+    ours = dispatch_and_combine(place, dtype, inputs, places, **kernels)
     assert torch.equal(ours[0].cpu().double(), expected[0])  # a copy
     assert_near(ours, expected, TOLERANCE[dtype])
 
@@ -102,7 +103,7 @@ def test_logits_that_are_not_finite(cuda, experts, k, dtype):
     logits = make_logits(40, experts, "not finite")
     expected = route(CPU, dtype, logits, torch.ones(40, k))
     ours = route(cuda, dtype, logits, torch.ones(40, k))
-    for a, b in zip(ours[1:4], expected[1:4], strict=True):
+    for a, b in zip(ours[1:6], expected[1:6], strict=True):
         assert torch.equal(a.cpu(), b)
     assert_near(ours[:1], expected[:1], TOLERANCE[dtype])
 
@@ -117,7 +118,7 @@ def test_dispatch_and_combine_match_cpu(cuda, channels, dtype):
 @pytest.mark.parametrize("channels", [1, 3, 8])
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 def test_rows_that_begin_anywhere(cuda, channels, dtype):
-    inputs, order = make_rows(50, 2, channels)
+    inputs, places = make_rows(50, 2, channels)
 
     def shifted(tensor: Tensor) -> Tensor:
         return torch.cat([tensor.new_zeros(1), tensor.flatten()])[1:].view_as(tensor)
@@ -125,18 +126,18 @@ def test_rows_that_begin_anywhere(cuda, channels, dtype):
     def strided(tensor: Tensor) -> Tensor:
         return torch.stack([tensor, tensor], 2)[..., 0]
 
-    expected = dispatch_and_combine(CPU, dtype, inputs, order)
+    expected = dispatch_and_combine(CPU, dtype, inputs, places)
     for arrange in (shifted, strided):
-        assert_near(dispatch_and_combine(cuda, dtype, inputs, order, arrange), expected, TOLERANCE[dtype])
+        assert_near(dispatch_and_combine(cuda, dtype, inputs, places, arrange), expected, TOLERANCE[dtype])
 
 
 def test_empty_inputs(cuda):
     with cuda.kernels():
         logits = cuda.put(torch.randn(0, 4)).requires_grad_()
-        weights, _, counts, order = moe_route(logits, 2)
-        assert counts.tolist() == [0] * 4 and order.shape == (0,)
+        weights, _, counts, ends, order, place = moe_route(logits, 2)
+        assert counts.tolist() == ends.tolist() == [0] * 4 and order.shape == (0,)
         x = cuda.put(torch.randn(0, 8)).requires_grad_()
-        moe_combine(moe_dispatch(x, order, 2), weights, order).sum().backward()
+        moe_combine(moe_dispatch(x, order, place), weights, order, place).sum().backward()
         assert x.grad.shape == (0, 8) and logits.grad.shape == (0, 4)
     assert_rows_match(cuda, torch.float32, 21, 2, 0)
 
@@ -147,8 +148,8 @@ def test_repeated_calls_agree_bit_for_bit(cuda):
         logits, x = (cuda.put(torch.randn(tokens, n)).requires_grad_() for n in (8, 64))
         results = []
         for _ in range(3):
-            weights, _, _, order = moe_route(logits, 2)
-            output = moe_combine(moe_dispatch(x, order, 2).sin(), weights, order)
+            weights, *_, order, place = moe_route(logits, 2)
+            output = moe_combine(moe_dispatch(x, order, place).sin(), weights, order, place)
             results.append([order, output, *torch.autograd.grad(output.square().sum(), (x, logits))])
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
@@ -180,18 +181,26 @@ ROWS, WEIGHTS = torch.randn(4, 8), torch.ones(4, 1)
 
 
 @pytest.mark.parametrize(
-    "call",
+    "order,place",
     [
-        lambda put: moe_dispatch(put(ROWS), put(torch.tensor([0, 1, 2, 4])), 1),
-        lambda put: moe_dispatch(put(ROWS), put(torch.tensor([0, 1, 2, -1])), 1),
-        lambda put: moe_combine(put(ROWS), put(WEIGHTS), put(torch.tensor([0, 1, 2, 4]))),
-        lambda put: moe_combine(put(ROWS), put(WEIGHTS), put(torch.tensor([0, 1, 2, 2]))),
+        ([0, 1, 2, 3], [0, 1, 2, 4]),
+        ([0, 1, 2, 3], [0, 1, 2, -1]),
+        ([0, 1, 2, 3], [0, 1, 2, 2]),
+        ([0, 1, 2, 2], [0, 1, 2, 3]),
+        ([0, 1, 2, 4], [0, 1, 2, 3]),
+        ([1, 2, 3, 0], [1, 2, 3, 0]),
     ],
-    ids=["dispatch-4", "dispatch--1", "combine-4", "combine-twice"],
 )
-def test_order_that_is_no_permutation(emulated, call):
-    with emulated.kernels(), pytest.raises(EmulationError, match=r"assertion failed.*order is not a permutation"):
-        call(emulated.put)
+def test_order_and_place_that_are_no_inverse_permutations(emulated, order, place):
+    with emulated.kernels():
+        places = emulated.put(torch.tensor(order)), emulated.put(torch.tensor(place)).view(4, 1)
+        rows = emulated.put(ROWS)
+        for call in (
+            lambda: moe_dispatch(rows, *places),
+            lambda: moe_combine(rows, emulated.put(WEIGHTS), *places),
+        ):
+            with pytest.raises(EmulationError, match=r"assertion failed.*order and place are no inverse permutations"):
+                call()
 
 
 @pytest.mark.parametrize("expert", [-1, 3])
@@ -210,8 +219,8 @@ def test_no_synchronisation(gpu):
     x.requires_grad_()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        weights, _, _, order = moe_route(logits, 2)
-        moe_combine(moe_dispatch(x, order, 2), weights, order).sum().backward()
+        weights, *_, order, place = moe_route(logits, 2)
+        moe_combine(moe_dispatch(x, order, place), weights, order, place).sum().backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -227,7 +236,8 @@ def test_expert_linear_matches_cpu(gpu, dtype, counts):
     for place in (gpu, CPU):
         *leaves, d = [place.put(t.to(dtype), compute_dtype(place, dtype)) for t in (*inputs, direction)]
         leaves = [t.requires_grad_() for t in leaves]
-        output = expert_linear(*leaves, place.put(torch.tensor(counts)), relu=True)
+        ends = torch.tensor(counts).cumsum(0, dtype=torch.int32)
+        output = expert_linear(*leaves, place.put(ends), relu=True)
         results.append([output.detach(), *torch.autograd.grad(output, leaves, d)])
     assert_near(*results, 1e-3 if dtype == torch.float32 else 0.15)
 

@@ -335,6 +335,19 @@ MALFORMED_OPERATOR_CALLS = [
     (OPERATORS.query_unpack, ([PACKED], INDEX, VALID, -1), ValueError, r"queries is -1"),
     (OPERATORS.query_unpack, ([PACKED], INDEX, VALID, 10), ValueError, r"index\[0, 5\] is 10, expected 0 to 9"),
     (OPERATORS.query_unpack, ([X], INDEX, VALID, 11), ValueError, r"packed\[0\] has shape \[3, 11, 4\], .*\[3, 6\]"),
+    (OPERATORS.query_route, (KEEP[:1, :1].expand(2**16, 2**16),), ValueError, r"65536 images of 65536 queries"),
+    (
+        OPERATORS.query_gather,
+        ([X[:1, :1, 0].expand(1, 2**31)], INDEX[:1], VALID[:1]),
+        ValueError,
+        r"1 images of 2147483648 queries",
+    ),
+    (
+        OPERATORS.query_gather,
+        ([X[:1]], INDEX[:1, :1].expand(1, 2**31), VALID[:1, :1].expand(1, 2**31)),
+        ValueError,
+        r"1 images of 2147483648 slots",
+    ),
     (OPERATORS.query_clear, ([X[1:]], INDEX, VALID), ValueError, r"x\[0\] has shape \[2, 11, 4\], .*\[3, 6\]"),
 ]
 
@@ -359,6 +372,16 @@ def test_index_out_of_range(query, message):
     index[1, 2] = index[1, 0]
     with pytest.raises(ValueError, match=r"index\[1\] has query 1 at 0 and at 2"):
         query_scatter(X, PACKED, index, VALID)
+
+
+@pytest.mark.skipif(not COMPILED, reason="PyTorch's own errors without a kernel")
+def test_a_query_in_two_slots_can_be_read_only():
+    x = torch.randn(1, 5, 2, requires_grad=True)
+    packed, index, valid = query_gather(x, (torch.tensor([[4, 1, 4]]), torch.ones(1, 3, dtype=torch.bool)))
+    assert torch.equal(packed, x[:, [4, 1, 4]])
+    for use in (lambda: query_scatter(x, packed, index, valid), lambda: packed.sum().backward()):
+        with pytest.raises(ValueError, match=r"index\[0\] has query 4 at 0 and at 2"):
+            use()
 
 
 def test_the_number_of_threads_changes_nothing():

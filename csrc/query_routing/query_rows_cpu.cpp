@@ -1,7 +1,7 @@
-// CPU implementation of query routing: rows are copied whole, shared among threads by output row.
+// CPU implementation of detrx::query_gather, query_scatter, query_unpack and query_clear: rows are copied whole, shared
+// among threads by output row.
 
 #include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -85,37 +85,6 @@ std::vector<at::Tensor> merge(const char* op, const RoutedCall& call) {
   return call.outputs;
 }
 
-std::tuple<at::Tensor, at::Tensor> query_route_cpu(const at::Tensor& keep, std::optional<int64_t> capacity) {
-  check_query_route(keep, capacity);
-  const at::Tensor mask = keep.contiguous();
-  const bool* kept = mask.const_data_ptr<bool>();
-  const int64_t images = mask.size(0), queries = mask.size(1);
-  int64_t largest = 0;
-  for (int64_t b = 0; b < images; ++b) {
-    largest = std::max<int64_t>(largest, std::count(kept + b * queries, kept + (b + 1) * queries, true));
-  }
-  const int64_t slots = capacity.value_or(largest);
-  TORCH_CHECK_VALUE(
-      largest <= slots,
-      "query_route: capacity is ", slots, ", but an image of keep of shape ", keep.sizes(), " keeps ", largest);
-  at::Tensor index = at::empty({images, slots}, mask.options().dtype(at::kLong));
-  at::Tensor valid = at::empty({images, slots}, mask.options());
-  for (int64_t b = 0; b < images; ++b) {
-    int64_t* row = index.mutable_data_ptr<int64_t>() + b * slots;
-    int64_t count = 0;
-    for (int64_t query = 0; query < queries; ++query) {
-      if (kept[b * queries + query]) {
-        row[count++] = query;
-      }
-    }
-    std::fill(row + count, row + slots, 0);
-    bool* flags = valid.mutable_data_ptr<bool>() + b * slots;
-    std::fill(flags, flags + count, true);
-    std::fill(flags + count, flags + slots, false);
-  }
-  return {index, valid};
-}
-
 std::vector<at::Tensor> query_gather_cpu(at::TensorList x, const at::Tensor& index, const at::Tensor& valid) {
   return gather(plan_gather(x, index, valid));
 }
@@ -138,7 +107,6 @@ std::vector<at::Tensor> query_clear_cpu(at::TensorList x, const at::Tensor& inde
 }  // namespace detrx
 
 TORCH_LIBRARY_IMPL(detrx, CPU, m) {
-  m.impl("query_route", &detrx::query_route_cpu);
   m.impl("query_gather", &detrx::query_gather_cpu);
   m.impl("query_scatter", &detrx::query_scatter_cpu);
   m.impl("query_unpack", &detrx::query_unpack_cpu);
