@@ -48,14 +48,17 @@ def run(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         return pin(args[0])
     device = kwargs.get("device")
     result_on_device = bool(of_device) if device is None else torch.device(device).type == "cuda"
+    if (of_device or result_on_device) and _is_composite(func):
+        with runtime.DispatchMode():
+            return func.decompose(*args, **kwargs)
     check_generator(func, kwargs, bool(of_device) or result_on_device)
     if of_device:
+        if _is_python(func):  # and may take tensors of the host, too
+            with runtime.modes():
+                return func.redispatch(_WITHOUT_KERNELS, *args, **kwargs)
         if of_host:
             check_mix(func, args, kwargs, of_host)
         check_dtype(func, of_device)
-        if _is_python(func):
-            with runtime.modes():
-                return func.redispatch(_WITHOUT_KERNELS, *args, **kwargs)
         count_waits(func, args, kwargs)
     inner_args = [_behind(x) for x in args]
     inner_kwargs = {key: _behind(value) for key, value in kwargs.items()}
@@ -77,6 +80,13 @@ def run(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     if result_on_device:
         return _new(out)
     return pin(out) if wants_pinned else out
+
+
+@functools.cache
+def _is_composite(func: Any) -> bool:
+    """Whether an operator is made of others on every device. Where autograd is at work these come here by themselves,
+    but not in inference mode and below autograd."""
+    return func._can_decompose()
 
 
 def _is_python(func: Any) -> bool:

@@ -20,6 +20,7 @@ from .tensor import CUDA, is_pinned, on_device, pin
 from .waits import AFTER_WAIT
 
 _device_state: list[Tensor] = []
+_PROPERTY = type(Tensor.shape.__get__)
 
 
 @contextmanager
@@ -72,6 +73,8 @@ class FunctionMode(TorchFunctionMode):
     """What C++ does before it dispatches: it asks the driver for the number of "cuda", and copies lists of numbers."""
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if type(func) is _PROPERTY:
+            return func(*args)
         kwargs = dict(kwargs or {})
         if func is Tensor.cuda:
             return args[0].to(CUDA, non_blocking=kwargs.get("non_blocking", False))

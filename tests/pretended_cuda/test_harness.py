@@ -92,6 +92,19 @@ def test_what_waits_and_what_does_not():
 
 
 @on_pretended_cuda
+@torch.inference_mode()
+def test_operators_made_of_others_wait_in_inference_mode_too():
+    """There they are not taken apart before they are dispatched."""
+    x = torch.arange(6.0, device="cuda")
+    assert _waits(lambda: x.to("cpu", torch.float64)) == 1
+    assert _waits(lambda: x[x > 2]) == 1
+    assert _waits(lambda: x.tolist()) == 1
+    assert _waits(lambda: torch.where(x > 2, x, 0.0)) == 0
+    assert _waits(lambda: torch.ones(3).pin_memory().to("cuda", non_blocking=True)) == 0
+    assert (x.repeat_interleave(2) @ torch.ones(12, device="cuda")).item() == 30
+
+
+@on_pretended_cuda
 def test_waits_are_named_by_their_place():
     x = torch.ones(1, device="cuda")
     with waits() as found:

@@ -80,17 +80,20 @@ def to_device(batch: list[dict]) -> list[dict]:
 
 @pytest.mark.parametrize("name", contract.DETECTORS)
 @on_pretended_cuda
-def test_batches_on_the_device_give_the_same_losses(name: str):
-    """Where a prefetcher has uploaded them; and then the host waits for nothing but the assignment."""
-    model, batch = build(name), contract.make_batch(3, 1)
-    expected = step(model, batch, None)
+def test_losses_are_those_of_the_cpu_and_of_batches_on_the_device(name: str):
+    """Where Python chooses by the device, both ways compute the same. Where a prefetcher has uploaded a batch, losses
+    are the same, and the host waits for nothing but the assignment."""
+    model, batch = contract.detector(name), contract.make_batch(3, 1)
+    on_cpu = contract.losses_of(model, batch)
+    expected = step(model.to("cuda"), batch, None)
     batch = to_device(batch)
     with waits() as found:
         losses = step(model, batch, None)
     assert found.count == 1, found
-    assert losses.keys() == expected.keys()
+    assert losses.keys() == expected.keys() == on_cpu.keys()
     for key, loss in losses.items():
         assert torch.equal(loss, expected[key]), key
+        torch.testing.assert_close(loss.detach().cpu(), on_cpu[key].detach(), rtol=1e-3, atol=1e-4, msg=key)
 
 
 @pytest.mark.parametrize(
@@ -108,17 +111,6 @@ def test_operators_without_kernels(name: str):
     with without_kernels(), pytest.warns(UserWarning, match="no compiled kernels for cuda"):
         check_step(model, batch, torch.bfloat16)
         check_inference(model, batch, None)
-
-
-@pytest.mark.parametrize("name", contract.DETECTORS)
-@on_pretended_cuda
-def test_losses_are_those_of_the_cpu(name: str):
-    """Where Python chooses by the device, both ways compute the same."""
-    model, batch = contract.detector(name), contract.make_batch(3, 1)
-    expected = contract.losses_of(model, batch)
-    losses = step(model.to("cuda"), batch, None)
-    for key, loss in losses.items():
-        torch.testing.assert_close(loss.detach().cpu(), expected[key].detach(), rtol=1e-3, atol=1e-4, msg=key)
 
 
 @pytest.mark.parametrize(

@@ -63,8 +63,6 @@ def test_gradients_with_dropout_are_those_without_checkpointing(name: str, part:
                 module.dropout = 0.3
     batch = budget.make_batch(3, 1)
     expected, state = train(model, batch)
-    again, _ = train(model, batch)
-    assert all(map(torch.equal, again, expected)), "it must not be luck that gradients are equal"
     if part == "backbone":
         model.backbone.checkpoint_activations()
     else:
