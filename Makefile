@@ -14,12 +14,13 @@ OMP_WAIT_POLICY ?= PASSIVE
 GOMP_SPINCOUNT ?= 20000
 export OMP_WAIT_POLICY GOMP_SPINCOUNT
 
-.PHONY: help setup demo test lint format bench gpu-check clean
+.PHONY: help setup demo test mutants lint format bench gpu-check clean
 
 help:
 	@echo "make setup      environment in $(VENV), detrx in it, kernels built"
 	@echo "make demo       train a small Deformable DETR on digits, evaluate and draw it: $(DEMO)"
 	@echo "make test       all tests"
+	@echo "make mutants    plants faults into the CUDA kernels and sees whether the tests find them (long)"
 	@echo "make lint       check style; make format mends it"
 	@echo "make bench      benchmarks of the kernels and of a training step on the CPU"
 	@echo "make gpu-check  CUDA tests and benchmarks"
@@ -46,7 +47,11 @@ demo: setup
 		--dataset digits_val --num 16 --contact-sheet --output $(DEMO)/images
 
 test: setup
+	@$(BIN)/python -m tests.cuda_on_cpu.build
 	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile --no-loadscope-reorder
+
+mutants: setup
+	$(BIN)/python -m tests.cuda_on_cpu.mutants
 
 lint: $(REQUIREMENTS)
 	$(BIN)/ruff check .

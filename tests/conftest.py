@@ -11,11 +11,17 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 import pytest
 import torch
 
+from tests.cuda_on_cpu.seeds import SEED_VARIABLE, base_seed
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"{SEED_VARIABLE}={base_seed()} repeats the random schedules of emulated CUDA kernels"
 
 
 @pytest.fixture(autouse=True)
