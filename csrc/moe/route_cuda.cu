@@ -94,7 +94,6 @@ __global__ void __launch_bounds__(kThreads) route_kernel(
   const int num_experts = chunks.num_experts, k = chunks.k;
   const int member = threadIdx.x % kGroup, first = member * kSlots;
   for (int chunk = blockIdx.x; chunk < chunks.count; chunk += gridDim.x) {
-    __syncthreads();
     for (int e = threadIdx.x; e < num_experts; e += kThreads) {
       counts[e] = 0;
     }

@@ -133,16 +133,15 @@ def _expert_linear_backward(
     if len(x) > 0 and can_use_grouped_mm(x.device, x.dtype, *weight.shape):
         return _grouped_linear_backward(grad_output, x, weight, ends, rectified)
     x, weight, grad = x.contiguous(), weight.contiguous(), grad_output.contiguous()
+    if rectified is not None:
+        grad = torch.ops.aten.threshold_backward(grad, rectified, 0)
     grad_x = torch.empty_like(x)
     grad_weight = weight.new_zeros(weight.shape)
     grad_bias = weight.new_zeros((weight.shape[0], weight.shape[2]))
     for expert, rows in _segments(ends, x):
-        grad_rows = grad[rows]
-        if rectified is not None:
-            grad_rows = torch.ops.aten.threshold_backward(grad_rows, rectified[rows], 0)
-        _product(grad_rows, weight[expert].t(), grad_x[rows])
-        _product(x[rows].t(), grad_rows, grad_weight[expert])
-        torch.sum(grad_rows, 0, out=grad_bias[expert])
+        _product(grad[rows], weight[expert].t(), grad_x[rows])
+        _product(x[rows].t(), grad[rows], grad_weight[expert])
+        torch.sum(grad[rows], 0, out=grad_bias[expert])
     return grad_x, grad_weight, grad_bias
 
 
@@ -204,10 +203,10 @@ def _product(a: Tensor, b: Tensor, out: Tensor, bias: Tensor | None = None, relu
         return
     if bias is None:
         torch.mm(a, b, out=out)
+    elif relu:
+        torch._addmm_activation(bias, a, b, out=out)  # one kernel on GPUs
     else:
         torch.addmm(bias, a, b, out=out)
-    if relu:
-        out.relu_()
 
 
 # One product for all experts, on GPUs; bias and ReLU have kernels of their own (csrc/moe/expert_bias_cuda.cu).

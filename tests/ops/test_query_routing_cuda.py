@@ -10,7 +10,7 @@ from tests.ops.places import CPU, Place
 
 
 def results(
-    place: Place, keep: Tensor, tensors: list[Tensor], capacity: int | None, **kernels: int
+    place: Place, keep: Tensor, tensors: list[Tensor], capacity: int | None, **kernels: int | bool
 ) -> list[list[Tensor]]:
     """Route, packed rows, scattered rows and gradients of the floating-point tensors."""
     with place.kernels(**kernels):
@@ -26,7 +26,7 @@ def results(
 
 
 def assert_matches_cpu(
-    place: Place, keep: Tensor, tensors: list[Tensor], capacity: int | None = None, **kernels: int
+    place: Place, keep: Tensor, tensors: list[Tensor], capacity: int | None = None, **kernels: int | bool
 ) -> None:
     """Rows are only copied: to the last bit."""
     ours, expected = results(place, keep, tensors, capacity, **kernels), results(CPU, keep, tensors, capacity)
@@ -59,6 +59,13 @@ def test_none_and_all_in_one_batch(cuda):
     keep = torch.stack([queries >= 0, queries < 0, torch.rand(600) < 0.5, queries % 2 == 0])
     for capacity in (None, 600):
         assert_matches_cpu(cuda, keep, [torch.randn(4, 600, 3)], capacity)
+
+
+@pytest.mark.parametrize("queries", [6000, 8191, 8193, 22223])
+def test_many_queries(cuda_once, queries):
+    """More than a block lists, and more slots than every block can look through."""
+    keep = torch.rand(1, queries) < 0.9
+    assert_matches_cpu(cuda_once, keep, [torch.randn(1, queries, 3)], check=queries < 8000)
 
 
 def test_unaligned_and_strided_rows(cuda):
