@@ -1,22 +1,14 @@
 """Small calls that launch every kernel, in every form that it is compiled in."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from detrx.ops import (
-    expert_linear,
-    moe_combine,
-    moe_dispatch,
-    moe_route,
-    ms_deform_attn,
-    ms_deform_attn_fused,
-    query_gather,
-    query_route,
-    query_scatter,
-)
+from detrx.layers import MoEFFN
+from detrx.ops import moe_route, ms_deform_attn, ms_deform_attn_fused, query_gather, query_route, query_scatter
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 SHAPES = ((7, 9), (4, 5), (1, 3))
@@ -95,35 +87,25 @@ def attention(kind: str, dtype: torch.dtype, channels: int, points: int = 4, det
 
 
 def experts(dtype: torch.dtype, num_experts: int, k: int, channels: int, tokens: int = 70) -> Launch:
-    """Route, dispatch and combine, forward and backward."""
+    """The routing, and a mixture of experts with its products, forward and backward. Some experts get nothing."""
     generator = torch.Generator().manual_seed(num_experts)
     # Multiples of 1/16: many ties, and no rounding.
     logits = torch.randn(tokens, num_experts, generator=generator).mul(16).round().div(16)
+    logits[:, num_experts // 2 :: 3] -= 100 if num_experts > 3 * k else 0
     x = torch.randn(tokens, channels, generator=generator)
     direction = torch.randn(tokens, channels, generator=generator)
+    mixture = MoEFFN(channels, 2 * channels, num_experts, k).to(dtype)
 
     def run(device: str, exact: bool) -> list[Tensor]:
         gate, rows = (_leaf(each, device, dtype, exact) for each in (logits, x))
         routing = moe_route(gate, k)
-        output = moe_combine(moe_dispatch(rows, routing.order, k), routing.weights, routing.order)
-        gradients = torch.autograd.grad(output, (gate, rows), _leaf(direction, device, dtype, exact).detach())
-        return [*routing, output, *gradients]
+        layer = copy.deepcopy(mixture).to(device, gate.dtype)
+        output, counts = layer.mix(rows, gate)
+        leaves = [gate, rows, layer.weight1, layer.bias1, layer.weight2, layer.bias2]
+        gradients = torch.autograd.grad(output, leaves, _leaf(direction, device, dtype, exact).detach())
+        return [*routing, counts, output, *gradients]
 
     return Launch(f"experts {_short(dtype)} E={num_experts} k={k} C={channels}", "moe", dtype, run)
-
-
-def expert_product(dtype: torch.dtype) -> Launch:
-    """`expert_linear`, which is a grouped matrix product on some GPUs; one expert gets nothing."""
-    generator = torch.Generator().manual_seed(0)
-    x, weight = torch.randn(64, 32, generator=generator), torch.randn(4, 32, 48, generator=generator) / 6
-    bias, counts = torch.randn(4, 48, generator=generator), torch.tensor([30, 0, 33, 1])
-
-    def run(device: str, exact: bool) -> list[Tensor]:
-        leaves = [_leaf(each, device, dtype, exact) for each in (x, weight, bias)]
-        output = expert_linear(*leaves, counts.to(device))
-        return [output, *torch.autograd.grad(output, leaves, torch.ones_like(output))]
-
-    return Launch(f"expert product {_short(dtype)}", "moe", dtype, run)
 
 
 def routing(dtype: torch.dtype, channels: int, capacity: bool, queries: int = 40) -> Launch:
@@ -155,6 +137,5 @@ def launches() -> list[Launch]:
     result += [attention("boxes", dtype, 32, deterministic=True) for dtype in dtypes]
     result += [experts(dtype, 8, 2, 64) for dtype in dtypes]
     result += [experts(torch.float32, 40, 3, 33), experts(torch.float32, 256, 8, 7), experts(torch.float32, 1, 1, 4)]
-    result += [expert_product(torch.bfloat16), expert_product(torch.float32)]
     result += [routing(torch.float32, 64, True), routing(torch.bfloat16, 33, False), routing(torch.float16, 1, True)]
     return result

@@ -47,12 +47,13 @@ def measure_experts(args: Namespace, tokens: int, gpu: object) -> dict[str, obje
     dtype, k = getattr(torch, args.dtype), moe.TOP_K
     logits = torch.randn(tokens, moe.EXPERTS).to(args.device, dtype)
     x = torch.randn(tokens, moe.CHANNELS).to(args.device, dtype)
-    weights, _, _, order = moe_route(logits, k)
-    rows = moe_dispatch(x, order, k)
+    routing = moe_route(logits, k)
+    place = [routing.place] if hasattr(routing, "place") else []
+    rows = moe_dispatch(x, routing.order, *(place or [k]))
     calls = {
         "route": lambda: moe_route(logits, k),
-        "dispatch": lambda: moe_dispatch(x, order, k),
-        "combine": lambda: moe_combine(rows, weights, order),
+        "dispatch": lambda: moe_dispatch(x, routing.order, *(place or [k])),
+        "combine": lambda: moe_combine(rows, routing.weights, routing.order, *place),
     }
     times = device_medians(calls, args.rounds, args.device)
     expected = moe_times(tokens, moe.EXPERTS, k, moe.CHANNELS, args.dtype, gpu)
