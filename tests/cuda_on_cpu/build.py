@@ -152,7 +152,7 @@ def _rewritten(path: Path, csrc: Path, flags: list[str]) -> Unit:
     except RewriteError as error:
         raise BuildError(str(error)) from error
     if path.suffix == ".cu":
-        first = [f"<{name}>" for name in ("torch/library.h", *dict.fromkeys(includes))]
+        first = [f"<{name}>" for name in dict.fromkeys(includes)]
         lines = ['"cuda_on_cpu/copies.h"', *first, '"cuda_on_cpu/kernel.h"']
         key = str(path.relative_to(base))
         texts[key] = "".join(f"#include {line}\n" for line in lines) + texts[key]
