@@ -3,8 +3,8 @@
 
 Compiles every csrc/**/*.cu to machine code for one architecture and disassembles it. For each kernel: registers of a
 thread, warps that an SM holds with so many registers, bytes of stack, of spilled registers and of static shared
-memory, and instructions: all of them, and those of its hottest loop, which is the innermost loop that loads most bytes
-from global memory. "per load" is the number of instructions there for each load.
+memory, and instructions: all of them, and those of its hottest loop, which is the innermost loop that adds to global
+memory, or else the one with the widest loads from it. "per load" is the number of instructions there for each load.
 
 The disassembler is nvdisasm of the toolkit, or the one inside the installed triton.
 """
@@ -57,8 +57,12 @@ class Loop:
         return sum(self.global_loads.values())
 
     @property
-    def loaded_bits(self) -> int:
-        return sum(int(bits) * count for bits, count in self.global_loads.items())
+    def heat(self) -> tuple[int, ...]:
+        """Orders loops by what makes them hot: sums in global memory, the widest loads, their bits, the length."""
+        in_global_memory = any(not name.startswith("ATOMS") for name in self.reductions)
+        bits = [(int(width), count) for width, count in self.global_loads.items()]
+        loaded = sum(width * count for width, count in bits)
+        return in_global_memory, max((width for width, _ in bits), default=0), loaded, self.instructions
 
 
 @dataclass
@@ -188,7 +192,7 @@ def _widths(counts: Counter[str], *operations: str) -> dict[str, int]:
 
 
 def hottest_loop(function: sass.Function) -> Loop:
-    """The innermost loop that loads most bytes from global memory; the longest of those."""
+    """The innermost loop with the most heat."""
     best = Loop()
     for body in sass.innermost_loops(function):
         counts = function.counts(body)
@@ -199,9 +203,14 @@ def hottest_loop(function: sass.Function) -> Loop:
             reductions=_counted(counts, "RED", "ATOM", "ATOMG", "ATOMS", "REDG"),
             shuffles=sum(_counted(counts, "SHFL").values()),
         )
-        if (loop.loaded_bits, loop.instructions) > (best.loaded_bits, best.instructions):
-            best = loop
+        best = max(best, loop, key=lambda each: each.heat)
     return best
+
+
+def family_of(source: Path) -> str:
+    """The folder of csrc that a source is in, at any depth; outside of csrc, its own folder."""
+    csrc = ROOT / "csrc"
+    return source.relative_to(csrc).parts[0] if source.is_relative_to(csrc) else source.parent.name
 
 
 def describe(source: Path, function: sass.Function, signature: str, resources: dict[str, int]) -> Kernel:
@@ -209,7 +218,7 @@ def describe(source: Path, function: sass.Function, signature: str, resources: d
     counts = function.counts()
     held = -(-resources["registers"] * 32 // REGISTERS_AT_A_TIME) * REGISTERS_AT_A_TIME
     return Kernel(
-        family=source.parent.name,
+        family=family_of(source),
         kernel=name,
         arguments=arguments,
         source=str(source.relative_to(ROOT)) if source.is_relative_to(ROOT) else source.name,
@@ -294,13 +303,13 @@ def main() -> None:
     args = parser.parse_args()
     from harness import RESULTS, print_table
 
-    families = sorted({path.parent.name for path in (ROOT / "csrc").rglob("*.cu")})
+    sources = sorted((ROOT / "csrc").rglob("*.cu"))
+    families = sorted(set(map(family_of, sources)))
     if unknown := set(args.only) - set(families):
         parser.error(f"--only {' '.join(sorted(unknown))}: expected of {', '.join(families)}")
-    sources = sorted((ROOT / "csrc").rglob("*.cu"))
     kernels: list[Kernel] = []
     for source in sources:
-        if not args.only or source.parent.name in args.only:
+        if not args.only or family_of(source) in args.only:
             print(f"compiling {source.relative_to(ROOT)}", file=sys.stderr, flush=True)
             kernels += inspect(source, args.arch)
     print_table([table_row(kernel) for kernel in kernels])
