@@ -1,0 +1,34 @@
+// The parts that the operators are made of, one file each. All run on the current stream of the current device without
+// waiting for it, take contiguous tensors whose memory begins on 16 bytes, and at least one point and one value.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/util/BFloat16.h>
+#include <c10/util/Half.h>
+
+#include "../../reduced_float.h"
+#include "../ms_deform_attn.h"
+
+namespace detrx {
+
+// Fills output (B, Q, M * D). There may be no values here.
+template <typename T>
+void forward_on_cuda(const DeformAttnInputs<T, Compute<T>>& args, T* output);
+
+// Fills grad_points and grad_weights, adds to grad_reference where there is one and, with `values`, to grad_value.
+template <typename T>
+void backward_on_cuda(
+    const DeformAttnInputs<T, Compute<T>>& args, const DeformAttnGradients<T, Compute<T>>& grads, bool values);
+
+// Fills grad_value (B, S, M, D), of type Compute<T>, with the same bits every time.
+template <typename T>
+void deterministic_grad_value_on_cuda(
+    const DeformAttnInputs<T, Compute<T>>& args, const T* grad_output, at::Tensor& grad_value);
+
+#define DETRX_FOR_EACH_TYPE(MACRO) \
+  MACRO(double)                    \
+  MACRO(float)                     \
+  MACRO(c10::Half)                 \
+  MACRO(c10::BFloat16)
+
+}  // namespace detrx
