@@ -20,6 +20,14 @@ template <typename T>
 void backward_on_cuda(
     const DeformAttnInputs<T, Compute<T>>& args, const DeformAttnGradients<T, Compute<T>>& grads, bool values);
 
+// The same for grad_value alone, for many points. `grad_output` is (B, Q, M * D).
+template <typename T>
+void grad_value_on_cuda(const DeformAttnInputs<T, Compute<T>>& args, const T* grad_output, Compute<T>* grad_value);
+
+// Whether it is the faster way to grad_value, of type Compute<T>.
+template <typename T>
+bool sums_grad_value_in_blocks(const DeformAttnSizes& sizes);
+
 // Fills grad_value (B, S, M, D), of type Compute<T>, with the same bits every time.
 template <typename T>
 void deterministic_grad_value_on_cuda(

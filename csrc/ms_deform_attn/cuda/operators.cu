@@ -116,9 +116,12 @@ DeformAttnGradientTensors run_backward(
           grad.const_data_ptr<scalar_t>(), grad_value.mutable_data_ptr<C>(), grad_points.mutable_data_ptr<scalar_t>(),
           grad_weights.mutable_data_ptr<scalar_t>(),
           reference_needs_grad ? grad_reference.mutable_data_ptr<C>() : nullptr};
-      backward_on_cuda(inputs, gradients, /*values=*/!deterministic);
+      const bool in_blocks = !deterministic && sums_grad_value_in_blocks<scalar_t>(n);
+      backward_on_cuda(inputs, gradients, /*values=*/!deterministic && !in_blocks);
       if (deterministic) {
         deterministic_grad_value_on_cuda(inputs, gradients.grad_output, grad_value);
+      } else if (in_blocks) {
+        grad_value_on_cuda(inputs, gradients.grad_output, gradients.grad_value);
       }
     });
   }
