@@ -6,6 +6,10 @@
 
 #include "../macros.h"
 
+#if defined(__CUDACC__)
+#include <cuda_runtime.h>
+#endif
+
 namespace detrx {
 
 template <typename T>
@@ -17,21 +21,39 @@ struct BilinearPoint {
 
 constexpr int kAllCorners = 15;
 
+template <typename T>
+DETRX_HOST_DEVICE T pixel_of(T location, int size) {
+  return location * static_cast<T>(size) - static_cast<T>(0.5);
+}
+
 // A point contributes if -1 < x < width and -1 < y < height; NaN does not.
 template <typename T>
-DETRX_HOST_DEVICE BilinearPoint<T> locate(T location_x, T location_y, int height, int width) {
-  const T x = location_x * static_cast<T>(width) - static_cast<T>(0.5);
-  const T y = location_y * static_cast<T>(height) - static_cast<T>(0.5);
-  const bool inside = (x > static_cast<T>(-1)) & (x < static_cast<T>(width)) & (y > static_cast<T>(-1)) &
-                      (y < static_cast<T>(height));
+DETRX_HOST_DEVICE bool contributes(T pixel, int size) {
+  return (pixel > static_cast<T>(-1)) & (pixel < static_cast<T>(size));
+}
+
+// Of a pixel that contributes.
+template <typename T>
+DETRX_HOST_DEVICE int floor_of(T pixel) {
+#if defined(__CUDA_ARCH__)
+  return static_cast<int>(::floor(pixel));  // one instruction
+#else
   // The conversion to int rounds towards zero; one less for negative fractions makes it the floor.
+  const int truncated = static_cast<int>(pixel);
+  return truncated - (static_cast<T>(truncated) > pixel);
+#endif
+}
+
+template <typename T>
+DETRX_HOST_DEVICE BilinearPoint<T> locate(T location_x, T location_y, int height, int width) {
+  const T x = pixel_of(location_x, width);
+  const T y = pixel_of(location_y, height);
+  const bool inside = contributes(x, width) & contributes(y, height);
   const T safe_x = inside ? x : static_cast<T>(0);
   const T safe_y = inside ? y : static_cast<T>(0);
   BilinearPoint<T> point;
-  point.x = static_cast<int>(safe_x);
-  point.y = static_cast<int>(safe_y);
-  point.x -= static_cast<T>(point.x) > safe_x;
-  point.y -= static_cast<T>(point.y) > safe_y;
+  point.x = floor_of(safe_x);
+  point.y = floor_of(safe_y);
   point.dx = safe_x - static_cast<T>(point.x);
   point.dy = safe_y - static_cast<T>(point.y);
   const int left = point.x >= 0, right = point.x + 1 < width;

@@ -290,16 +290,16 @@ DETRX_TARGET DETRX_INLINE QueryPoints<C> query_points(
   softmax_of_heads(weights, heads, count, work.weights);
   const C* __restrict centres = work.centres;
   const C* __restrict extents = work.extents;
-  const C* __restrict sizes = levels.size_xy;
-  const C per_level = static_cast<C>(n.P);
+  const C* __restrict scales = levels.scale_xy;
+  const C scale = box_scale<C>(n.P);
   for (int64_t m = 0; m < heads; ++m, points += 2 * count, locations += 2 * count) {
     if (args.reference_size == 2) {
       for (int64_t i = 0; i < 2 * count; ++i) {
-        locations[i] = point_location<C>(centres[i], widen(points[i]), sizes[i]);
+        locations[i] = point_location<C>(centres[i], widen(points[i]), scales[i]);
       }
     } else {
       for (int64_t i = 0; i < 2 * count; ++i) {
-        locations[i] = box_location<C>(centres[i], extents[i], widen(points[i]), per_level);
+        locations[i] = box_location<C>(centres[i], extents[i], widen(points[i]), scale);
       }
     }
   }
@@ -510,18 +510,18 @@ DETRX_TARGET DETRX_INLINE void store_offset_gradients(
   const DeformAttnSizes& n = args.sizes;
   const C* __restrict grad_locations = work.grad_locations;
   const C* __restrict extents = work.extents;
-  const C* __restrict sizes = levels.size_xy;
+  const C* __restrict scales = levels.scale_xy;
   const T* offsets = args.points + 2 * item * n.L * n.P;
   T* __restrict grad_offsets = grads.grad_points + 2 * item * n.L * n.P;
   const bool boxes = args.reference_size == 4;
-  const C per_level = static_cast<C>(n.P);
+  const C scale = box_scale<C>(n.P);
   if (boxes) {
     for (int64_t i = 2 * begin; i < 2 * end; ++i) {
-      narrow(box_offset_gradient(grad_locations[i], extents[i], per_level), grad_offsets[i]);
+      narrow(box_offset_gradient(grad_locations[i], extents[i], scale), grad_offsets[i]);
     }
   } else {
     for (int64_t i = 2 * begin; i < 2 * end; ++i) {
-      narrow(point_offset_gradient(grad_locations[i], sizes[i]), grad_offsets[i]);
+      narrow(point_offset_gradient(grad_locations[i], scales[i]), grad_offsets[i]);
     }
   }
   if (!grads.grad_reference) {
@@ -531,7 +531,7 @@ DETRX_TARGET DETRX_INLINE void store_offset_gradients(
     C sum[4] = {0, 0, 0, 0};
     for (int64_t i = 2 * l * n.P; i < 2 * (l + 1) * n.P; ++i) {
       sum[i % 2] += grad_locations[i];
-      sum[2 + i % 2] += box_extent_gradient<C>(grad_locations[i], widen(offsets[i]), per_level);
+      sum[2 + i % 2] += box_extent_gradient<C>(grad_locations[i], widen(offsets[i]), scale);
     }
     for (int k = 0; k < args.reference_size; ++k) {
       grads.grad_reference[(item * n.L + l) * args.reference_size + k] = sum[k];

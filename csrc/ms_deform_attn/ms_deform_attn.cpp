@@ -123,7 +123,7 @@ DeformAttnSizes check_arguments(const DeformAttnArguments& arguments) {
   }
   TORCH_CHECK_VALUE(
       n.S <= std::numeric_limits<int32_t>::max(), name.op, "value has more than 2^31 - 1 tokens: ", n.S);
-  if (value.is_cpu()) {
+  if (value.is_cpu() || n.L == 0) {
     check_levels(name.op, spatial_shapes, level_start_index, value);
   }
   return n;

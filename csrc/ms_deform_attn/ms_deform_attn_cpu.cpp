@@ -29,14 +29,14 @@
 
 namespace detrx {
 namespace {
-// Of the level that each of a query's L * P points samples: height, width, first token, and the two sizes that offsets
-// are divided by, x and y in turn.
+// Of the level that each of a query's L * P points samples: height, width, first token, and the two scales of
+// offsets, x and y in turn.
 template <typename C>
 struct LevelTable {
   const int32_t* height;
   const int32_t* width;
   const int32_t* start;
-  const C* size_xy;
+  const C* scale_xy;
 };
 
 // Memory of one thread. Arrays over the L * P points of a query and head, x and y in turn where they are twice as long.
@@ -117,17 +117,17 @@ class LevelTableStorage {
       heights_.push_back(static_cast<int32_t>(height));
       widths_.push_back(static_cast<int32_t>(width));
       starts_.push_back(static_cast<int32_t>(level_start_index[i / n.P]));
-      sizes_xy_.push_back(divisor<C>(width));
-      sizes_xy_.push_back(divisor<C>(height));
+      scales_xy_.push_back(point_scale<C>(width));
+      scales_xy_.push_back(point_scale<C>(height));
     }
   }
   LevelTable<C> table() const {
-    return {heights_.data(), widths_.data(), starts_.data(), sizes_xy_.data()};
+    return {heights_.data(), widths_.data(), starts_.data(), scales_xy_.data()};
   }
 
  private:
   std::vector<int32_t> heights_, widths_, starts_;
-  std::vector<C> sizes_xy_;
+  std::vector<C> scales_xy_;
 };
 
 template <typename T, typename C>

@@ -16,42 +16,48 @@
 
 namespace detrx {
 
-template <typename T>
-DETRX_HOST_DEVICE T point_location(T reference, T offset, T size) {
-  return reference + offset / size;
+// What offsets are multiplied by, as the number of pixels or points is the same for many of them.
+template <typename T, typename Integer>
+DETRX_HOST_DEVICE T point_scale(Integer size) {
+  // A level without pixels contributes nothing, and must not give 0 / 0.
+  return 1 / static_cast<T>(size > 1 ? size : 1);
+}
+
+template <typename T, typename Integer>
+DETRX_HOST_DEVICE T box_scale(Integer points) {
+  return static_cast<T>(0.5) / static_cast<T>(points);
 }
 
 template <typename T>
-DETRX_HOST_DEVICE T box_location(T centre, T extent, T offset, T points) {
-  return centre + offset / points * extent * static_cast<T>(0.5);
+DETRX_HOST_DEVICE T point_location(T reference, T offset, T scale) {
+  return reference + offset * scale;
+}
+
+template <typename T>
+DETRX_HOST_DEVICE T box_location(T centre, T extent, T offset, T scale) {
+  return centre + offset * scale * extent;
 }
 
 // Gradients, from that of the location. The one of the reference point or the centre is the same as the location's.
 template <typename T>
-DETRX_HOST_DEVICE T point_offset_gradient(T grad_location, T size) {
-  return grad_location / size;
+DETRX_HOST_DEVICE T point_offset_gradient(T grad_location, T scale) {
+  return grad_location * scale;
 }
 
 template <typename T>
-DETRX_HOST_DEVICE T box_offset_gradient(T grad_location, T extent, T points) {
-  return grad_location * static_cast<T>(0.5) * extent / points;
+DETRX_HOST_DEVICE T box_offset_gradient(T grad_location, T extent, T scale) {
+  return grad_location * scale * extent;
 }
 
 template <typename T>
-DETRX_HOST_DEVICE T box_extent_gradient(T grad_location, T offset, T points) {
-  return grad_location * static_cast<T>(0.5) * (offset / points);
+DETRX_HOST_DEVICE T box_extent_gradient(T grad_location, T offset, T scale) {
+  return grad_location * (offset * scale);
 }
 
 // `mean` is the sum over all points of weight times gradient.
 template <typename T>
 DETRX_HOST_DEVICE T logit_gradient(T weight, T grad_weight, T mean) {
   return weight * (grad_weight - mean);
-}
-
-// The size that offsets are divided by: a level without pixels contributes nothing, and must not give 0 / 0.
-template <typename T>
-DETRX_HOST_DEVICE T divisor(int64_t size) {
-  return static_cast<T>(size > 1 ? size : 1);
 }
 
 // exp(x) for x <= 0, the numerator of a softmax; NaN stays NaN.
