@@ -2,37 +2,67 @@
 
 from tests.cuda_on_cpu.planted import Mutant
 
-FILE = "query_routing/query_routing_cuda.cu"
+ROUTE, ROWS = "query_routing/query_route_cuda.cu", "query_routing/query_rows_cuda.cu"
+BARRIER = "    __syncthreads();\n"
 
 QUERY_ROUTING = [
-    Mutant(
-        "merge: no barrier before the next tile",
-        FILE,
-        "    __syncthreads();\n    if (threadIdx.x < kTileRows) {",
-        "    if (threadIdx.x < kTileRows) {",
+    Mutant.without(
+        "count: no barrier before the next stretch",
+        ROUTE,
+        BARRIER,
+        before="    if (lane() == 0) {\n      of_warps",
     ),
-    Mutant(
-        "merge: no barrier after the slots are empty",
-        FILE,
-        "    __syncthreads();\n    for (int64_t k = threadIdx.x",
-        "    for (int64_t k = threadIdx.x",
+    Mutant.without(
+        "count: no barrier before the counts are read",
+        ROUTE,
+        BARRIER,
+        before="    if (threadIdx.x == 0) {",
     ),
-    Mutant(
-        "merge: no barrier before the slots are read",
-        FILE,
-        "    __syncthreads();\n    for (int i = threadIdx.x / copy.lanes",
-        "    for (int i = threadIdx.x / copy.lanes",
-    ),
-    Mutant(
-        "route: no barrier before the counts of the warps are read",
-        FILE,
-        "      __syncthreads();\n      int64_t slot",
-        "      int64_t slot",
-    ),
-    Mutant(
+    Mutant.without(
         "route: no barrier before the next stretch",
-        FILE,
-        "      __syncthreads();\n    }\n    for (int64_t slot",
-        "    }\n    for (int64_t slot",
+        ROUTE,
+        BARRIER,
+        before="    if (lane() == 0) {\n      before",
     ),
+    Mutant.without(
+        "route: no barrier before the counts are read",
+        ROUTE,
+        BARRIER,
+        before="    int slot = 0, total = 0;",
+    ),
+    Mutant("route: earlier stretches do not count", ROUTE, "earlier += count(votes);", "earlier += 0;"),
+    Mutant("route: queries behind the image count", ROUTE, "i * kWarp < rest && keep", "keep"),
+    Mutant("route: slots that are left over are not filled", ROUTE, "stretch == mask.stretches - 1", "stretch > 0"),
+    Mutant.without(
+        "slots: no barrier before the next tile",
+        ROWS,
+        "  __syncthreads();\n",
+        before="  for (int i = threadIdx.x; i < count; i += kThreads) {\n    slots",
+    ),
+    Mutant.without(
+        "slots: no barrier after they are empty", ROWS, "  __syncthreads();\n", before="  bool exist = true"
+    ),
+    Mutant.without(
+        "slots: no barrier before they are read", ROWS, "  __syncthreads();\n", after='has a query twice");\n'
+    ),
+    Mutant(
+        "slots: the same for all images",
+        ROWS,
+        "kept[i] = k < n.K && valid[b * n.K + k];",
+        "kept[i] = k < n.K && valid[k];",
+    ),
+    Mutant(
+        "slots: of the last range are not written",
+        ROWS,
+        "i < kRange && first + i < n.N",
+        "first + kRange <= n.N && i < kRange",
+    ),
+    Mutant(
+        "rows: too many vectors are written",
+        ROWS,
+        "if (first + i * lanes < count) {\n        out",
+        "if (first < count) {\n        out",
+    ),
+    Mutant("rows: too many vectors are read", ROWS, "in != nullptr && first + i * lanes < count ?", "in != nullptr ?"),
+    Mutant("gather: a query that does not exist is read", ROWS, "kept && exists), threadIdx", "kept), threadIdx"),
 ]
