@@ -279,9 +279,20 @@ def test_more_items_than_blocks_in_deterministic_mode(emulated):
         torch.use_deterministic_algorithms(False)
 
 
-@pytest.mark.parametrize("shapes,starts", [([[7, 9], [4, 6]], [0, 63]), ([[7, 9], [4, 5]], [0, 64])])
-def test_levels_that_do_not_fit(emulated, shapes, starts):
-    with emulated.kernels(), pytest.raises(EmulationError, match="do not fit value"):
+@pytest.mark.parametrize(
+    "shapes,starts,message",
+    [
+        ([[7, 9], [4, 6]], [0, 63], "do not hold as many tokens as value"),
+        ([[7, 9], [4, 4]], [0, 63], "do not hold as many tokens as value"),
+        ([[7, 9], [4, 5]], [0, 64], "level_start_index is not the number of tokens"),
+        ([[7, 9], [4, 5]], [0, 0], "level_start_index is not the number of tokens"),
+        ([[7, 9], [4, 5]], [1, 63], "level_start_index is not the number of tokens"),
+        ([[-7, -9], [4, 5]], [0, 63], "spatial_shapes has a negative or too large number"),
+        ([[7, 9], [2**40, 0]], [0, 63], "spatial_shapes has a negative or too large number"),
+    ],
+)
+def test_levels_that_do_not_fit(emulated, shapes, starts, message):
+    with emulated.kernels(), pytest.raises(EmulationError, match=message):
         ms_deform_attn(
             torch.randn(1, 83, 2, 16),
             torch.tensor(shapes),

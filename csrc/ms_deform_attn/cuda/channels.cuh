@@ -47,9 +47,9 @@ __device__ __forceinline__ C group_maximum(C x) {
   return x;
 }
 
-// Numbers that are loaded and stored together.
+// Numbers that are loaded and stored together, up to 16 bytes at a time.
 template <typename T, int kCount>
-struct alignas(sizeof(T) * kCount) Channels {
+struct alignas(sizeof(T) * kCount < 16 ? sizeof(T) * kCount : 16) Channels {
   T at[kCount];
 };
 
