@@ -62,8 +62,10 @@ __device__ __forceinline__ void check_level(const DeformAttnInputs<T, C>& args, 
 
 template <typename T, typename C>
 __device__ __forceinline__ Level<C> read_level(const DeformAttnInputs<T, C>& args, int l) {
-  const int height = static_cast<int>(args.spatial_shapes[2 * l]);
-  const int width = static_cast<int>(args.spatial_shapes[2 * l + 1]);
+  int height = static_cast<int>(args.spatial_shapes[2 * l]), width = static_cast<int>(args.spatial_shapes[2 * l + 1]);
+  if (height == 0 || width == 0) {
+    height = width = -1;  // no pixel is above -1 and below it: no point contributes
+  }
   return {height, width, static_cast<int>(args.level_start_index[l]), point_scale<C>(width), point_scale<C>(height)};
 }
 
