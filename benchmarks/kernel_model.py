@@ -22,6 +22,8 @@ RESOURCES = ROOT / "benchmarks" / "results" / "kernel_resources_sm90.json"
 SIZES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
 LAUNCH_US = 2.0
 """From the end of one small kernel to the end of the next, empty one."""
+ACCESS_US = 0.6
+"""From a load that misses L2 to its value."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def gpu_named(name: str) -> Gpu:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Milliseconds, and what binds: "HBM", "L2", "L1", "instructions", or "launches" where these cost more."""
+    """Milliseconds, and what binds: a key of `Cost.microseconds`, or "launches" where these cost more."""
 
     ms: float
     bound: str
@@ -80,7 +82,7 @@ class Cost:
         reductions: bytes that atomics add up in L2.
         instructions: of warps.
         launches: of kernels.
-        latency_us: chains of accesses that nothing hides.
+        latency_us: of the longest chain of accesses, each of which needs the one before.
     """
 
     hbm: float = 0
@@ -101,12 +103,13 @@ class Cost:
             "L2": 1e6 * (self.l2 / gpu.l2 + self.reductions / gpu.reductions),
             "L1": 1e6 * self.l1 / gpu.l1,
             "instructions": 1e6 * self.instructions / gpu.instructions,
+            "latency": self.latency_us,
         }
 
     def estimate(self, gpu: Gpu) -> Estimate:
         times = self.microseconds(gpu)
         bound = max(times, key=times.__getitem__)
-        overhead = LAUNCH_US * self.launches + self.latency_us
+        overhead = LAUNCH_US * self.launches
         return Estimate((times[bound] + overhead) / 1e3, bound if times[bound] > overhead else "launches")
 
 
@@ -267,26 +270,35 @@ def moe_times(tokens: int, experts: int, k: int, channels: int, dtype: str, gpu:
     """Of "route", "dispatch" and "combine", forward."""
     size, assignments = SIZES[dtype], tokens * k
     rows, indices = assignments * channels * size, 8 * assignments
-    chunks = max(assignments / 1024, min(assignments / 256, 1024))
-    choose = streamed(tokens * experts * size + assignments * size + indices) + Cost(launches=1)
-    sort = streamed(3 * indices) + Cost(launches=3, latency_us=0.18 * chunks)
-    gather = Cost(hbm=tokens * channels * size, l2=rows, l1=rows) + streamed(indices + rows) + Cost(launches=1)
-    weigh = streamed(indices + rows + assignments * size + tokens * channels * size) + Cost(launches=1)
-    invert = streamed(3 * indices) + Cost(launches=2)
+    blocks = min(-(-tokens // 256), 1024)
+    choose = streamed(tokens * experts * size + assignments * size + indices)
+    choose += Cost(launches=1, latency_us=3 * ACCESS_US)
+    # Every block reads the counts of all.
+    place = streamed(3 * indices) + Cost(l2=4 * experts * blocks**2, launches=1, latency_us=5 * ACCESS_US)
+    dispatch = streamed(tokens * channels * size + rows + 2 * indices) + Cost(launches=1, latency_us=3 * ACCESS_US)
+    combine = streamed(rows + tokens * channels * size + 2 * indices + assignments * size)
+    combine += Cost(launches=1, latency_us=3 * ACCESS_US)
     return {
-        "route": total(choose, sort, gpu=gpu),
-        "dispatch": gather.estimate(gpu),
-        "combine": total(invert, weigh, gpu=gpu),
+        "route": total(choose, place, gpu=gpu),
+        "dispatch": dispatch.estimate(gpu),
+        "combine": combine.estimate(gpu),
     }
 
 
 def routing_times(batch: int, queries: int, channels: int, dtype: str, gpu: Gpu, share: float = 0.5) -> Estimate:
     """Of `query_route`, `query_gather` and `query_scatter` of one tensor, where this share of the queries is kept."""
     row = channels * SIZES[dtype]
-    slots = batch * queries * share
+    slots, indices = batch * queries * share, 9 * batch * queries * share
     # The host reads the largest count: some 10 us in which the device has nothing to do.
-    route = streamed(2 * batch * queries + 9 * slots) + Cost(launches=3, latency_us=10)
-    gather = streamed(2 * slots * row + 9 * slots) + Cost(launches=1)
-    tiles = batch * queries / 16
-    merge = streamed(2 * batch * queries * row) + Cost(l2=9 * queries * share * tiles, launches=1)
-    return total(route, gather, merge, gpu=gpu)
+    count = streamed(batch * queries) + Cost(launches=1, latency_us=10)
+    route = streamed(batch * queries + indices) + Cost(launches=1, latency_us=2 * ACCESS_US)
+    gather = streamed(2 * slots * row + indices) + Cost(launches=1, latency_us=2 * ACCESS_US)
+    merge = streamed(2 * batch * queries * row) + Cost(launches=1, latency_us=3 * ACCESS_US)
+    scanned = indices * -(
+        -queries // 16
+    )  # by a block for each 16 queries; where that is too much, they are listed first
+    if scanned <= 16 * 2**20:
+        kernels = [merge + Cost(l2=scanned)]
+    else:
+        kernels = [streamed(indices + 4 * batch * queries) + Cost(launches=1, latency_us=3 * ACCESS_US), merge]
+    return total(count, route, gather, *kernels, gpu=gpu)

@@ -54,6 +54,8 @@ def resource_table(resources: Mapping[str, Any]) -> str:
     """Markdown: registers and instructions of the kernels in float32 and bfloat16, those of attention for heads of 32
     channels."""
     lines = [
+        f"Of the sources as of commit {resources['commit']}, compiled with nvcc {resources['nvcc']}:",
+        "",
         "| kernel | registers | warps per SM | bytes spilled | instructions | in the hottest loop | per load there |",
         "|---|--:|--:|--:|--:|--:|--:|",
     ]

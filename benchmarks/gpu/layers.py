@@ -48,12 +48,12 @@ def measure_experts(args: Namespace, tokens: int, gpu: object) -> dict[str, obje
     logits = torch.randn(tokens, moe.EXPERTS).to(args.device, dtype)
     x = torch.randn(tokens, moe.CHANNELS).to(args.device, dtype)
     routing = moe_route(logits, k)
-    place = [routing.place] if hasattr(routing, "place") else []
-    rows = moe_dispatch(x, routing.order, *(place or [k]))
+    places = routing.order, routing.place
+    rows = moe_dispatch(x, *places)
     calls = {
         "route": lambda: moe_route(logits, k),
-        "dispatch": lambda: moe_dispatch(x, routing.order, *(place or [k])),
-        "combine": lambda: moe_combine(rows, routing.weights, routing.order, *place),
+        "dispatch": lambda: moe_dispatch(x, *places),
+        "combine": lambda: moe_combine(rows, routing.weights, *places),
     }
     times = device_medians(calls, args.rounds, args.device)
     expected = moe_times(tokens, moe.EXPERTS, k, moe.CHANNELS, args.dtype, gpu)
