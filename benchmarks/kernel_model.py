@@ -131,10 +131,11 @@ def fill(count: float) -> Cost:
 
 # ---- deformable attention ----
 
-TILE = (1, 4)
-"""Height and width of the patch of queries, of one head, whose corners a block reads."""
-SETUP = {"forward": 400, "backward": 900}
-"""Instructions of a warp outside of the loop over the points: weights, points, and the gradients of both."""
+SQUARE = 8
+"""Side of the squares of tokens whose queries are worked on together, where every token has a query."""
+THREADS = 256
+VALUE_GRADIENT_ITEMS = 64
+"""Items whose contributions to the gradient of the values are sorted together."""
 
 
 @functools.cache
@@ -144,14 +145,20 @@ def _resources() -> dict[tuple[str, ...], dict]:
     return {(each["family"], each["kernel"], *each["arguments"]): each for each in kernels}
 
 
-def instructions_per_corner(direction: str, dtype: str, channels: int = CHANNELS) -> float:
-    """Of a warp, in the loop over the points, for one corner of each of its items."""
-    compute = "float64" if dtype == "float64" else "float32"
-    loop = _resources()["ms_deform_attn", f"{direction}_kernel", dtype, compute, str(channels)]["loop"]
-    wide = loop["global_loads"].get("128", 0)
-    # Backward, two of its loads are of the gradient of the output, one for each of the points that are unrolled.
-    corners = wide if direction == "forward" else wide * 4 / 5
-    return loop["instructions"] / corners
+@dataclass(frozen=True)
+class Code:
+    """Instructions of a kernel: of its hottest loop for each of the wide loads in it, and all that are outside."""
+
+    per_load: float
+    outside: int
+
+
+@functools.cache
+def code_of(kernel: str, *arguments: str) -> Code:
+    entry = _resources()[("ms_deform_attn", kernel, *arguments)]
+    loop = entry["loop"]
+    loads = loop["global_loads"]
+    return Code(loop["instructions"] / loads[max(loads, key=int)], entry["instructions"] - loop["instructions"])
 
 
 @functools.cache
@@ -161,7 +168,7 @@ def distinct_share(levels: Sequence[tuple[int, int]], tile: tuple[int, int], spr
     Simulated, with points that lie normally distributed, `spread` pixels wide, around their query.
     """
     generator = np.random.default_rng(0)
-    found, read = 0, 0
+    found, read = 0.0, 0.0
     for height, width in levels:
         rows, columns = min(tile[0], height), min(tile[1], width)
         for _ in range(max(1, min(60, height * width // (rows * columns)))):
@@ -185,7 +192,7 @@ def distinct_share(levels: Sequence[tuple[int, int]], tile: tuple[int, int], spr
 
 @dataclass(frozen=True)
 class Attention:
-    """A call of an operator: sizes, and bytes of what it gets and gives."""
+    """A call of an operator: sizes, bytes of what it gets and gives, and what its kernels do."""
 
     form: str
     shape: str
@@ -206,6 +213,10 @@ class Attention:
         return QUERIES[self.shape] or self.tokens
 
     @property
+    def is_encoder(self) -> bool:
+        return QUERIES[self.shape] is None
+
+    @property
     def items(self) -> int:
         return self.batch * self.queries * HEADS
 
@@ -222,6 +233,11 @@ class Attention:
         return self.batch * self.tokens * HEADS * CHANNELS * self.size
 
     @property
+    def gradient_bytes(self) -> int:
+        """Of the gradient of the values, which is summed in float32."""
+        return self.value_bytes // self.size * 4
+
+    @property
     def point_bytes(self) -> int:
         """Of locations and weights, or of offsets, logits and reference points."""
         reference = self.batch * self.queries * len(self.levels) * 2 * 4 if self.form == "fused" else 0
@@ -232,27 +248,51 @@ class Attention:
         return self.items * CHANNELS * self.size
 
     def corners(self) -> Cost:
-        """Reading all corners once."""
-        share = distinct_share(self.levels, TILE) if QUERIES[self.shape] is None else 1.0
+        """Reading all corners once. L1 keeps what the items of a block share."""
+        share = 1.0
+        if self.is_encoder:
+            items = THREADS * 16 // (CHANNELS * self.size)
+            share = distinct_share(self.levels, (items // SQUARE, SQUARE))
         return Cost(hbm=min(self.value_bytes, self.corner_bytes), l2=share * self.corner_bytes, l1=self.corner_bytes)
 
-    def instructions(self, direction: str) -> Cost:
-        items_per_warp = 32 * 16 / (CHANNELS * self.size)
-        per_item = 4 * len(self.levels) * POINTS * instructions_per_corner(direction, self.dtype) + SETUP[direction]
-        return Cost(instructions=self.items / items_per_warp * per_item, launches=1)
+    def walk(self, kernel: str, *arguments: str) -> Cost:
+        """Instructions of a kernel that visits all corners of the items of a warp."""
+        code = code_of(kernel, self.dtype, "float32", str(CHANNELS), *arguments)
+        warps = self.items * CHANNELS * self.size / (32 * 16)
+        points = len(self.levels) * POINTS
+        chain = 3 + points / 2  # levels, points and logits, references; then two points at a time
+        return Cost(
+            instructions=warps * (4 * points * code.per_load + code.outside), launches=1, latency_us=chain * ACCESS_US
+        )
 
     def forward(self) -> Cost:
-        return self.corners() + streamed(self.point_bytes + self.output_bytes) + self.instructions("forward")
+        return self.corners() + streamed(self.point_bytes + self.output_bytes) + self.walk("forward_kernel")
 
     def backward(self) -> list[Cost]:
         """The kernels of the backward pass, one after the other."""
-        gradients = self.batch * self.tokens * HEADS * CHANNELS * 4  # summed in float32
-        kernel = self.corners() + streamed(2 * self.point_bytes + self.output_bytes) + self.instructions("backward")
-        kernel += Cost(hbm=min(gradients, 2 * self.corner_bytes), reductions=self.points * 4 * CHANNELS * 4)
-        kernels = [fill(gradients), kernel]
-        if self.dtype in ("bfloat16", "float16"):
-            kernels.append(streamed(gradients + self.value_bytes) + Cost(launches=1))
+        points = self.corners() + streamed(2 * self.point_bytes + self.output_bytes)
+        if self.is_encoder:
+            kernels = [points + self.walk("backward_kernel", "false"), self.value_gradient()]
+        else:
+            sums = Cost(hbm=min(self.gradient_bytes, 2 * self.corner_bytes), reductions=self.points * 4 * CHANNELS * 4)
+            kernels = [points + sums + self.walk("backward_kernel", "true")]
+        kernels.insert(0, fill(self.gradient_bytes))
+        if self.size == 2:  # from float32 to the dtype of the values
+            kernels.append(streamed(self.gradient_bytes + self.value_bytes) + Cost(launches=1))
         return kernels
+
+    def value_gradient(self) -> Cost:
+        """The kernel that sorts contributions by token: a term for each two corners side by side, which costs a read of
+        the output's gradient, and an addition for each token of a block of items."""
+        code = code_of("grad_value_kernel", self.dtype, str(CHANNELS))
+        lanes = CHANNELS // 4
+        terms = 2 * self.points
+        warps = self.items / VALUE_GRADIENT_ITEMS * THREADS / 32
+        share = distinct_share(self.levels, (SQUARE, SQUARE))
+        read = Cost(l1=terms * CHANNELS * self.size) + streamed(self.point_bytes + self.output_bytes)
+        instructions = terms * lanes / 32 * code.per_load + warps * code.outside
+        sums = Cost(hbm=self.gradient_bytes, reductions=share * self.points * 4 * CHANNELS * 4)
+        return read + sums + Cost(instructions=instructions, launches=1)
 
 
 def attention_times(
@@ -270,7 +310,7 @@ def moe_times(tokens: int, experts: int, k: int, channels: int, dtype: str, gpu:
     """Of "route", "dispatch" and "combine", forward."""
     size, assignments = SIZES[dtype], tokens * k
     rows, indices = assignments * channels * size, 8 * assignments
-    blocks = min(-(-tokens // 256), 1024)
+    blocks = min(-(-tokens // THREADS), 1024)
     choose = streamed(tokens * experts * size + assignments * size + indices)
     choose += Cost(launches=1, latency_us=3 * ACCESS_US)
     # Every block reads the counts of all.
