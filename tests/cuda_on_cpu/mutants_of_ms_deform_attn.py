@@ -2,103 +2,124 @@
 
 from tests.cuda_on_cpu.planted import Mutant
 
-FILE = "ms_deform_attn/ms_deform_attn_cuda.cu"
+FOLDER = "ms_deform_attn/cuda"
+TILE, FORWARD, BACKWARD = f"{FOLDER}/tile.cuh", f"{FOLDER}/forward.cu", f"{FOLDER}/backward.cu"
+GRAD_VALUE, DETERMINISTIC = f"{FOLDER}/grad_value.cu", f"{FOLDER}/deterministic.cu"
+WARP_BARRIER, BLOCK_BARRIER = "        __syncwarp();\n", "    __syncthreads();\n"
 
 MS_DEFORM_ATTN = [
-    Mutant(
-        "forward: no barrier before the weights of the next item",
-        FILE,
-        "    __syncwarp();\n    read_weights<T, C, kGroup>(args, item, points_per_item, lane, weights);",
-        "    read_weights<T, C, kGroup>(args, item, points_per_item, lane, weights);",
+    Mutant.without(
+        "tile: no barrier before it is filled", TILE, "  __syncthreads();  // the tile before has been read\n"
     ),
-    Mutant(
+    Mutant.without(
+        "tile: no barrier after it is filled", TILE, "  __syncthreads();\n", after="    }\n  }\n", before="}\n\n}"
+    ),
+    Mutant.without("tile: no barrier after the levels", TILE, "    __syncwarp();\n"),
+    Mutant("tile: items beyond the end", TILE, "min(first + i, problem.items - 1)", "first + i"),
+    Mutant.without(
         "forward: no barrier before the next points",
-        FILE,
-        """        __syncwarp();
-        if (first + lane < points_per_item) {
-          const Location<C> location = point_of(args, item, points_per_item, first + lane);""",
-        """        if (first + lane < points_per_item) {
-          const Location<C> location = point_of(args, item, points_per_item, first + lane);""",
+        FORWARD,
+        "          __syncwarp();  // the points before have been read\n",
     ),
-    Mutant(
+    Mutant.without(
         "forward: no barrier after the points",
-        FILE,
-        "        __syncwarp();\n        const int together = min(kGroup, points_per_item - first);\n#pragma unroll 4",
-        "        const int together = min(kGroup, points_per_item - first);\n#pragma unroll 4",
+        FORWARD,
+        "          __syncwarp();\n",
+        before="        }\n        if (has_channels)",
     ),
     Mutant(
-        "forward: lanes beyond the channels read",
-        FILE,
-        "const bool mine = kChannels || channel < channels;",
-        "const bool mine = true;",
+        "forward: lanes beyond the channels read and write",
+        FORWARD,
+        "const bool has_channels = kChannels || channel + place.lane < channels;",
+        "const bool has_channels = true;",
     ),
     Mutant(
-        "forward: items beyond the end are read",
-        FILE,
-        "    const Item item = split(n, active ? first_item + group : count - 1);\n    __syncwarp();\n"
-        "    read_weights<T, C, kGroup>(args, item, points_per_item, lane, weights);",
-        "    const Item item = split(n, first_item + group);\n    __syncwarp();\n"
-        "    read_weights<T, C, kGroup>(args, item, points_per_item, lane, weights);",
+        "forward: items beyond the end are written",
+        FORWARD,
+        "if (active && has_channels) {",
+        "if (has_channels) {",
     ),
     Mutant(
-        "forward: shared memory for half of the weights",
-        FILE,
-        "plan(count, Layout<scalar_t, kChannels>::kGroup, sizeof(SharedPoint<C>), n.L * n.P * sizeof(C));",
-        "plan(count, Layout<scalar_t, kChannels>::kGroup, sizeof(SharedPoint<C>), n.L * n.P * sizeof(C) / 2);",
+        "forward: points outside of their maps count",
+        FORWARD,
+        "const bool inside = valid && pixel.contributes;",
+        "const bool inside = valid;",
     ),
     Mutant(
-        "backward: no barrier before the weights of the next item",
-        FILE,
-        "    __syncwarp();\n    read_weights<T, C, kGroup>(args, item, points_per_item, lane, shared.weights);",
-        "    read_weights<T, C, kGroup>(args, item, points_per_item, lane, shared.weights);",
+        "forward: a lane's part of the softmax for the whole",
+        FORWARD,
+        "factor = inputs.factor(group_sum<kGroup>(numerators));",
+        "factor = inputs.factor(numerators);",
     ),
-    Mutant(
+    Mutant.without(
         "backward: no barrier before the next points",
-        FILE,
-        "      Level level{};\n      __syncwarp();",
-        "      Level level{};",
+        BACKWARD,
+        "        __syncwarp();  // the points before are done with\n",
     ),
-    Mutant(
+    Mutant.without(
         "backward: no barrier after the points",
-        FILE,
-        "      __syncwarp();\n      const int together = min(kGroup, points_per_item - first);\n#pragma unroll 2",
-        "      const int together = min(kGroup, points_per_item - first);\n#pragma unroll 2",
+        BACKWARD,
+        WARP_BARRIER,
+        before="        const T* grad_output = grads.grad_output + index * n.D;",
+    ),
+    Mutant.without("backward: no barrier after the dot products", BACKWARD, WARP_BARRIER, before="        products +="),
+    Mutant.without(
+        "backward: no barrier before gradients are stored", BACKWARD, WARP_BARRIER, before="        if (store) {"
     ),
     Mutant(
-        "backward: no barrier before the dot products are read",
-        FILE,
-        "      __syncwarp();\n      if (has_point) {\n        const SharedDots<C> mine = dots[lane];",
-        "      if (has_point) {\n        const SharedDots<C> mine = dots[lane];",
+        "backward: items beyond the end are added",
+        BACKWARD,
+        "const bool store = active && pass == 1;",
+        "const bool store = pass == 1;",
     ),
     Mutant(
-        "backward: no barrier before the gradients are stored",
-        FILE,
-        "    __syncwarp();\n    store_gradients<",
-        "    store_gradients<",
+        "backward: the first pass stores, too",
+        BACKWARD,
+        "const bool store = active && pass == 1;",
+        "const bool store = active;",
+    ),
+    Mutant.without(
+        "gradient of values: no barrier after the counts",
+        GRAD_VALUE,
+        BLOCK_BARRIER,
+        before="    const int count = sums_before",
+    ),
+    Mutant.without("gradient of values: no barrier after the sums", GRAD_VALUE, BLOCK_BARRIER, before="    sort_terms"),
+    Mutant.without("gradient of values: no barrier after the sort", GRAD_VALUE, BLOCK_BARRIER, before="    add_sums"),
+    Mutant.without(
+        "gradient of values: no barrier for the sums of warps",
+        GRAD_VALUE,
+        "  __syncthreads();\n",
+        before="  int before = up_to_here - sum, all = 0;",
     ),
     Mutant(
-        "backward: groups overlap in shared memory",
-        FILE,
-        "sizeof(SharedDots<C>), group, 4 * points_per_item",
-        "sizeof(SharedDots<C>), group, 3 * points_per_item",
+        "gradient of values: what slides is added twice",
+        GRAD_VALUE,
+        "if (!slides && right_row < end_) {",
+        "if (right_row < end_) {",
     ),
     Mutant(
-        "backward: sums that are not atomic",
-        FILE,
-        "      atomicAdd(target + c, values[c]);\n    }\n#else",
-        "      target[c] += values[c];\n    }\n#else",
+        "gradient of values: rows behind the last one are written",
+        GRAD_VALUE,
+        "if (!slides && right_row < end_) {",
+        "if (!slides) {",
     ),
     Mutant(
-        "backward: sums that are not atomic, before Hopper",
-        FILE,
-        "    atomicAdd(target + c, values[c]);\n#endif",
-        "    target[c] += values[c];\n#endif",
-        reason="code for older GPUs, and the emulated one is a Hopper",
+        "gradient of values: the last term counts twice",
+        GRAD_VALUE,
+        "const bool counts = i + j < end;",
+        "const bool counts = true;",
     ),
     Mutant(
-        "backward: only active groups take part in the shuffles",
-        FILE,
-        "        group_sums<C, kGroup>(partial, lane, dots[j].at);",
-        "        if (active) group_sums<C, kGroup>(partial, lane, dots[j].at);",
+        "atomics: a plain addition",
+        f"{FOLDER}/atomics.cuh",
+        "  atomicAdd(target, x[0]);",
+        "  *target += x[0];",
+    ),
+    Mutant(
+        "deterministic: tokens of the row above as those to the left",
+        DETERMINISTIC,
+        "in_level % width < right || in_level / width < down",
+        "in_level < right || in_level / width < down",
     ),
 ]

@@ -32,6 +32,9 @@ QUERY_ROUTING = [
     ),
     Mutant("route: earlier stretches do not count", ROUTE, "earlier += count(votes);", "earlier += 0;"),
     Mutant("route: queries behind the image count", ROUTE, "i * kWarp < rest && keep", "keep"),
+    Mutant(
+        "route: capacity is not heeded", ROUTE, "(votes[i] >> lane() & 1) && place < capacity", "votes[i] >> lane() & 1"
+    ),
     Mutant("route: slots that are left over are not filled", ROUTE, "stretch == mask.stretches - 1", "stretch > 0"),
     Mutant.without(
         "slots: no barrier before the next tile",
