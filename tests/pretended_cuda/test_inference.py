@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from detrx.d2 import USE_DETECTRON2
 from detrx.d2.structures import Boxes, Instances
 from detrx.data import DetectionMapper
 from detrx.evaluation.results import instances_on_host
@@ -58,6 +59,7 @@ def test_instances_of_a_batch_come_to_the_host_in_one_copy():
         assert each.scores.untyped_storage().nbytes() == 4 * len(each), "an image must not keep those of the others"
 
 
+@pytest.mark.skipif(USE_DETECTRON2, reason="Detectron2's own Instances wait once per field")
 @on_pretended_cuda
 def test_a_mask_takes_instances_with_one_wait():
     found = instances(5, "cuda")

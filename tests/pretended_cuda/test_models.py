@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from detrx.d2 import USE_DETECTRON2
 from detrx.d2.utils import EventStorage
 from detrx.modeling import DetectionTransformer
 from detrx.modeling.backbone import TimmBackbone
@@ -67,6 +68,9 @@ def test_float16_with_an_image_without_boxes(name: str):
 
 
 @pytest.mark.parametrize("name", MODELS)
+@pytest.mark.skipif(
+    USE_DETECTRON2, reason="Detectron2's ImageList changes a shape in place, which pretended tensors cannot"
+)
 @on_pretended_cuda
 def test_float32_with_one_image_and_no_boxes(name: str):
     model, batch = build(name), contract.make_batch(0)
