@@ -140,7 +140,18 @@ def test_any_points_and_queries(cuda, kind, points, queries):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("levels", [[(1, 1)], [(5, 6), (2, 1)], [(3, 3), (0, 4), (2, 2), (1, 1), (9, 1)]])
+@pytest.mark.parametrize(
+    "levels",
+    [
+        [(1, 1)],
+        [(5, 6), (2, 1)],
+        [(3, 3), (0, 4), (2, 2), (1, 1), (9, 1)],
+        [(0, 4), (3, 3)],
+        [(3, 3), (4, 0)],
+        [(0, 0)],
+    ],
+    ids=str,
+)
 def test_any_levels(cuda, kind, levels):
     for channels in (5, 32):
         assert_matches_cpu(cuda, kind, torch.float32, channels, levels=levels, queries=9)
@@ -171,11 +182,12 @@ def test_points_on_the_borders_of_pixels(cuda, kind, dtype):
     assert_near(run(kind, inputs, dtype, cuda, levels=levels), expected, TOLERANCE[dtype])
 
 
-@pytest.mark.parametrize("kind", ["unfused", "points"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_points_that_are_not_finite(cuda, kind, dtype):
+@pytest.mark.parametrize("channels", [5, 16, 32])
+def test_points_that_are_not_finite(cuda, kind, dtype, channels):
     """They contribute nothing, and nothing is read where they would be."""
-    inputs = make_inputs(kind, 16, dtype, queries=9)
+    inputs = make_inputs(kind, channels, dtype, queries=9)
     inputs[-3][0, ::2, 1] = float("nan")
     inputs[-3][1, 1::2, :, 0, :2, 0] = float("inf")
     expected = run(kind, inputs, torch.float64, CPU)
