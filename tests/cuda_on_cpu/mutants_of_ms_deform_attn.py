@@ -5,6 +5,7 @@ from tests.cuda_on_cpu.planted import Mutant
 FOLDER = "ms_deform_attn/cuda"
 TILE, FORWARD, BACKWARD = f"{FOLDER}/tile.cuh", f"{FOLDER}/forward.cu", f"{FOLDER}/backward.cu"
 GRAD_VALUE, DETERMINISTIC = f"{FOLDER}/grad_value.cu", f"{FOLDER}/deterministic.cu"
+POINTS, ATOMICS = f"{FOLDER}/points.cuh", f"{FOLDER}/atomics.cuh"
 WARP_BARRIER, BLOCK_BARRIER = "        __syncwarp();\n", "    __syncthreads();\n"
 
 MS_DEFORM_ATTN = [
@@ -15,7 +16,32 @@ MS_DEFORM_ATTN = [
         "tile: no barrier after it is filled", TILE, "  __syncthreads();\n", after="    }\n  }\n", before="}\n\n}"
     ),
     Mutant.without("tile: no barrier after the levels", TILE, "    __syncwarp();\n"),
+    Mutant(
+        "tile: squares beside the last column are as wide as others",
+        TILE,
+        "min(kSide, width - square * kSide)",
+        "kSide",
+    ),
+    Mutant(
+        "tile: squares below the last row are as high as others", TILE, "min(kSide, height - strip * kSide)", "kSide"
+    ),
     Mutant("tile: items beyond the end", TILE, "min(first + i, problem.items - 1)", "first + i"),
+    Mutant("points: a column before the first is read", POINTS, "low = max(before, 0);", "low = before;"),
+    Mutant(
+        "points: a column behind the last is read", POINTS, "high = min(before + 1, size - 1);", "high = before + 1;"
+    ),
+    Mutant(
+        "points: pixels outside of the map have a weight",
+        POINTS,
+        "return has_low ? 1 - distance : 0;",
+        "return 1 - distance;",
+    ),
+    Mutant(
+        "points: a lane's largest logit for that of all",
+        POINTS,
+        "inputs.maximum = group_maximum<kLanes>(inputs.maximum);",
+        "inputs.maximum += 0;",
+    ),
     Mutant.without(
         "forward: no barrier before the next points",
         FORWARD,
@@ -52,11 +78,6 @@ MS_DEFORM_ATTN = [
         "factor = inputs.factor(numerators);",
     ),
     Mutant.without(
-        "backward: no barrier before the next points",
-        BACKWARD,
-        "        __syncwarp();  // the points before are done with\n",
-    ),
-    Mutant.without(
         "backward: no barrier after the points",
         BACKWARD,
         WARP_BARRIER,
@@ -65,6 +86,24 @@ MS_DEFORM_ATTN = [
     Mutant.without("backward: no barrier after the dot products", BACKWARD, WARP_BARRIER, before="        products +="),
     Mutant.without(
         "backward: no barrier before gradients are stored", BACKWARD, WARP_BARRIER, before="        if (store) {"
+    ),
+    Mutant(
+        "backward: corners outside of the map count",
+        BACKWARD,
+        "dots[k] = point.has(k) ? sums.dots[k] : 0;",
+        "dots[k] = sums.dots[k];",
+    ),
+    Mutant(
+        "backward: half of a product of tensor cores",
+        BACKWARD,
+        "sums.at[k] += __shfl_xor_sync(kAllLanes, sums.at[k], 4);",
+        "__shfl_xor_sync(kAllLanes, sums.at[k], 4);",
+    ),
+    Mutant(
+        "backward: parts of the points with sums of their own",
+        BACKWARD,
+        "const bool in_parts = points_at_once < problem.points;",
+        "const bool in_parts = false;",
     ),
     Mutant(
         "backward: items beyond the end are added",
@@ -112,7 +151,7 @@ MS_DEFORM_ATTN = [
     ),
     Mutant(
         "atomics: a plain addition",
-        f"{FOLDER}/atomics.cuh",
+        ATOMICS,
         "  atomicAdd(target, x[0]);",
         "  *target += x[0];",
     ),
@@ -121,5 +160,17 @@ MS_DEFORM_ATTN = [
         DETERMINISTIC,
         "in_level % width < right || in_level / width < down",
         "in_level < right || in_level / width < down",
+    ),
+    Mutant(
+        "deterministic: points that contribute nothing are those of the first token",
+        DETERMINISTIC,
+        "pixel.contributes ? (item.image * n.S + token) * n.M + item.head : n.B * n.S * n.M",
+        "(item.image * n.S + token) * n.M + item.head",
+    ),
+    Mutant(
+        "deterministic: the end of a row's points is that of the next row's",
+        DETERMINISTIC,
+        "starts[first_corner + 1];",
+        "starts[min(first_corner + 2, rows)];",
     ),
 ]

@@ -158,6 +158,16 @@ def test_any_levels(cuda, kind, levels):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("levels", [[(9, 10), (3, 17), (1, 1)], [(0, 5), (8, 8), (7, 3), (2, 0)]], ids=str)
+def test_as_many_queries_as_tokens(cuda, kind, levels):
+    """As in an encoder: squares of 8 x 8 tokens are worked on together, and narrower ones at the borders."""
+    tokens = sum(h * w for h, w in levels)
+    for channels in (5, 32):
+        for dtype in (torch.float32, torch.bfloat16):
+            assert_matches_cpu(cuda, kind, dtype, channels, levels=levels, queries=tokens, points=2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("spread", [0.0, 5.0, 1e4])
 def test_points_far_outside(cuda, kind, spread):
     for dtype in (torch.float32, torch.float16):

@@ -362,7 +362,7 @@ backward_kernel(const Problem<T, C> problem, const DeformAttnGradients<T, C> gra
       C numerators = 0, products = 0;
       for (int begin = 0; begin < problem.points; begin += points_at_once) {
         const int count = min(points_at_once, problem.points - begin);
-        __syncwarp();  // the points before are done with
+        // No barrier: since the last one, lanes have read no other points than those that they place here.
         numerators +=
             place_points<T, C, kChannels>(problem, tile.levels, inputs, place.lane, begin, begin + count, shared);
         if (!in_parts) {
