@@ -162,12 +162,6 @@ MS_DEFORM_ATTN = [
         "in_level < right || in_level / width < down",
     ),
     Mutant(
-        "deterministic: points that contribute nothing are those of the first token",
-        DETERMINISTIC,
-        "pixel.contributes ? (item.image * n.S + token) * n.M + item.head : n.B * n.S * n.M",
-        "(item.image * n.S + token) * n.M + item.head",
-    ),
-    Mutant(
         "deterministic: the end of a row's points is that of the next row's",
         DETERMINISTIC,
         "starts[first_corner + 1];",
