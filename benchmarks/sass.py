@@ -58,7 +58,7 @@ def parse(text: str) -> dict[str, Function]:
     for line in text.splitlines():
         if match := FUNCTION.match(line):
             function = functions.setdefault(match[1], Function(match[1]))
-        elif line.lstrip().startswith(".section"):
+        elif line.split(maxsplit=1)[:1] == [".section"]:
             function = None
         elif function is None:
             continue

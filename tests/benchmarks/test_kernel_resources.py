@@ -7,6 +7,7 @@ import pytest
 
 SASS = """
 	.section	.text._Z1fPf,"ax",@progbits
+	.sectioninfo	@"SHI_REGISTERS=31"
 	.align	128
 _Z1fPf:
         /*0000*/                   S2R R0, SR_TID.X ;
