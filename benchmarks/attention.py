@@ -33,26 +33,29 @@ def make_inputs(
     dtype: torch.dtype,
     levels: Sequence[tuple[int, int]] = LEVELS,
 ) -> list[Tensor]:
-    """Random arguments of an operator; sampling points lie some two pixels around their query."""
-    generator = torch.Generator().manual_seed(0)
-    shapes = torch.tensor(levels)
+    """Random arguments of an operator, the same in every call; sampling points lie some two pixels around their query.
+
+    They are drawn on the device: those of a large batch would take seconds on a CPU.
+    """
+    torch.manual_seed(0)
+    shapes = torch.tensor(levels, device=device)
     starts = torch.cat([shapes.new_zeros(1), shapes.prod(1).cumsum(0)[:-1]])
-    tokens = int(shapes.prod(1).sum())
+    tokens = sum(height * width for height, width in levels)
     if QUERIES[shape] is None:
-        centres = torch.cat([_pixel_centres(height, width) for height, width in levels])
+        centres = torch.cat([_pixel_centres(height, width) for height, width in levels]).to(device)
     else:
-        centres = torch.rand(QUERIES[shape], 2, generator=generator)
+        centres = torch.rand(QUERIES[shape], 2, device=device)
     queries = len(centres)
     reference = centres[None, :, None].repeat(batch, 1, len(levels), 1)
-    offsets = 2 * torch.randn(batch, queries, HEADS, len(levels), POINTS, 2, generator=generator)
-    logits = torch.randn(batch, queries, HEADS, len(levels), POINTS, generator=generator)
-    value = torch.randn(batch, tokens, HEADS, CHANNELS, generator=generator)
+    offsets = 2 * torch.randn(batch, queries, HEADS, len(levels), POINTS, 2, device=device)
+    logits = torch.randn(batch, queries, HEADS, len(levels), POINTS, device=device)
+    value = torch.randn(batch, tokens, HEADS, CHANNELS, device=device)
     if form == "unfused":
         offsets, logits = locations_and_weights(shapes, reference, offsets, logits)
-    value, offsets, logits = (x.to(device, dtype).requires_grad_() for x in (value, offsets, logits))
-    geometry = [shapes.to(device), starts.to(device)]
+    value, offsets, logits = (x.to(dtype).requires_grad_() for x in (value, offsets, logits))
+    geometry = [shapes, starts]
     if form == "fused":
-        geometry.append(reference.to(device, torch.promote_types(dtype, torch.float32)))
+        geometry.append(reference.to(torch.promote_types(dtype, torch.float32)))
     return [value, *geometry, offsets, logits]
 
 

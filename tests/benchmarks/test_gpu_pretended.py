@@ -14,7 +14,7 @@ from unittest import mock
 import pytest
 import torch
 
-from tests.pretended_cuda.harness import on_pretended_cuda
+from tests.pretended_cuda.harness import on_pretended_cuda, waits
 
 PROPERTIES = SimpleNamespace(
     name="NVIDIA H100", major=9, minor=0, multi_processor_count=132, total_memory=80 * 2**30, L2_cache_size=50 * 2**20
@@ -101,6 +101,20 @@ def test_speed(paths):
         assert all(row["published fwd+bwd ms"] > 0 for row in rows["attention"]) and len(rows["deterministic"]) == 2
         (first, *_) = tables_of("speed", rivals="deformops")["attention"]
     assert first["deformops triton fwd ms"] > 0 and first["deformops cuda fwd+bwd ms"] > 0
+
+
+@on_pretended_cuda
+def test_large_inputs_are_made_on_the_gpu(paths):
+    with importable(paths):
+        import attention
+
+        for form in attention.OPERATORS:
+            with waits() as found:
+                value, shapes, starts, *others = attention.make_inputs(
+                    form, "decoder300", 1, "cuda", torch.bfloat16, ((2, 3), (1, 1))
+                )
+            assert all(x.is_cuda for x in (value, shapes, starts, *others))
+            assert found.count <= 1, found  # the sizes of the levels
 
 
 @on_pretended_cuda
