@@ -205,6 +205,25 @@ def test_points_that_are_not_finite(cuda, kind, dtype, channels):
     assert expected[0].isfinite().all()
 
 
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_attention_that_is_not_finite(cuda, dtype, deterministic):
+    """It reaches the corners of its points in the gradient of the values, and nothing beside them."""
+    sizes = {"queries": 64, "heads": 1, "points": 2, "levels": [(4, 5), (3, 3)]}
+    inputs = make_inputs("unfused", 32, dtype, **sizes)
+    _, locations, weights, _ = inputs
+    locations[:, ::9] = torch.tensor([[0.01, 0.01], [0.99, 0.99]], dtype=torch.float64)  # one corner in the map each
+    weights[:, ::9] = float("nan")
+    expected = run("unfused", inputs, torch.float64, CPU, levels=sizes["levels"])
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        ours = run("unfused", inputs, dtype, cuda, levels=sizes["levels"])
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert expected[1].isnan().any() and not expected[1].isnan().all()
+    assert torch.equal(ours[1].isnan().cpu(), expected[1].isnan())
+
+
 @pytest.mark.parametrize("kind", ["points", "boxes"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_float32_reference_beside_16_bits(cuda, kind, dtype):

@@ -138,16 +138,17 @@ struct Footprint {
   __device__ __forceinline__ Footprint(const Pixel<C>& pixel, const Level<C>& level, C attention) {
     if (pixel.contributes) {
       const Axis<C> along_x(pixel.x, level.width), along_y(pixel.y, level.height);
+      const bool has_right = along_x.has_low && along_x.has_high, has_bottom = along_y.has_low && along_y.has_high;
       const C left = along_x.has_low ? along_x.low_weight() : along_x.high_weight();
-      const C right = along_x.has_low ? along_x.high_weight() : 0;
       const C top = attention * (along_y.has_low ? along_y.low_weight() : along_y.high_weight());
-      const C bottom = along_y.has_low ? attention * along_y.high_weight() : 0;
+      const C bottom = attention * along_y.distance;
       y = along_y.low;
       x = along_x.low;
+      // No products with zero where there is no corner: attention may be NaN.
       weight[0] = top * left;
-      weight[1] = top * right;
-      weight[2] = bottom * left;
-      weight[3] = bottom * right;
+      weight[1] = has_right ? top * along_x.distance : 0;
+      weight[2] = has_bottom ? bottom * left : 0;
+      weight[3] = has_right && has_bottom ? bottom * along_x.distance : 0;
     }
   }
 };
