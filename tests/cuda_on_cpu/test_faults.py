@@ -46,6 +46,7 @@ FAULTS = {
     "more_threads_than_bounds": "a launch of 64 threads where __launch_bounds__ says 32",
     "too_much_static_shared_memory": "too much shared memory: 49156 bytes of variables",
     "too_much_dynamic_shared_memory": "invalid launch of .* 49153 bytes of shared memory where it may have 49152",
+    "too_much_shared_memory_of_both_kinds": "too much shared memory: 49152 bytes of variables, 256 bytes given by the",
     "no_blocks": r"invalid launch of .* \(0, 1, 1\) blocks of \(64, 1, 1\) threads",
     "integer_overflow": "overflow of signed integers by thread .* at {here}",
     "assertion": 'assertion failed: .*"numbers are NaN", {here}',

@@ -236,6 +236,11 @@ __global__ void too_much_static_shared_memory(float* x, int count) {
 
 __global__ void too_much_dynamic_shared_memory(float* x, int count) {}
 
+__global__ void too_much_shared_memory_of_both_kinds(float* x, int count) {
+  __shared__ float shared[12288];
+  shared[threadIdx.x] = 0;
+}
+
 __global__ void no_blocks(float* x, int count) {}
 
 // Arithmetic
@@ -262,7 +267,8 @@ const std::map<std::string, Kernel> kFaults = {
     FAULT(barrier_after_an_exit), FAULT(warp_barriers_in_both_branches), FAULT(lanes_that_never_come),
     FAULT(mask_without_the_caller), FAULT(shuffle_from_outside_of_the_mask), FAULT(shuffle_from_an_exited_lane),
     FAULT(wait_for_another_block), FAULT(more_threads_than_bounds), FAULT(too_much_static_shared_memory),
-    FAULT(too_much_dynamic_shared_memory), FAULT(no_blocks), FAULT(integer_overflow), FAULT(assertion),
+    FAULT(too_much_dynamic_shared_memory), FAULT(too_much_shared_memory_of_both_kinds), FAULT(no_blocks),
+    FAULT(integer_overflow), FAULT(assertion),
 };
 
 void run_fault(const at::Tensor& x, const std::string name, int64_t blocks) {

@@ -313,6 +313,8 @@ void check_launch_bounds(unsigned max_threads) {
   }
 }
 
+size_t shared_memory_limit() { return allowed_dynamic_shared.count(kernel) ? kSharedMemoryOptIn : kSharedMemory; }
+
 void allow_dynamic_shared(const void* which, int bytes) { allowed_dynamic_shared[which] = bytes; }
 
 uint64_t warp_operation(

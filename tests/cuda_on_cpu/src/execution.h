@@ -48,6 +48,9 @@ class Unwatched {
 // For the hooks of the compiler's instrumentation (hooks.cpp). The access needs this alignment.
 void on_access(const void* address, size_t bytes, size_t alignment, AccessKind kind, const void* caller);
 
+// Bytes that variables and the launch may take together: more than a device gives for nothing if the kernel asked for it.
+size_t shared_memory_limit();
+
 // Ends the launch with an error, from within a kernel.
 [[noreturn]] void end_launch(const std::string& why);
 

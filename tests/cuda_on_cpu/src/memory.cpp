@@ -140,7 +140,7 @@ void* static_shared(const void* key, size_t bytes, size_t alignment) {
   }
   static_bytes = (static_bytes + alignment - 1) / alignment * alignment + bytes;
   const size_t dynamic_bytes = dynamic_region.end - dynamic_region.begin;
-  if (static_bytes > kSharedMemory || static_bytes + dynamic_bytes > kSharedMemoryOptIn) {
+  if (static_bytes > kSharedMemory || static_bytes + dynamic_bytes > shared_memory_limit()) {
     end_launch(
         "too much shared memory: " + std::to_string(static_bytes) + " bytes of variables, " +
         std::to_string(dynamic_bytes) + " bytes given by the launch");
