@@ -156,14 +156,24 @@ MEMCHECK = """launch: first
 =========     Host Frame: main [0x1]
 ========= ERROR SUMMARY: 1 error
 """
+INITCHECK = """launch: first
+========= Uninitialized __global__ memory read of size 4 bytes
+=========     at void at::native::vectorized_elementwise_kernel<4>(int)+0x10 in Loops.cuh:69
+=========     by thread (1,0,0) in block (0,0,0)
+=========
+========= Uninitialized __global__ memory read of size 8 bytes
+=========     at void detrx::(anonymous namespace)::gather_kernel<float, float>(long)+0x20 in deterministic.cu:84
+=========     by thread (2,0,0) in block (0,0,0)
+========= ERROR SUMMARY: 2 errors
+"""
 SANITIZER = """#!/bin/sh
 [ "$1" = --help ] && {{ echo "  --kernel-name-exclude arg"; echo "  --kernel-name arg"; exit; }}
 echo "$@" >> {log}
 case "$2" in
   memcheck) echo "{memcheck}"; exit 9 ;;
   racecheck) echo "launch: first"; echo "========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)" ;;
-  synccheck) echo "launch: first"; echo "========= ERROR SUMMARY: 0 errors" ;;
-  *) echo "cannot attach"; exit 1 ;;
+  synccheck) echo "cannot attach"; exit 1 ;;
+  initcheck) echo "{initcheck}" ;;
 esac
 """
 
@@ -172,18 +182,22 @@ def test_findings_of_compute_sanitizer(context, tmp_path, monkeypatch):
     from gpu import sanitizer
 
     tool, log = tmp_path / "compute-sanitizer", tmp_path / "log"
-    tool.write_text(SANITIZER.format(log=log, memcheck=MEMCHECK))
+    tool.write_text(SANITIZER.format(log=log, memcheck=MEMCHECK, initcheck=INITCHECK))
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     sanitizer.run(context)
     rows = {row["tool"]: row["findings"] for row in context.report.content["tables"]["tools"]}
-    assert rows == {"memcheck": 1, "racecheck": 0, "synccheck": 0, "initcheck": None}
-    memory, broken = sorted(context.report.content["failures"], reverse=True)
+    assert rows == {"memcheck": 1, "racecheck": 0, "synccheck": None, "initcheck": 1}
+    initial, memory, broken = sorted(context.report.content["failures"])
     assert memory.startswith("memcheck: 1 findings\n========= Invalid __global__ read of size 4 bytes")
     assert "by thread" in memory and "Host Frame" not in memory
-    assert broken.startswith("initcheck: ended with 1 and no summary: cannot attach")
+    assert broken.startswith("synccheck: ended with 1 and no summary: cannot attach")
+    # What other kernels write counts for initcheck, what it finds in them does not.
+    assert initial.startswith("initcheck: 1 findings\n========= Uninitialized __global__ memory read of size 8 bytes")
+    assert "gather_kernel" in initial and "elementwise" not in initial
     commands = log.read_text().splitlines()
-    assert len(commands) == 4 and all("--kernel-name kns=detrx" in command for command in commands)
+    assert len(commands) == 4
+    assert all(("--kernel-name kns=detrx" in each) != each.startswith("--tool initcheck") for each in commands)
     assert next(each for each in commands if "--report-api-errors no" in each).startswith("--tool memcheck")
 
 

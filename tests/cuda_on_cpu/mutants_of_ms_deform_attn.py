@@ -37,6 +37,12 @@ MS_DEFORM_ATTN = [
         "return 1 - distance;",
     ),
     Mutant(
+        "points: corners that do not exist have zero times the attention",
+        POINTS,
+        "has_right ? top * along_x.distance : 0",
+        "top * (has_right ? along_x.distance : 0)",
+    ),
+    Mutant(
         "points: a lane's largest logit for that of all",
         POINTS,
         "inputs.maximum = group_maximum<kLanes>(inputs.maximum);",

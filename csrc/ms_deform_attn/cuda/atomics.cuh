@@ -6,12 +6,17 @@
 
 #include "channels.cuh"
 
+// Hopper adds four floats at once; CUDA has that since 12.1.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900 && CUDART_VERSION >= 12010
+#define DETRX_VECTOR_ATOMICS
+#endif
+
 namespace detrx {
 
 // How many numbers one operation adds, of kCount side by side.
 template <typename C, int kCount>
 __device__ constexpr int atomic_width() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+#if defined(DETRX_VECTOR_ATOMICS)
   return std::is_same_v<C, float> && kCount % 4 == 0 ? 4 : 1;
 #else
   return 1;
@@ -23,7 +28,7 @@ __device__ __forceinline__ void add_atomically(C* target, const C (&x)[1]) {
   atomicAdd(target, x[0]);
 }
 
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+#if defined(DETRX_VECTOR_ATOMICS)
 __device__ __forceinline__ void add_atomically(float* target, const float (&x)[4]) {
   atomicAdd(reinterpret_cast<float4*>(target), make_float4(x[0], x[1], x[2], x[3]));
 }

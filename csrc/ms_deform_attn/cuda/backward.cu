@@ -186,7 +186,7 @@ class ValueGradient {
     const CornerWeights<C> weights = corner_weights(point.dx, point.dy);
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
-      // For a corner outside the map nothing is added, to the corner in its place.
+      // For a corner outside the map zero times the gradient is added, to the corner in its place.
       const C weight = point.has(k) ? weights.w[k] * point.numerator : 0;
       C terms[kVector];
 #pragma unroll

@@ -84,8 +84,9 @@ __device__ __forceinline__ int64_t query_at(const Problem<T, C>& problem, const 
   }
   const unsigned height = levels[l].height, width = levels[l].width;
   unsigned rest = position - levels[l].start;
-  const unsigned strip = rest / (kSide * width);
-  rest -= strip * kSide * width;
+  const unsigned side = min(kSide, height);  // a strip is no larger than its level: its tokens are counted in 32 bits
+  const unsigned strip = rest / (side * width);
+  rest -= strip * side * width;
   const unsigned rows = min(kSide, height - strip * kSide);
   const unsigned square = rest / (kSide * rows);
   rest -= square * kSide * rows;

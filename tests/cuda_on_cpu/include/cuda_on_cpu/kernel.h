@@ -15,6 +15,7 @@
 #define DETRX_EMULATED 1
 #define __CUDACC__ 1
 #define __CUDA_ARCH__ 900
+#define CUDART_VERSION 13000
 
 #define __global__
 #define __device__
