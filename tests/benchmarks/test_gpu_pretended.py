@@ -14,7 +14,7 @@ from unittest import mock
 import pytest
 import torch
 
-from tests.pretended_cuda.harness import on_pretended_cuda, waits
+from tests.pretended_cuda.harness import on_pretended_cuda, pads_one_image, waits
 
 PROPERTIES = SimpleNamespace(
     name="NVIDIA H100", major=9, minor=0, multi_processor_count=132, total_memory=80 * 2**30, L2_cache_size=50 * 2**20
@@ -117,6 +117,7 @@ def test_large_inputs_are_made_on_the_gpu(paths):
             assert found.count <= 1, found  # the sizes of the levels
 
 
+@pads_one_image
 @on_pretended_cuda
 def test_training(paths):
     with importable(paths):
@@ -128,6 +129,7 @@ def test_training(paths):
     assert [row["training step"] for row in rows] == list(some) and all(row["ms"] > 0 for row in rows)
 
 
+@pads_one_image
 @on_pretended_cuda
 def test_layers_and_inference(paths):
     with importable(paths):

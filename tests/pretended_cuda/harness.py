@@ -51,12 +51,19 @@ from typing import Any
 import pytest
 import torch
 
+from detrx.d2 import USE_DETECTRON2
+
 from .build import Unavailable, build_guard
 from .dispatch import without_kernels
 from .runtime import install, modes
 from .waits import DeviceError, Waits, waits
 
-__all__ = ["DeviceError", "Waits", "modes", "on_pretended_cuda", "waits", "without_kernels"]
+__all__ = ["DeviceError", "Waits", "modes", "on_pretended_cuda", "pads_one_image", "waits", "without_kernels"]
+
+pads_one_image = pytest.mark.skipif(
+    USE_DETECTRON2, reason="Detectron2's ImageList changes a shape in place, which pretended tensors cannot"
+)
+"""Mark of tests in which a model gets one image."""
 
 
 def on_pretended_cuda(test: Callable[..., None]) -> Callable[..., None]:

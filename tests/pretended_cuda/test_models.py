@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import nn
 
-from detrx.d2 import USE_DETECTRON2
 from detrx.d2.utils import EventStorage
 from detrx.modeling import DetectionTransformer
 from detrx.modeling.backbone import TimmBackbone
@@ -12,7 +11,7 @@ from detrx.ops._extension import _warn_fallback
 from tests.projects import contract
 
 from . import budget
-from .harness import on_pretended_cuda, waits, without_kernels
+from .harness import on_pretended_cuda, pads_one_image, waits, without_kernels
 
 MODELS = [*contract.DETECTORS, *("+".join(pair) for pair in contract.ONCE)]
 """Detectors, and method + detector."""
@@ -68,9 +67,7 @@ def test_float16_with_an_image_without_boxes(name: str):
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.skipif(
-    USE_DETECTRON2, reason="Detectron2's ImageList changes a shape in place, which pretended tensors cannot"
-)
+@pads_one_image
 @on_pretended_cuda
 def test_float32_with_one_image_and_no_boxes(name: str):
     model, batch = build(name), contract.make_batch(0)
