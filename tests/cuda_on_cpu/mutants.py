@@ -84,7 +84,7 @@ def try_mutant(mutant: Mutant | None, test: str) -> tuple[str, str]:
     output = run.stdout + run.stderr
     if run.returncode == 0:
         return "", ""
-    failed = re.search(r"^(?:FAILED|ERROR) \S+::(\S+)", output, re.MULTILINE)
+    failed = re.search(r"^(?:FAILED|ERROR) \S+::(\w+)", output, re.MULTILINE)
     if run.returncode not in (1, -11, -6, 139, 134) or (run.returncode == 1 and not failed):
         raise MutantError(f"{mutant.what if mutant else 'csrc'}: the tests did not run:\n{output[-3000:]}")
     errors = "\n".join(re.findall(r"^E  .*$|^Fatal Python error.*$", output, re.MULTILINE))
