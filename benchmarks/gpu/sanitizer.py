@@ -34,7 +34,7 @@ def run(context: Context) -> None:
             command = [sanitizer, "--tool", tool]
             command += ["--report-api-errors", "no"] if tool == "memcheck" else []
             # initcheck has to see what other kernels write; what it finds in them does not count.
-            command += ["--print-limit", "0"] if tool == "initcheck" else name_filter(usage)
+            command += ["--print-limit", "100000"] if tool == "initcheck" else name_filter(usage)
             pending.append(pool.submit(check, context, tool, command))
         for done in as_completed(pending):
             done.result()

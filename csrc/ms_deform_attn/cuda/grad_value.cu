@@ -293,8 +293,8 @@ grad_value_kernel(const Problem<T, float> problem, const T* grad_output, float* 
 template <typename T>
 bool sums_grad_value_in_blocks(const DeformAttnSizes& n) {
   constexpr int64_t kCornersOfToken = 16;  // from how many on, on average
-  // A row of the gradient has float vectors, which are no fewer than those of the values that for_channels counts.
-  const int64_t rows = std::max(n.S, n.Q) * n.B * n.M, vectors = n.D / std::min<int64_t>(kChannelsOfLane, 4);
+  // Vectors of 16 bytes, as for_channels counts them: where it would choose no kernel for D, none is asked for.
+  const int64_t rows = std::max(n.S, n.Q) * n.B * n.M, vectors = n.D / (16 / int64_t(sizeof(T)));
   return std::is_same_v<Compute<T>, float> && (n.D == 16 || n.D == 32 || n.D == 64) && n.L * n.P <= kMaxPoints &&
          rows * vectors <= std::numeric_limits<uint32_t>::max() && 4 * n.Q * n.L * n.P >= kCornersOfToken * n.S;
 }
