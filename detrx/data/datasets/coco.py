@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 from detrx.d2.data import DatasetCatalog, MetadataCatalog
 from detrx.d2.data import get_detection_dataset_dicts as _get_detection_dataset_dicts
-from detrx.data.check_boxes import check_boxes
-from detrx.data.findings import Findings, Problem
+from detrx.data.check.boxes import check_boxes
+from detrx.data.check.problems import Findings, Problem
 
 from .coco_parse import parse_coco, read_json
 

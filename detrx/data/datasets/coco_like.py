@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from detrx.data.findings import Findings
+from detrx.data.check.problems import Findings
 
 from .coco_parse import parse_coco
 from .converted import missing_file, read_source

@@ -18,12 +18,12 @@ from detrx.d2.data import DatasetCatalog, MetadataCatalog
 from detrx.d2.structures import BoxMode
 from detrx.d2.utils import PathManager
 
-from .check_boxes import BoxTable, check_boxes, check_boxes_closely
-from .datasets.coco import check_classes, check_registered
-from .datasets.coco_parse import LARGEST_SIDE, parse_coco, read_json
-from .datasets.custom import without_files
-from .findings import Findings, Problem, printable
-from .images import open_picture
+from ..datasets.coco import check_classes, check_registered
+from ..datasets.coco_parse import LARGEST_SIDE, parse_coco, read_json
+from ..datasets.custom import without_files
+from ..images import open_picture
+from .boxes import BoxTable, check_boxes, check_boxes_closely
+from .problems import Findings, Problem, printable
 
 __all__ = ["CheckedDataset", "check_coco_file", "check_config", "check_dataset"]
 
