@@ -15,6 +15,7 @@ import yaml
 
 from .curves import read_metrics
 
+TRAIN = (sys.executable, "-m", "detrx.cli", "lazyconfig_train_net")
 METRICS = ("bbox/AP", "bbox/AP50", "bbox/AP75")
 _KEYS = {"title", "description", "seeds", "variants"}
 _OPTIONAL = {"config", "overrides", "size"}
@@ -110,11 +111,11 @@ def load_study(path: str | os.PathLike) -> Study:
     return Study(content["title"], content["description"], tuple(content["seeds"]), tuple(size), tuple(variants))
 
 
-def result_of(run: Run, script: Path, threads: int | None = None) -> dict[str, float]:
+def result_of(run: Run, command: Sequence[str] = TRAIN, threads: int | None = None) -> dict[str, float]:
     """Train a variant, from its last checkpoint if there is one, unless it is finished already.
 
     Args:
-        script: the training script.
+        command: what trains, given the arguments of tools/lazyconfig_train_net.py.
         threads: of the training on the CPU; None: as torch chooses.
 
     Returns:
@@ -125,7 +126,7 @@ def result_of(run: Run, script: Path, threads: int | None = None) -> dict[str, f
     """
     result = finished_result(run)
     if result is None:
-        result = train(run, script, threads)
+        result = train(run, command, threads)
     for file in run.result_files:
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_suffix(".partial")
@@ -144,10 +145,10 @@ def finished_result(run: Run) -> dict[str, float] | None:
     return None
 
 
-def train(run: Run, script: Path, threads: int | None) -> dict[str, float]:
+def train(run: Run, command: Sequence[str], threads: int | None) -> dict[str, float]:
     name, folder = run.variant.name, run.folder
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, str(script), "--config-file", run.variant.config, "--resume"]
+    command = [*command, "--config-file", run.variant.config, "--resume"]
     command += [f"train.output_dir={folder}", f"train.seed={run.seed}", *run.variant.overrides]
     environment = os.environ if threads is None else {**os.environ, "OMP_NUM_THREADS": str(threads)}
     log = folder / "stdout.txt"
