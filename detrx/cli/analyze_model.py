@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from detrx.analysis import inference_memory, model_cost, random_image, random_model, training_memory
-from detrx.engine import run_tool
+from detrx.cli._command import run_tool
 
 BOXES_PER_IMAGE = 10
 

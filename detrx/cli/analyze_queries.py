@@ -10,10 +10,11 @@ from tqdm import tqdm
 from detrx.analysis.activation import ActivationAnalysis, gini_table
 from detrx.analysis.routing import RoutingAnalysis
 from detrx.analysis.study import Run, load_study
+from detrx.cli._command import run_tool
 from detrx.d2.config import instantiate
 from detrx.d2.data import MetadataCatalog
 from detrx.data import get_detection_dataset_dicts
-from detrx.engine import load_config, load_model, run_tool
+from detrx.engine import load_config, load_model
 from detrx.projects.d3etr.analysis import PairsAnalysis
 
 

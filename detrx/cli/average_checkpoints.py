@@ -5,7 +5,7 @@ from pathlib import Path
 
 from detrx.checkpoint import CheckpointError, average_checkpoints, last_checkpoints, write_weights
 from detrx.checkpoint.files import WEIGHT_SUFFIXES
-from detrx.engine import run_tool
+from detrx.cli._command import run_tool
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

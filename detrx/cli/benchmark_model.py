@@ -14,10 +14,10 @@ from tqdm import tqdm
 from detrx.analysis import random_model
 from detrx.analysis.benchmark import DTYPES, Setting, benchmark, endless, settings
 from detrx.analysis.table import print_table
+from detrx.cli._command import run_tool
 from detrx.collect_env import machine
 from detrx.d2.config import instantiate
 from detrx.engine.config import load_config
-from detrx.engine.errors import run_tool
 from detrx.engine.trained import load_model
 from detrx.ops import extension_info
 

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 from detrx.atomic import write_atomically
+from detrx.cli._command import run_tool
 from detrx.data.check.dataset import check_coco_file, check_config, check_dataset
 from detrx.data.check.report import as_text
-from detrx.engine import run_tool
 from detrx.engine.config import load_config
 
 

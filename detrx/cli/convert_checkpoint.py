@@ -6,9 +6,9 @@ from pathlib import Path
 from detrx.checkpoint import CheckpointError, ConversionError, convert_checkpoint, write_weights
 from detrx.checkpoint.convert import FORMATS
 from detrx.checkpoint.files import WEIGHT_SUFFIXES
+from detrx.cli._command import run_tool
 from detrx.d2.config import instantiate
 from detrx.engine.config import load_config, without_pretrained
-from detrx.engine.errors import run_tool
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

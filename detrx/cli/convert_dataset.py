@@ -5,8 +5,8 @@ import os
 import shlex
 from pathlib import Path
 
+from detrx.cli._command import run_tool
 from detrx.data.convert import DIFFICULT, Labelled, read_voc, read_yolo, write_coco_files
-from detrx.engine import run_tool
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -14,12 +14,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from detrx.analysis import compare_with_truth, contact_sheet, draw_boxes
+from detrx.cli._command import run_tool
 from detrx.d2.data import MetadataCatalog
 from detrx.d2.structures import BoxMode, Instances
 from detrx.data import class_names_of, get_detection_dataset_dicts, read_image
 from detrx.data.video import VIDEO_SUFFIXES, Video, VideoWriter
 from detrx.engine.config import load_config
-from detrx.engine.errors import run_tool
 from detrx.predictor import Predictor
 
 IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}

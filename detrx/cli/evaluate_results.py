@@ -6,9 +6,10 @@ import math
 from pathlib import Path
 from typing import Any
 
+from detrx.cli._command import run_tool
 from detrx.d2.data import DatasetCatalog, MetadataCatalog
 from detrx.data import datasets_root
-from detrx.engine import ConfigError, run_tool
+from detrx.engine import ConfigError
 from detrx.evaluation.saved import evaluate_file, tables
 
 

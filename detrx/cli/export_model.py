@@ -5,8 +5,8 @@ import json
 from functools import partial
 from pathlib import Path
 
+from detrx.cli._command import run_tool
 from detrx.engine.config import load_config
-from detrx.engine.errors import run_tool
 from detrx.engine.trained import load_model
 from detrx.export import (
     DetectionGraph,

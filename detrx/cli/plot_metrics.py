@@ -1,10 +1,10 @@
 """Draw the training curves of one or several runs: metrics.json in, PNG out."""
 
 import argparse
-import sys
 from pathlib import Path
 
 from detrx.analysis import plot_runs, read_metrics
+from detrx.cli._command import run_tool
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -33,16 +33,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
+def run(args: argparse.Namespace) -> None:
     first = args.runs[0]
     output = args.output or (first if first.is_dir() else first.parent) / "metrics.png"
-    try:
-        runs = [
-            read_metrics(run, name) for run, name in zip(args.runs, args.names or [None] * len(args.runs), strict=True)
-        ]
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    names = args.names or [None] * len(args.runs)
+    runs = [read_metrics(run, name) for run, name in zip(args.runs, names, strict=True)]
     output.parent.mkdir(parents=True, exist_ok=True)
     plot_runs(runs, output, args.title, args.smooth)
     print(f"curves: {output}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    run_tool(run, parse_args(argv))

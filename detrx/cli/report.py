@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from detrx.analysis.report import Options, read_run, write_report
-from detrx.engine.errors import run_tool
+from detrx.cli._command import run_tool
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import sys
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
@@ -11,8 +10,9 @@ from tqdm import tqdm
 
 from detrx.analysis import model_cost, random_image, random_model
 from detrx.analysis.study import Run, Study, Variant, load_study, markdown_table, plot_study, result_of, summarise
+from detrx.cli._command import run_tool
 from detrx.collect_env import machine
-from detrx.engine import ConfigError
+from detrx.errors import InvalidInputError
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -41,7 +41,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def select(study: Study, names: list[str] | None) -> list[Variant]:
     known = {variant.name: variant for variant in study.variants}
     if unknown := [name for name in names or () if name not in known]:
-        raise ValueError(f"the study has no variant {', '.join(unknown)}; it has {', '.join(known)}")
+        raise InvalidInputError(f"the study has no variant {', '.join(unknown)}; it has {', '.join(known)}")
     return [known[name] for name in names or known]
 
 
@@ -59,29 +59,25 @@ def train(runs: list[Run], jobs: int, threads: int | None) -> dict[Run, dict[str
     return results
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
-    try:
-        study = load_study(args.study)
-        variants = select(study, args.variants)
-        seeds = args.seeds or list(study.seeds)
-        kept = args.record and args.record.with_suffix("")
-        # Seed by seed, so that an unfinished study has something of every variant.
-        runs = {(v, seed): Run(v, seed, args.output, kept) for seed in seeds for v in variants}
-        results = train(list(runs.values()), args.jobs, args.threads)
-        rows = {}
-        for variant in variants:
-            model = random_model(variant.config, variant.overrides)
-            cost = model_cost(model, random_image(study.size), args.rounds)
-            rows[variant.name] = {
-                "config": variant.config,
-                "overrides": list(variant.overrides),
-                "seeds": seeds,
-                "result": summarise([results[runs[variant, seed]] for seed in seeds]),
-                **{key: cost[key] for key in ("parameters", "flops", "ms_per_image")},
-            }
-    except (OSError, ValueError, RuntimeError, ConfigError) as error:
-        sys.exit(f"error: {error}")
+def run(args: argparse.Namespace) -> None:
+    study = load_study(args.study)
+    variants = select(study, args.variants)
+    seeds = args.seeds or list(study.seeds)
+    kept = args.record and args.record.with_suffix("")
+    # Seed by seed, so that an unfinished study has something of every variant.
+    runs = {(v, seed): Run(v, seed, args.output, kept) for seed in seeds for v in variants}
+    results = train(list(runs.values()), args.jobs, args.threads)
+    rows = {}
+    for variant in variants:
+        model = random_model(variant.config, variant.overrides)
+        cost = model_cost(model, random_image(study.size), args.rounds)
+        rows[variant.name] = {
+            "config": variant.config,
+            "overrides": list(variant.overrides),
+            "seeds": seeds,
+            "result": summarise([results[runs[variant, seed]] for seed in seeds]),
+            **{key: cost[key] for key in ("parameters", "flops", "ms_per_image")},
+        }
     command = f"python tools/study.py {args.study} --output {args.output}"
     head = {"title": study.title, "description": study.description, "command": command}
     record = {**head, "size": study.size, **machine("cuda" if torch.cuda.is_available() else "cpu"), "variants": rows}
@@ -92,3 +88,7 @@ def main(argv: list[str] | None = None) -> None:
         path.with_suffix(".md").write_text(markdown_table(record))
         plot_study(record, path.with_suffix(".png"))
         print(f"figures: {path}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    run_tool(run, parse_args(argv))

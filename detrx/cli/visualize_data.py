@@ -7,8 +7,9 @@ from tqdm import tqdm
 
 from detrx.analysis import contact_sheet
 from detrx.analysis.data_sheet import draw_sample, loader_samples
+from detrx.cli._command import run_tool
 from detrx.data import class_names_of
-from detrx.engine import load_config, run_tool
+from detrx.engine import load_config
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

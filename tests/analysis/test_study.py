@@ -4,6 +4,7 @@ import pytest
 import yaml
 
 from detrx.analysis.study import METRICS, Run, Variant, load_study, markdown_table, plot_study, result_of, summarise
+from detrx.errors import UserError
 
 SCRIPT = """
 import json, pathlib, sys
@@ -36,12 +37,12 @@ def test_a_finished_run_is_not_repeated(tmp_path, command):
     (first_run.folder / "result.json").unlink()
     assert result_of(first_run, command) == first, "what is kept elsewhere is not repeated either"
     assert (first_run.folder / "calls").read_text().count("call") == 1
-    with pytest.raises(RuntimeError, match="of another run"):
+    with pytest.raises(UserError, match="of another run"):
         result_of(Run(Variant("a, b", "config.py", ("ap=20",)), 1, tmp_path / "out"), command)
 
 
 def test_a_failed_run_names_its_log(tmp_path, command):
-    with pytest.raises(RuntimeError, match=r"'a' with seed 13 ended with exit status 3: see .*stdout\.txt"):
+    with pytest.raises(UserError, match=r"'a' with seed 13 ended with exit status 3: see .*stdout\.txt"):
         result_of(Run(Variant("a", "config.py", ("ap=10",)), 13, tmp_path / "out"), command)
     assert not list(tmp_path.rglob("result.json"))
 
