@@ -15,6 +15,7 @@ from detrx.d2.config import LazyConfig
 from detrx.d2.utils import comm
 from detrx.data.datasets.custom import without_files
 from detrx.engine.dataset_config import DATASET_DEFAULTS, check_dataset, use_dataset
+from detrx.engine.renamed import rename_targets
 from detrx.errors import InvalidInputError
 
 __all__ = [
@@ -70,11 +71,13 @@ def _load(path: str) -> DictConfig:
     if not path:
         raise ConfigError("no config file: give --config-file FILE")
     try:
-        return LazyConfig.load(path)
+        cfg = LazyConfig.load(path)
     except FileNotFoundError as error:
         raise ConfigError(f"config file {error.filename or path} does not exist") from error
     except SyntaxError as error:
         raise ConfigError(f"config file {path} cannot be read: {error}") from error
+    rename_targets(cfg)
+    return cfg
 
 
 def override_config(cfg: DictConfig, overrides: list[str], source: str = "config") -> DictConfig:

@@ -16,6 +16,7 @@ from detrx.checkpoint.checkpointer import AtomicCheckpointer, CheckpointError
 from detrx.d2.config import LazyConfig, instantiate
 from detrx.d2.structures import ImageList
 from detrx.engine.config import without_pretrained
+from detrx.engine.renamed import rename_targets
 from detrx.errors import InvalidInputError
 from detrx.layers import Attention, AttentionInputs, recording
 from detrx.modeling import CrossEntropyLoss, DecoderLayer, DetectionTransformer, Predictions, QueryGroup
@@ -109,6 +110,7 @@ class Teacher:
         config = self.config
         if isinstance(config, str):
             config = LazyConfig.load(config) if os.path.isfile(config) else model_zoo.get_config(config)
+            rename_targets(config)
         model = instantiate(without_pretrained(copy.deepcopy(config["model"])))
         if self.checkpoint:
             try:
