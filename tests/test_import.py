@@ -22,3 +22,17 @@ except ImportError as error:
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert "pip install timm torchvision" in result.stdout
+
+
+def test_importing_a_part_loads_no_more_than_it_needs():
+    """Only what is asked for is loaded: tools that read weights need neither datasets nor models."""
+    code = """
+import sys
+import detrx
+print("after detrx:", {"torch", "numpy"} & set(sys.modules))
+import detrx.checkpoint
+print("after detrx.checkpoint:", {"detrx.data", "detrx.modeling", "detrx.ops", "scipy", "PIL"} & set(sys.modules))
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "after detrx: set()\nafter detrx.checkpoint: set()\n"
