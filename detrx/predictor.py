@@ -23,6 +23,7 @@ from detrx.d2.structures import Instances
 from detrx.data import class_names_of, read_image, upright_rgb
 from detrx.engine.config import override_config
 from detrx.engine.trained import load_model
+from detrx.errors import InvalidInputError, MissingImportError
 from detrx.evaluation.results import instances_on_host
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class Predictor:
         batch_size: int = 1,
     ) -> None:
         if batch_size < 1:
-            raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
+            raise InvalidInputError(f"batch_size must be 1 or more, got {batch_size}")
         self.model = model.eval()
         self.mapper = mapper
         self.class_names = list(class_names)
@@ -159,7 +160,7 @@ class Predictor:
         try:
             from supervision import Detections
         except ImportError as error:
-            raise ImportError(
+            raise MissingImportError(
                 f"to_supervision needs the package supervision: pip install supervision ({error})"
             ) from error
         classes = instances.pred_classes.numpy()
@@ -186,7 +187,7 @@ def as_picture(image: ImageLike) -> Image.Image:
         return Image.fromarray(_array_of(image))
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
-            raise ValueError(f"an image array must be uint8 (H, W, 3), got {image.dtype} {image.shape}")
+            raise InvalidInputError(f"an image array must be uint8 (H, W, 3), got {image.dtype} {image.shape}")
         return Image.fromarray(np.ascontiguousarray(image))
     raise TypeError(f"an image must be a path, a PIL image, an array or a tensor, got {type(image).__name__}")
 
@@ -194,13 +195,13 @@ def as_picture(image: ImageLike) -> Image.Image:
 def _array_of(image: Tensor) -> np.ndarray:
     """(3, H, W) -> (H, W, 3) uint8."""
     if image.ndim != 3 or image.shape[0] != 3 or not (image.dtype == torch.uint8 or image.is_floating_point()):
-        raise ValueError(
+        raise InvalidInputError(
             f"an image tensor must be (3, H, W), uint8 or floating point, got {image.dtype} {tuple(image.shape)}"
         )
     image = image.detach().cpu()
     if image.is_floating_point():
         if not 0 <= float(image.min()) <= float(image.max()) <= 1:
             low, high = float(image.min()), float(image.max())
-            raise ValueError(f"an image tensor in floating point must be in [0, 1], got [{low:g}, {high:g}]")
+            raise InvalidInputError(f"an image tensor in floating point must be in [0, 1], got [{low:g}, {high:g}]")
         image = (image.float() * 255).round().to(torch.uint8)
     return image.permute(1, 2, 0).contiguous().numpy()

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 
 from detrx import Predictor, model_zoo
 from detrx.checkpoint.checkpointer import CheckpointError
+from detrx.cli import demo
 from detrx.d2.config import instantiate
 from detrx.d2.data import DatasetCatalog, MetadataCatalog, register_coco_instances
 from detrx.d2.evaluation import COCOEvaluator, inference_on_dataset
@@ -19,7 +20,6 @@ from detrx.data import class_names_of
 from detrx.data.digits import CLASSES
 from detrx.engine.config import ConfigError
 from detrx.predictor import as_picture
-from tests.tools.loading import load_tool
 
 CONFIG = "deformable_detr/deformable_detr_digits"
 THIN = [
@@ -144,7 +144,6 @@ def test_same_detections_as_evaluation_and_the_demo(weights, dataset, tmp_path, 
         ]
         assert any(np.allclose(box, result["bbox"], atol=0.02) for box in candidates), result
 
-    demo = load_tool("demo")
     monkeypatch.setattr(demo, "load_config", lambda *_: cfg)
     command = ["--config-file", "thin", "--weights", str(weights), "--dataset", dataset, "--score-threshold", "0"]
     demo.main([*command, "--device", "cpu", "--output", str(tmp_path / "demo")])

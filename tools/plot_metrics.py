@@ -1,53 +1,7 @@
 #!/usr/bin/env python
 """Draw the training curves of one or several runs: metrics.json in, PNG out."""
 
-import argparse
-import sys
-from pathlib import Path
-
-from detrx.analysis import plot_runs, read_metrics
-
-
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Draw training curves. Writes one PNG with panels over the iterations: total loss, losses by kind, "
-        "average precision, learning rate; and where they were logged, the load of experts (Mr. DETR++) and the "
-        "queries that pass the routers (QR-DETR). Several runs are overlaid, one colour each.",
-        epilog="example: plot_metrics.py output/run_a output/run_b --names baseline 'with denoising' --output ab.png",
-    )
-    parser.add_argument(
-        "runs", nargs="+", type=Path, metavar="RUN", help="folder of a run (holding metrics.json), or the file itself"
-    )
-    parser.add_argument("--names", nargs="+", metavar="NAME", help="names of the runs (default: their folders)")
-    parser.add_argument(
-        "--output", type=Path, metavar="FILE", help="PNG to write (default: metrics.png in the first run's folder)"
-    )
-    parser.add_argument("--title", default="", help="title of the figure")
-    parser.add_argument(
-        "--smooth", type=int, default=10, metavar="N", help="average losses over N logged values (default: 10)"
-    )
-    args = parser.parse_args(argv)
-    if args.names and len(args.names) != len(args.runs):
-        parser.error(f"--names needs one name per run: got {len(args.names)} for {len(args.runs)} runs")
-    if args.smooth < 1:
-        parser.error(f"--smooth must be 1 or more, got {args.smooth}")
-    return args
-
-
-def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
-    first = args.runs[0]
-    output = args.output or (first if first.is_dir() else first.parent) / "metrics.png"
-    try:
-        runs = [
-            read_metrics(run, name) for run, name in zip(args.runs, args.names or [None] * len(args.runs), strict=True)
-        ]
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    plot_runs(runs, output, args.title, args.smooth)
-    print(f"curves: {output}")
-
+from detrx.cli.plot_metrics import main
 
 if __name__ == "__main__":
     main()

@@ -1,5 +1,7 @@
 """A config with another backbone, other levels, queries or epochs: what the names in a `variants.yaml` are made by."""
 
+from detrx.errors import InvalidInputError
+
 from .models.backbones import CHANNELS, convnext_tiny, resnet18, resnet50, resnet101, swin_large, swin_tiny
 from .schedule import EPOCH, lr_multiplier_12ep, lr_multiplier_24ep, lr_multiplier_36ep, lr_multiplier_50ep
 
@@ -28,7 +30,7 @@ def variant(cfg, *, backbone=None, stage=None, levels=None, queries=None, epochs
         epochs: 12, 24, 36 or 50, of 7500 iterations, with the learning rate's drop that belongs to them.
 
     Raises:
-        ValueError: there is no such backbone, stage, number of levels or epochs.
+        InvalidInputError: there is no such backbone, stage, number of levels or epochs.
     """
     model = cfg.model
     features = model.backbone.out_features
@@ -56,5 +58,5 @@ def variant(cfg, *, backbone=None, stage=None, levels=None, queries=None, epochs
 
 def _one_of(name, value, choices):
     if value not in choices:
-        raise ValueError(f"{name} is {value!r}, expected {', '.join(map(str, choices))}")
+        raise InvalidInputError(f"{name} is {value!r}, expected {', '.join(map(str, choices))}")
     return choices[value]

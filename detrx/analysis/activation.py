@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from detrx.d2.structures import Instances
+from detrx.errors import InvalidInputError, MissingImportError
 from detrx.evaluation.results import instances_on_host
 from detrx.modeling import DetectionTransformer, QueryContent
 
@@ -152,7 +153,7 @@ class ActivationAnalysis:
             ValueError: no image was observed.
         """
         if not self.images:
-            raise ValueError("activation: the dataset has no images")
+            raise InvalidInputError("activation: the dataset has no images")
         figures = self.figures()
         (folder / "activation.json").write_text(json.dumps(figures, indent=1) + "\n")
         written = ["activation.json", "activation.png"]
@@ -196,7 +197,7 @@ def check_scikit_learn() -> None:
     try:
         import sklearn.manifold  # noqa: F401
     except ImportError as error:
-        raise ImportError(
+        raise MissingImportError(
             "activation: the weights of pattern queries are embedded by scikit-learn, which cannot be imported; "
             "pip install scikit-learn"
         ) from error

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from detrx.errors import InvalidInputError
 from detrx.export import DetectionGraph
 
 from .timing import interleaved_times
@@ -137,4 +138,6 @@ def endless(loader: Iterable[list[Any]], batch_size: int) -> Iterator[list[Any]]
                 full += 1
                 yield batch
         if not full:
-            raise ValueError(f"the dataset of the data loader has fewer images than {batch_size}, the batch size")
+            raise InvalidInputError(
+                f"the dataset of the data loader has fewer images than {batch_size}, the batch size"
+            )

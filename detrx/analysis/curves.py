@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from detrx.errors import InvalidInputError
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -83,12 +85,12 @@ def read_metrics(path: str | os.PathLike, name: str | None = None) -> Run:
         except (ValueError, KeyError, TypeError) as error:
             if number == len(lines):
                 break  # a run that was killed, or is writing
-            raise ValueError(f"{file}, line {number}: expected a JSON object with 'iteration'") from error
+            raise InvalidInputError(f"{file}, line {number}: expected a JSON object with 'iteration'") from error
         for key, value in entry.items():
             if key != "iteration" and isinstance(value, (int, float)):
                 points.setdefault(key, {})[iteration] = value
     if not points:
-        raise ValueError(f"{file} holds no metrics yet")
+        raise InvalidInputError(f"{file} holds no metrics yet")
     return Run(name or file.resolve().parent.name, {key: _as_series(values) for key, values in points.items()})
 
 

@@ -7,6 +7,7 @@ import torch
 from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 
+from detrx.errors import InvalidInputError
 from detrx.modeling import DetectionTransformer
 
 Handle = Callable[[list[Any], list[Any]], int]
@@ -74,7 +75,7 @@ def count_flops(model: DetectionTransformer, images: Tensor) -> FlopCountAnalysi
         fvcore's analysis: `total()`, `by_module()`, `by_operator()`.
     """
     if model.training:
-        raise ValueError("count_flops needs a model in evaluation mode: call model.eval() first")
+        raise InvalidInputError("count_flops needs a model in evaluation mode: call model.eval() first")
     analysis = FlopCountAnalysis(_Inference(model), images)
     analysis.set_op_handle(**HANDLES)
     return analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")

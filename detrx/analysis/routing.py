@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from detrx.d2.config import instantiate
 from detrx.d2.structures import Instances
 from detrx.engine.config import without_pretrained
+from detrx.errors import InvalidInputError
 from detrx.modeling import DetectionTransformer
 
 from .flops import count_flops
@@ -35,7 +36,7 @@ class RoutingAnalysis:
         self.model = model
         self.layers = [layer for layer in model.decoder.layers if getattr(layer, "router", None) is not None]
         if not self.layers:
-            raise ValueError(
+            raise InvalidInputError(
                 "routing: the decoder layers of this model have no router; add QueryRouting to its methods"
             )
         self.counts: list[list[int]] = [[] for _ in self.layers]
@@ -95,7 +96,7 @@ class RoutingAnalysis:
             ValueError: no image was observed.
         """
         if not self.counts[0]:
-            raise ValueError("routing: the dataset has no images")
+            raise InvalidInputError("routing: the dataset has no images")
         figures = self.figures()
         (folder / "routing.json").write_text(json.dumps(figures, indent=1) + "\n")
         self.plot(folder / "routing.png")

@@ -14,9 +14,11 @@ from typing import Any
 import yaml
 
 from detrx import model_zoo
+from detrx.errors import InvalidInputError, UserError
 
 from .curves import read_metrics
 
+TRAIN = (sys.executable, "-m", "detrx.cli", "lazyconfig_train_net")
 METRICS = ("bbox/AP", "bbox/AP50", "bbox/AP75")
 _KEYS = {"title", "description", "seeds", "variants"}
 _OPTIONAL = {"config", "overrides", "size"}
@@ -93,17 +95,17 @@ def load_study(path: str | os.PathLike) -> Study:
     try:
         content = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
-        raise ValueError(f"study {path} is not YAML: {error}") from error
+        raise InvalidInputError(f"study {path} is not YAML: {error}") from error
     if not isinstance(content, dict) or not _KEYS <= content.keys() <= _KEYS | _OPTIONAL:
         found = sorted(content) if isinstance(content, dict) else type(content).__name__
-        raise ValueError(f"study {path} needs {sorted(_KEYS)} and may have {sorted(_OPTIONAL)}; it has {found}")
+        raise InvalidInputError(f"study {path} needs {sorted(_KEYS)} and may have {sorted(_OPTIONAL)}; it has {found}")
     variants = []
     for name, variant in content["variants"].items():
         if not isinstance(variant, dict) or not variant.keys() <= {"config", "overrides"}:
-            raise ValueError(f"study {path}: variant {name!r} may have `config` and `overrides`, got {variant}")
+            raise InvalidInputError(f"study {path}: variant {name!r} may have `config` and `overrides`, got {variant}")
         config = variant.get("config", content.get("config"))
         if config is None:
-            raise ValueError(f"study {path}: neither variant {name!r} nor the study has a `config`")
+            raise InvalidInputError(f"study {path}: neither variant {name!r} nor the study has a `config`")
         if not Path(config).is_file() and model_zoo.name_of(config) is None:
             raise FileNotFoundError(f"study {path}: config {config} of {name!r} does not exist")
         overrides = (*content.get("overrides", ()), *variant.get("overrides", ()))
@@ -112,11 +114,11 @@ def load_study(path: str | os.PathLike) -> Study:
     return Study(content["title"], content["description"], tuple(content["seeds"]), tuple(size), tuple(variants))
 
 
-def result_of(run: Run, script: Path, threads: int | None = None) -> dict[str, float]:
+def result_of(run: Run, command: Sequence[str] = TRAIN, threads: int | None = None) -> dict[str, float]:
     """Train a variant, from its last checkpoint if there is one, unless it is finished already.
 
     Args:
-        script: the training script.
+        command: what trains, given the arguments of tools/lazyconfig_train_net.py.
         threads: of the training on the CPU; None: as torch chooses.
 
     Returns:
@@ -127,7 +129,7 @@ def result_of(run: Run, script: Path, threads: int | None = None) -> dict[str, f
     """
     result = finished_result(run)
     if result is None:
-        result = train(run, script, threads)
+        result = train(run, command, threads)
     for file in run.result_files:
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_suffix(".partial")
@@ -141,25 +143,25 @@ def finished_result(run: Run) -> dict[str, float] | None:
         if file.is_file():
             stored = json.loads(file.read_text())
             if stored["run"] != run.signature:
-                raise RuntimeError(f"{file} is of another run, {stored['run']}: choose another output, or remove it")
+                raise UserError(f"{file} is of another run, {stored['run']}: choose another output, or remove it")
             return stored["result"]
     return None
 
 
-def train(run: Run, script: Path, threads: int | None) -> dict[str, float]:
+def train(run: Run, command: Sequence[str], threads: int | None) -> dict[str, float]:
     name, folder = run.variant.name, run.folder
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, str(script), "--config-file", run.variant.config, "--resume"]
+    command = [*command, "--config-file", run.variant.config, "--resume"]
     command += [f"train.output_dir={folder}", f"train.seed={run.seed}", *run.variant.overrides]
     environment = os.environ if threads is None else {**os.environ, "OMP_NUM_THREADS": str(threads)}
     log = folder / "stdout.txt"
     with log.open("a") as file:
         code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=environment).returncode
     if code:
-        raise RuntimeError(f"training of {name!r} with seed {run.seed} ended with exit status {code}: see {log}")
+        raise UserError(f"training of {name!r} with seed {run.seed} ended with exit status {code}: see {log}")
     series = read_metrics(folder).series
     if missing := [key for key in METRICS if key not in series]:
-        raise RuntimeError(f"training of {name!r} was not evaluated: {folder} has no {', '.join(missing)}")
+        raise UserError(f"training of {name!r} was not evaluated: {folder} has no {', '.join(missing)}")
     iterations, losses = series["total_loss"]
     result = {key: float(series[key][1][-1]) for key in METRICS}
     return result | {

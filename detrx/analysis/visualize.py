@@ -8,6 +8,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from detrx.d2.structures import Boxes, pairwise_iou
+from detrx.errors import InvalidInputError
 
 CORRECT, WRONG, MISSED, TRUTH = "#2ee64d", "#ff3b30", "#ffd60a", "#ffffff"
 LEGEND = (
@@ -127,7 +128,7 @@ def contact_sheet(
     """Images in a grid, row by row, each scaled to the width of a cell, under a title and the legend of
     `compare_with_truth`."""
     if not cells:
-        raise ValueError("a contact sheet needs at least one image")
+        raise InvalidInputError("a contact sheet needs at least one image")
     gap = 8
     columns = min(columns, len(cells))
     cells = [c.resize((cell_width, round(c.height * cell_width / c.width)), Image.Resampling.LANCZOS) for c in cells]

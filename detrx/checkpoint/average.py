@@ -9,6 +9,8 @@ from pathlib import Path
 from torch import Tensor
 from tqdm import tqdm
 
+from detrx.errors import InvalidInputError
+
 from .files import CheckpointError, averaged_weights, read_entries, read_weights
 
 __all__ = ["average_checkpoints", "last_checkpoints"]
@@ -60,7 +62,7 @@ def average_checkpoints(
             weights although it should.
     """
     if not paths:
-        raise ValueError("there are no checkpoints to average")
+        raise InvalidInputError("there are no checkpoints to average")
     shares = _shares(factors, len(paths))
     ema = _have_ema(paths, use_ema)
     first: dict[str, str] = {}
@@ -86,9 +88,9 @@ def average_checkpoints(
 def _shares(factors: Sequence[float] | None, count: int) -> list[float]:
     factors = [1.0] * count if factors is None else list(factors)
     if len(factors) != count:
-        raise ValueError(f"there must be one factor per checkpoint: got {len(factors)} for {count}")
+        raise InvalidInputError(f"there must be one factor per checkpoint: got {len(factors)} for {count}")
     if not all(math.isfinite(factor) and factor >= 0 for factor in factors) or not sum(factors):
-        raise ValueError(f"factors must be 0 or more, and not all 0: got {factors}")
+        raise InvalidInputError(f"factors must be 0 or more, and not all 0: got {factors}")
     return [factor / sum(factors) for factor in factors]
 
 

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from detrx.errors import InvalidInputError
+
 # A key that only one naming has; what is before it is the prefix of the whole backbone.
 _ANCHORS = {
     "torchvision": r"layer1\.0\.conv1\.weight",  # and timm, the original DETR repositories, DETR in transformers
@@ -96,7 +98,7 @@ def to_timm(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     naming, prefix = _recognise(state_dict)
     if outside := [key for key in state_dict if not key.startswith(prefix)]:
-        raise ValueError(f"not part of the backbone {prefix!r}: {', '.join(outside[:5])}")
+        raise InvalidInputError(f"not part of the backbone {prefix!r}: {', '.join(outside[:5])}")
     weights = {key.removeprefix(prefix): value for key, value in state_dict.items() if not key.endswith(_COMPUTED)}
     if naming is None:
         return weights
@@ -116,7 +118,7 @@ def _recognise(state_dict: Mapping[str, Tensor]) -> tuple[str | None, str]:
         pattern = re.compile(rf"(.*?){anchor}")
         prefixes = [match[1] for match in map(pattern.fullmatch, state_dict) if match and match[1][-1:] in ("", ".")]
         if len(prefixes) > 1:
-            raise ValueError(f"several backbones: {', '.join(repr(prefix) for prefix in prefixes)}")
+            raise InvalidInputError(f"several backbones: {', '.join(repr(prefix) for prefix in prefixes)}")
         if prefixes:
             return naming, prefixes[0]
     return None, ""
@@ -143,6 +145,6 @@ def _join_query_key_value(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         joined[key] = value
     for key, part in parts.items():
         if missing := [name for name in "qkv" if name not in part]:
-            raise ValueError(f"{key}: no {', '.join(missing)} among query, key and value")
+            raise InvalidInputError(f"{key}: no {', '.join(missing)} among query, key and value")
         joined[key] = torch.cat([part[name] for name in "qkv"])
     return joined

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from detrx.atomic import write_atomically
+from detrx.errors import UserError
 
 __all__ = [
     "CheckpointError",
@@ -33,7 +34,7 @@ _FOLDER_FILES = (
 )
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(UserError, RuntimeError):
     """A checkpoint that is missing, broken or made for something else. The message names the file."""
 
 

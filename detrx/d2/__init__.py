@@ -14,6 +14,8 @@ import importlib
 import os
 import warnings
 
+from detrx.errors import InvalidInputError, MissingImportError
+
 __all__ = ["USE_DETECTRON2", "provider"]
 
 _CHOICES = ("auto", "detectron2", "embedded")
@@ -37,14 +39,16 @@ def _import_problem() -> str | None:
 def _choose(value: str) -> bool:
     """Whether ``DETRX_D2=value`` means Detectron2."""
     if value not in _CHOICES:
-        raise ValueError(f"DETRX_D2={value!r} is not one of {', '.join(_CHOICES)}")
+        raise InvalidInputError(f"DETRX_D2={value!r} is not one of {', '.join(_CHOICES)}")
     if value == "embedded":
         return False
     problem = _import_problem()
     if problem is None:
         return True
     if value == "detectron2":
-        raise ImportError(f"DETRX_D2=detectron2 asks for Detectron2, but {problem}. DETRX_D2=embedded does without.")
+        raise MissingImportError(
+            f"DETRX_D2=detectron2 asks for Detectron2, but {problem}. DETRX_D2=embedded does without."
+        )
     if problem != "it is not installed":
         warnings.warn(f"Detectron2 is not used, the embedded core is: {problem}", stacklevel=3)
     return False

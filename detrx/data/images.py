@@ -10,6 +10,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from detrx.d2.utils import PathManager
+from detrx.errors import InvalidInputError
 
 __all__ = ["ImageNote", "Picture", "as_picture", "image_sizes", "open_picture", "read_image", "upright_rgb"]
 
@@ -60,7 +61,7 @@ def open_picture(file_name: str | os.PathLike, annotated_size: tuple[int, int] |
     except FileNotFoundError as error:
         raise FileNotFoundError(f"image {file_name} does not exist") from error
     except Exception as error:  # decoders raise whatever broken bytes lead them to
-        raise ValueError(f"image {file_name} cannot be read: {_reason(file_name, error)}") from error
+        raise InvalidInputError(f"image {file_name} cannot be read: {_reason(file_name, error)}") from error
 
 
 def as_picture(picture: Image.Image, annotated_size: tuple[int, int] | None = None) -> Picture:
@@ -107,7 +108,7 @@ def image_sizes(file_name: str | os.PathLike) -> tuple[tuple[int, int], tuple[in
     except FileNotFoundError as error:
         raise FileNotFoundError(f"image {file_name} does not exist") from error
     except Exception as error:
-        raise ValueError(f"image {file_name} cannot be read: {_reason(file_name, error)}") from error
+        raise InvalidInputError(f"image {file_name} cannot be read: {_reason(file_name, error)}") from error
     return (stored[::-1] if orientation in _SIDEWAYS else stored), stored
 
 
@@ -123,7 +124,9 @@ def _upright(picture: Image.Image, notes: list[ImageNote]) -> Image.Image:
 
 def _as_rgb(picture: Image.Image, notes: list[ImageNote]) -> Image.Image:
     if picture.mode == "F":
-        raise ValueError("its pixels are floating-point numbers, of which none is white; convert it to 8 or 16 bits")
+        raise InvalidInputError(
+            "its pixels are floating-point numbers, of which none is white; convert it to 8 or 16 bits"
+        )
     if picture.mode == "I" or picture.mode.startswith("I;"):
         return _from_16_bits(picture, notes)
     if picture.has_transparency_data:
@@ -137,7 +140,7 @@ def _from_16_bits(picture: Image.Image, notes: list[ImageNote]) -> Image.Image:
     """Pillow's own conversion would clip all values above 255."""
     values = np.asarray(picture).astype(np.int64)
     if values.min() < 0 or values.max() > 65535:
-        raise ValueError("its pixels are 32-bit integers, of which none is white; convert it to 8 or 16 bits")
+        raise InvalidInputError("its pixels are 32-bit integers, of which none is white; convert it to 8 or 16 bits")
     if values.max() < _DIM:
         notes.append(ImageNote.DIM)
     return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")

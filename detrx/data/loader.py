@@ -18,6 +18,7 @@ from detrx.d2.data import (
     build_detection_test_loader,
 )
 from detrx.d2.utils import comm
+from detrx.errors import InvalidInputError
 
 from .batch import PinnableBatch
 
@@ -101,7 +102,9 @@ def build_train_loader(
     """
     world_size = comm.get_world_size()
     if total_batch_size <= 0 or total_batch_size % world_size:
-        raise ValueError(f"total_batch_size {total_batch_size} must be a positive multiple of {world_size} processes")
+        raise InvalidInputError(
+            f"total_batch_size {total_batch_size} must be a positive multiple of {world_size} processes"
+        )
     if seed is None or seed < 0:
         seed = comm.shared_random_seed()
     if repeat_threshold is None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from detrx.d2.structures import Boxes, BoxMode, Instances
+from detrx.errors import InvalidInputError
 
 from .images import ImageNote, as_picture, open_picture
 
@@ -58,7 +59,7 @@ class DetectionMapper:
             self._warn_once(note, where)
         width, height = picture.image.size
         if annotated not in (None, (width, height)):
-            raise ValueError(
+            raise InvalidInputError(
                 f"image {where} is {width} x {height} (width x height), "
                 f"but its annotation says {annotated[0]} x {annotated[1]}"
             )

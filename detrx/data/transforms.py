@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from detrx.errors import InvalidInputError, MissingImportError
+
 Sample = dict[str, Any]
 
 
@@ -24,7 +26,7 @@ class ResizeShortestSide(nn.Module):
         self.sizes = [sizes] if isinstance(sizes, int) else list(sizes)
         self.max_size = max_size
         if max_size is not None and max_size <= max(self.sizes):
-            raise ValueError(f"max_size must exceed all of sizes, got {max_size} and {self.sizes}")
+            raise InvalidInputError(f"max_size must exceed all of sizes, got {max_size} and {self.sizes}")
 
     def forward(self, sample: Sample) -> Sample:
         from torchvision.transforms.v2 import functional as F
@@ -56,7 +58,7 @@ class ScaleJitter(nn.Module):
         super().__init__()
         self.size, self.scale_range = size, tuple(scale_range)
         if not 0 < self.scale_range[0] <= self.scale_range[1]:
-            raise ValueError(f"scale_range must be 0 < low <= high, got {self.scale_range}")
+            raise InvalidInputError(f"scale_range must be 0 < low <= high, got {self.scale_range}")
 
     def forward(self, sample: Sample) -> Sample:
         from torchvision.transforms.v2 import functional as F
@@ -81,7 +83,7 @@ class FixedSizeCrop(nn.Module):
         super().__init__()
         self.size, self.pad, self.fill, self.min_visible = size, pad, list(fill), min_visible
         if not 0 <= min_visible <= 1:
-            raise ValueError(f"min_visible must be in [0, 1], got {min_visible}")
+            raise InvalidInputError(f"min_visible must be in [0, 1], got {min_visible}")
 
     def forward(self, sample: Sample) -> Sample:
         from torchvision.transforms.v2 import functional as F
@@ -198,5 +200,5 @@ def _torchvision_v2() -> Any:
     try:
         from torchvision.transforms import v2
     except ImportError as error:
-        raise ImportError("image transforms need torchvision: pip install torchvision") from error
+        raise MissingImportError("image transforms need torchvision: pip install torchvision") from error
     return v2

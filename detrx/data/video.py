@@ -9,6 +9,8 @@ from typing import Any
 
 from PIL import Image
 
+from detrx.errors import InvalidInputError, MissingImportError
+
 VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"}
 
 
@@ -55,7 +57,7 @@ class Video:
                         "image": image,
                     }
             if not count:
-                raise ValueError(f"video {self.file_name} has no frame that can be read")
+                raise InvalidInputError(f"video {self.file_name} has no frame that can be read")
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[Any]:
@@ -63,10 +65,10 @@ class Video:
         try:
             with av.open(self.file_name) as container:
                 if not container.streams.video:
-                    raise ValueError(f"{self.file_name} has no pictures in it, expected a video")
+                    raise InvalidInputError(f"{self.file_name} has no pictures in it, expected a video")
                 yield container
         except av.FFmpegError as error:
-            raise ValueError(f"video {self.file_name} cannot be read: {error.strerror}") from error
+            raise InvalidInputError(f"video {self.file_name} cannot be read: {error.strerror}") from error
 
 
 class VideoWriter:
@@ -112,5 +114,5 @@ def _pyav() -> Any:
     try:
         import av
     except ImportError as error:
-        raise ImportError("videos need PyAV: pip install av") from error
+        raise MissingImportError("videos need PyAV: pip install av") from error
     return av

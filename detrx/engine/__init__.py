@@ -2,7 +2,6 @@
 
 from detrx.engine.config import ConfigError, check_evaluation, check_overrides, load_config, resolve_seed
 from detrx.engine.ema import ModelEMA
-from detrx.engine.errors import run_tool, user_error
 from detrx.engine.evaluation import build_evaluator
 from detrx.engine.hooks import BestCheckpoint, CheckpointHook, EvaluationHook, IterationTimer, StopHook
 from detrx.engine.job import run_job
@@ -35,6 +34,4 @@ __all__ = [
     "preserved_rng",
     "resolve_seed",
     "run_job",
-    "run_tool",
-    "user_error",
 ]

@@ -16,6 +16,7 @@ from detrx.d2.config import LazyConfig
 from detrx.d2.utils import comm
 from detrx.data.datasets.custom import without_files
 from detrx.engine.dataset_config import DATASET_DEFAULTS, check_dataset, use_dataset
+from detrx.errors import InvalidInputError
 
 __all__ = [
     "ConfigError",
@@ -42,7 +43,7 @@ _TRAIN_DEFAULTS = {
 }
 
 
-class ConfigError(ValueError):
+class ConfigError(InvalidInputError):
     """A config file or an override that cannot be used."""
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from detrx.data.datasets.custom import as_categories, read_categories, register_custom
+from detrx.errors import InvalidInputError
 
 __all__ = ["DATASET_DEFAULTS", "check_dataset", "use_dataset"]
 
@@ -30,10 +31,12 @@ def use_dataset(cfg: DictConfig, changed: set[str]) -> None:
     """
     dataset = cfg.dataset
     if unknown := set(dataset) - {*DATASET_DEFAULTS, "categories"}:
-        raise ValueError(f"dataset.{min(unknown)} is unknown; dataset has {', '.join(DATASET_DEFAULTS)}")
+        raise InvalidInputError(f"dataset.{min(unknown)} is unknown; dataset has {', '.join(DATASET_DEFAULTS)}")
     if not any(dataset[key] for key in DATASET_DEFAULTS if key != "name"):
         if changed:
-            raise ValueError(f"dataset.name={dataset.name} has no files: give dataset.train_json and train_images")
+            raise InvalidInputError(
+                f"dataset.name={dataset.name} has no files: give dataset.train_json and train_images"
+            )
         del cfg["dataset"]
         return
 
@@ -48,7 +51,9 @@ def use_dataset(cfg: DictConfig, changed: set[str]) -> None:
     for evaluator in _evaluators(cfg):
         target = evaluator.get("_target_")
         if getattr(target, "__name__", str(target)).endswith("LVISEvaluator"):
-            raise ValueError("dataset.* are COCO files, but this config has an LVISEvaluator: use a config for COCO")
+            raise InvalidInputError(
+                "dataset.* are COCO files, but this config has an LVISEvaluator: use a config for COCO"
+            )
         if (not saved or changed & _keys("val")) and not OmegaConf.is_interpolation(evaluator, "dataset_name"):
             evaluator.dataset_name = f"{dataset.name}_val"
     if not saved or "train_json" in changed:
@@ -62,7 +67,7 @@ def check_dataset(cfg: DictConfig) -> None:
     dataset, count = cfg.dataset, len(cfg.dataset.categories)
     for key, value in _values(cfg.model, "num_classes", "model"):
         if value != count and not key.startswith("model.backbone."):  # there it is of ImageNet
-            raise ValueError(f"{key}={value}, but dataset {dataset.name!r} has {count} classes")
+            raise InvalidInputError(f"{key}={value}, but dataset {dataset.name!r} has {count} classes")
 
 
 def _keys(split: str) -> set[str]:
@@ -75,7 +80,7 @@ def _files(dataset: DictConfig, split: str, must_exist: bool) -> tuple[str, str]
     json_key, images_key = f"{split}_json", f"{split}_images"
     for key, other in ((json_key, images_key), (images_key, json_key)):
         if dataset[key] and not dataset[other]:
-            raise ValueError(f"dataset.{key} is given, but not dataset.{other}")
+            raise InvalidInputError(f"dataset.{key} is given, but not dataset.{other}")
     if not dataset[json_key]:
         return "", ""
     for key in (json_key, images_key):
@@ -99,7 +104,7 @@ def _categories(dataset: DictConfig, files: dict[str, tuple[str, str]], changed:
     (first, categories), *others = known.items()
     for other, found in others:
         if found != categories:
-            raise ValueError(f"the categories of {first} and {other} differ: {_difference(categories, found)}")
+            raise InvalidInputError(f"the categories of {first} and {other} differ: {_difference(categories, found)}")
     return categories
 
 
@@ -110,7 +115,7 @@ def _difference(first: dict[int, str], second: dict[int, str]) -> str:
 
 def _set(cfg: DictConfig, key: str, value: Any) -> None:
     if OmegaConf.select(cfg, key) is None:
-        raise ValueError(f"dataset.* sets {key}, which this config does not have")
+        raise InvalidInputError(f"dataset.* sets {key}, which this config does not have")
     OmegaConf.update(cfg, key, value)
 
 

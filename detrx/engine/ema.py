@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from detrx.errors import InvalidInputError
+
 __all__ = ["ModelEMA"]
 
 
@@ -29,9 +31,9 @@ class ModelEMA:
 
     def __init__(self, model: nn.Module, decay: float, warmup: int = 0):
         if not 0 <= decay < 1:
-            raise ValueError(f"the EMA decay must be in [0, 1), got {decay}")
+            raise InvalidInputError(f"the EMA decay must be in [0, 1), got {decay}")
         if warmup < 0:
-            raise ValueError(f"the EMA warm-up must be 0 or more updates, got {warmup}")
+            raise InvalidInputError(f"the EMA warm-up must be 0 or more updates, got {warmup}")
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self.decay = decay
         self.warmup = warmup

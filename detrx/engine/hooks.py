@@ -14,6 +14,7 @@ from detrx.checkpoint.checkpointer import AtomicCheckpointer
 from detrx.d2.engine import HookBase, hooks
 from detrx.d2.utils import comm
 from detrx.engine.rng import preserved_rng
+from detrx.errors import InvalidInputError
 
 __all__ = ["BestCheckpoint", "CheckpointHook", "EvaluationHook", "IterationTimer", "StopHook"]
 
@@ -81,9 +82,9 @@ class CheckpointHook(HookBase):
 
     def __init__(self, checkpointer: AtomicCheckpointer, period: int, max_to_keep: int | None = None):
         if period < 1:
-            raise ValueError(f"train.checkpointer.period must be 1 or more iterations, got {period}")
+            raise InvalidInputError(f"train.checkpointer.period must be 1 or more iterations, got {period}")
         if max_to_keep is not None and max_to_keep < 1:
-            raise ValueError(f"train.checkpointer.max_to_keep must be 1 or more, or None, got {max_to_keep}")
+            raise InvalidInputError(f"train.checkpointer.max_to_keep must be 1 or more, or None, got {max_to_keep}")
         self._checkpointer = checkpointer
         self._period = int(period)
         self._max_to_keep = max_to_keep

@@ -18,7 +18,7 @@ from detrx.d2.engine import launch
 from detrx.d2.utils import comm
 from detrx.engine.config import ConfigError, configured_device, load_config
 from detrx.engine.devices import check_device
-from detrx.engine.errors import user_error
+from detrx.errors import user_message
 
 __all__ = ["run_job"]
 
@@ -125,7 +125,7 @@ def _guarded(
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     except Exception as error:
-        message = user_error(error)
+        message = user_message(error)
         if message is None:
             raise
         if rank:  # mostly rank 0 has the same error, and its end is ours

@@ -12,13 +12,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from detrx.d2.utils import EventStorage, comm
+from detrx.errors import UserError
 
 __all__ = ["NonFiniteError", "StepLog"]
 
 _BLOCK = 512  # what processes exchange is padded to a multiple of it: different losses then mostly have one size
 
 
-class NonFiniteError(FloatingPointError):
+class NonFiniteError(UserError, FloatingPointError):
     """A loss or the gradient became infinite or NaN."""
 
 

@@ -18,6 +18,7 @@ from detrx.engine.optimizer import load_optimizer_state, step_if_finite
 from detrx.engine.rng import get_rng_state, set_rng_state
 from detrx.engine.signals import StopSignals
 from detrx.engine.step_log import NonFiniteError, StepLog
+from detrx.errors import InvalidInputError, UnknownNameError
 
 __all__ = ["Trainer"]
 
@@ -71,11 +72,11 @@ class Trainer(TrainerBase):
         log_period: int = 1,
     ):
         if accumulate < 1:
-            raise ValueError(f"train.accumulate must be 1 or more batches per step, got {accumulate}")
+            raise InvalidInputError(f"train.accumulate must be 1 or more batches per step, got {accumulate}")
         if max_norm is not None and max_norm <= 0:
-            raise ValueError(f"train.clip_grad.max_norm must be positive, got {max_norm}")
+            raise InvalidInputError(f"train.clip_grad.max_norm must be positive, got {max_norm}")
         if log_period < 1:
-            raise ValueError(f"train.log_period must be 1 or more iterations, got {log_period}")
+            raise InvalidInputError(f"train.log_period must be 1 or more iterations, got {log_period}")
         super().__init__()
         self.model = model.train()
         self.optimizer = optimizer
@@ -262,9 +263,9 @@ class Trainer(TrainerBase):
         """Takes effect in :meth:`train`. Raises KeyError or ValueError if it is not the state of such a training."""
         for key in ("iteration", "optimizer", "rng", "scalars", "seed"):
             if key not in state_dict:
-                raise KeyError(f"no {key!r}: another script has saved it")
+                raise UnknownNameError(f"no {key!r}: another script has saved it")
         if state_dict["seed"] != self._seed:
-            raise ValueError(f"it was trained with seed {state_dict['seed']}, not {self._seed}")
+            raise InvalidInputError(f"it was trained with seed {state_dict['seed']}, not {self._seed}")
         super().load_state_dict(state_dict)
         load_optimizer_state(self.optimizer, state_dict["optimizer"])
         if self._scaler.is_enabled() and state_dict["grad_scaler"]:

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import pycocotools.mask as mask_util
 
+from detrx.errors import InvalidInputError
+
 from .coco_scores import BoxScores, coco_api, score_boxes
 from .results import check_results
 
@@ -117,7 +119,7 @@ def precision_recall(
     scores = _score(ground_truth, results)
     threshold = np.flatnonzero(np.isclose(scores.iou_thresholds, iou_threshold))
     if not threshold.size:
-        raise ValueError(f"iou_threshold must be one of 0.5, 0.55, ... 0.95, got {iou_threshold}")
+        raise InvalidInputError(f"iou_threshold must be one of 0.5, 0.55, ... 0.95, got {iou_threshold}")
     precision = scores.precision[threshold[0], :, :, 0, -1].T
     reached_by = scores.scores[threshold[0], :, :, 0, -1].T
     exists = precision > -1

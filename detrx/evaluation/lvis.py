@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from detrx.d2.data import MetadataCatalog
 from detrx.d2.evaluation import DatasetEvaluator
 from detrx.d2.utils import comm
+from detrx.errors import InvalidInputError, MissingImportError
 
 from .coco_scores import table
 from .results import instances_on_host, read_ground_truth, to_results, with_category_ids, write_results
@@ -54,12 +55,12 @@ class LVISEvaluator(DatasetEvaluator):
             FileNotFoundError, ValueError: its file is missing or not in LVIS' format.
         """
         if tasks is not None and set(tasks) != {"bbox"}:
-            raise ValueError(f"LVISEvaluator scores the task 'bbox' only, got tasks={list(tasks)}")
+            raise InvalidInputError(f"LVISEvaluator scores the task 'bbox' only, got tasks={list(tasks)}")
         import_lvis()
         self._metadata = MetadataCatalog.get(dataset_name)
         json_file = self._metadata.get("json_file")
         if json_file is None:
-            raise ValueError(
+            raise InvalidInputError(
                 f"LVISEvaluator needs an LVIS file, but dataset {dataset_name!r} has no metadata 'json_file'"
             )
         self._ground_truth = read_ground_truth(json_file)
@@ -67,7 +68,7 @@ class LVISEvaluator(DatasetEvaluator):
             for position, entry in enumerate(self._ground_truth[section]):
                 if missing := [key for key in keys if key not in entry]:
                     where = f"annotation file {json_file}, {section}[{position}]"
-                    raise ValueError(f"{where}: expected {missing[0]!r}, as LVIS has it")
+                    raise InvalidInputError(f"{where}: expected {missing[0]!r}, as LVIS has it")
         self._distributed = distributed
         self._output_dir = output_dir
         self._max_dets = max_dets_per_image
@@ -122,7 +123,7 @@ def import_lvis() -> None:
     try:
         import lvis  # noqa: F401
     except ImportError as error:
-        raise ImportError(
+        raise MissingImportError(
             f"the LVIS metrics need the package lvis: pip install 'detrx[lvis]' (importing it failed: {error})"
         ) from error
     finally:

@@ -9,6 +9,7 @@ from numbers import Real
 from typing import Any
 
 from detrx.atomic import write_atomically
+from detrx.errors import InvalidInputError
 
 __all__ = [
     "check_results",
@@ -39,19 +40,19 @@ def read_ground_truth(path: str | os.PathLike) -> dict[str, Any]:
     """
     content = _read_json(path, "annotation")
     if not isinstance(content, dict):
-        raise ValueError(f"annotation file {path}: expected an object with {', '.join(_GROUND_TRUTH)}")
+        raise InvalidInputError(f"annotation file {path}: expected an object with {', '.join(_GROUND_TRUTH)}")
     for section, keys in _GROUND_TRUTH.items():
         if not isinstance(content.get(section), list):
-            raise ValueError(f"annotation file {path} has no list {section!r}")
+            raise InvalidInputError(f"annotation file {path} has no list {section!r}")
         for position, entry in enumerate(content[section]):
             if missing := _missing(entry, keys):
-                raise ValueError(f"annotation file {path}: {section}[{position}] has no {missing!r}")
+                raise InvalidInputError(f"annotation file {path}: {section}[{position}] has no {missing!r}")
     images, categories = _ids(content["images"]), _ids(content["categories"])
     problem = _first_problem(content["annotations"], lambda entry: _problem_of_box(entry, categories))
     if problem:
-        raise ValueError(f"annotation file {path}: annotations[{problem[0]}] {problem[1]}")
+        raise InvalidInputError(f"annotation file {path}: annotations[{problem[0]}] {problem[1]}")
     if len(_ids(content["annotations"])) < len(content["annotations"]):
-        raise ValueError(f"annotation file {path}: the ids of its annotations are not unique")
+        raise InvalidInputError(f"annotation file {path}: the ids of its annotations are not unique")
     known = [entry for entry in content["annotations"] if _is_in(entry["image_id"], images)]
     if stray := len(content["annotations"]) - len(known):
         logger.warning("annotation file %s: %d annotations are of images that it does not list", path, stray)
@@ -72,7 +73,7 @@ def read_results(path: str | os.PathLike, ground_truth: Mapping[str, Any]) -> li
     """
     content = _read_json(path, "results")
     if not isinstance(content, list):
-        raise ValueError(
+        raise InvalidInputError(
             f"results file {path}: expected a list of detections with {', '.join(_RESULT)}, "
             f"got {'an object' if isinstance(content, dict) else type(content).__name__}"
         )
@@ -98,7 +99,7 @@ def check_results(
 
     problem = _first_problem(results, problem_of)
     if problem:
-        raise ValueError(f"{source}: entry {problem[0]} {problem[1]}")
+        raise InvalidInputError(f"{source}: entry {problem[0]} {problem[1]}")
 
 
 def instances_on_host(instances: Sequence[Any]) -> list[Any]:
@@ -166,7 +167,7 @@ def _read_json(path: str | os.PathLike, kind: str) -> Any:
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{kind} file {path} does not exist") from error
     except ValueError as error:  # also UnicodeDecodeError
-        raise ValueError(f"{kind} file {path} is not valid JSON: {error}") from error
+        raise InvalidInputError(f"{kind} file {path} is not valid JSON: {error}") from error
 
 
 def _ids(entries: Iterable[Mapping[str, Any]]) -> set:

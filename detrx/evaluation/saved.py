@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from detrx.errors import InvalidInputError
+
 from .coco_scores import coco_api, score_boxes, table, table_per_class
 from .results import read_ground_truth, read_results
 
@@ -71,7 +73,7 @@ def without_duplicates(detections: Sequence[Mapping[str, Any]], iou: float) -> l
         ValueError: `iou` is not in [0, 1].
     """
     if not 0 <= iou <= 1:
-        raise ValueError(f"the IoU of non-maximum suppression must be in [0, 1], got {iou}")
+        raise InvalidInputError(f"the IoU of non-maximum suppression must be in [0, 1], got {iou}")
     if not detections:
         return []
     from torchvision.ops import batched_nms

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from detrx.errors import InvalidInputError
+
 from .graph import DetectionGraph
 
 
@@ -40,7 +42,7 @@ def check_same_detections(
         differences.append(detection_difference(expected, found, images.shape[-2:]))
     largest = torch.tensor(differences).max().item()  # NaN, if one of them is
     if not largest <= tolerance:
-        raise ValueError(
+        raise InvalidInputError(
             f"the exported detections differ from the detector's by {largest:.1e} (scores, and boxes as parts of the "
             f"image), more than {tolerance:g}; the file was not written"
         )

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from detrx.errors import InvalidInputError, MissingImportError
+
 from .graph import DetectionGraph
 
 Check = Callable[[Callable[[Tensor], Sequence[Tensor]]], float]
@@ -60,7 +62,7 @@ def save_onnx(program: ExportedProgram, file: Path, metadata: Mapping[str, str],
             cause: BaseException = error
             while cause.__cause__ is not None:
                 cause = cause.__cause__
-            raise ValueError(f"the detector cannot be written in ONNX: {str(cause).splitlines()[0]}") from error
+            raise InvalidInputError(f"the detector cannot be written in ONNX: {str(cause).splitlines()[0]}") from error
         # Some rewritings of the optimizer give two initialisers one name where a computation is there twice.
         CommonSubexpressionEliminationPass()(onnx_program.model)
         onnx_program.optimize()
@@ -88,7 +90,7 @@ def check_onnx_packages() -> None:
         ImportError: says which packages are missing, and how to install them.
     """
     if missing := [name for name in ("onnx", "onnxscript") if not is_installed(name)]:
-        raise ImportError(
+        raise MissingImportError(
             f"export to ONNX needs {' and '.join(missing)}, not installed here: pip install {' '.join(missing)}"
         )
 

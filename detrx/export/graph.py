@@ -5,6 +5,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from detrx.errors import InvalidInputError
 from detrx.layers import cxcywh_to_xyxy, to_device
 from detrx.modeling import DetectionTransformer
 
@@ -27,7 +28,7 @@ class DetectionGraph(nn.Module):
     def __init__(self, model: DetectionTransformer):
         super().__init__()
         if model.training:
-            raise ValueError("DetectionGraph needs a model in evaluation mode: call model.eval() first")
+            raise InvalidInputError("DetectionGraph needs a model in evaluation mode: call model.eval() first")
         detector = copy.copy(model)
         detector._modules = {**model._modules, "methods": nn.ModuleList()}
         self.detector = detector

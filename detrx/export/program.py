@@ -9,6 +9,8 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import ExportGraphSignature, InputKind
 from torch.overrides import TorchFunctionMode
 
+from detrx.errors import InvalidInputError
+
 from .decompositions import decompositions
 from .graph import DetectionGraph
 
@@ -47,7 +49,7 @@ def export_program(
             program = torch.export.export(graph, (images,), dynamic_shapes=dynamic, strict=False)
         except torch._dynamo.exc.UserError as error:
             reason = str(error).splitlines()[0]
-            raise ValueError(f"the detector cannot be traced as it is to be exported: {reason}") from error
+            raise InvalidInputError(f"the detector cannot be traced as it is to be exported: {reason}") from error
     return prune(program)
 
 

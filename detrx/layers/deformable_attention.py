@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from detrx.errors import InvalidInputError
 from detrx.ops import has_kernel, ms_deform_attn_fused
 
 from .linear import Linear
@@ -24,7 +25,7 @@ class MultiScaleDeformableAttention(nn.Module):
     def __init__(self, embed_dim: int, num_heads: int, num_levels: int, num_points: int):
         super().__init__()
         if embed_dim % num_heads:
-            raise ValueError(f"embed_dim {embed_dim} is not divisible by num_heads {num_heads}")
+            raise InvalidInputError(f"embed_dim {embed_dim} is not divisible by num_heads {num_heads}")
         self.num_heads, self.num_levels, self.num_points = num_heads, num_levels, num_points
         samples = num_heads * num_levels * num_points
         self.sampling_offsets = Linear(embed_dim, 2 * samples)

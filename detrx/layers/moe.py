@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from detrx.errors import InvalidInputError
 from detrx.ops import expert_ends, expert_linear, moe_combine, moe_dispatch, moe_route
 
 from .linear import Linear
@@ -62,7 +63,7 @@ class MoEFFN(nn.Module):
     ):
         super().__init__()
         if not 1 <= top_k <= min(num_experts, 8) or num_experts > 256:
-            raise ValueError(
+            raise InvalidInputError(
                 f"MoEFFN: top_k is {top_k} and num_experts {num_experts}, "
                 "expected 1 <= top_k <= num_experts, top_k <= 8 and num_experts <= 256"
             )
@@ -94,7 +95,7 @@ class MoEFFN(nn.Module):
             (..., embed_dim), and the load of the experts.
         """
         if not 0 <= gate < len(self.gates):
-            raise ValueError(f"MoEFFN: gate is {gate}, expected 0 to {len(self.gates) - 1}")
+            raise InvalidInputError(f"MoEFFN: gate is {gate}, expected 0 to {len(self.gates) - 1}")
         logits = self.gates[gate](x)
         output, counts = self.mix(x, logits)
         return output, expert_load(logits, counts, self.top_k)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from detrx.d2.config import LazyConfig
+from detrx.errors import InvalidInputError
 from detrx.model_zoo.catalog import config_root, find, get_config_file, list_models, name_of, similar
 
 if TYPE_CHECKING:
@@ -24,14 +25,14 @@ def get_config(name: str) -> "DictConfig":
 
     Raises:
         FileNotFoundError: there is no such config; the message lists similar names.
-        ValueError: what a `variants.yaml` says of it cannot be done.
+        InvalidInputError: what a `variants.yaml` says of it cannot be done.
     """
     entry = find(name)
     if entry.base is None:
         return LazyConfig.load(str(entry.path.resolve()))
     where = f"{entry.table}: {entry.path.stem}"
     if not entry.base.is_file():
-        raise ValueError(f"{where}: there is no {entry.base.name} beside it")
+        raise InvalidInputError(f"{where}: there is no {entry.base.name} beside it")
     cfg = LazyConfig.load(str(entry.base.resolve()))
     variant = LazyConfig.load(str(config_root() / "common" / "variants.py"), "variant")
     changes = dict(entry.changes)
@@ -39,12 +40,12 @@ def get_config(name: str) -> "DictConfig":
     try:
         variant(cfg, **changes)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{where}: {error}") from error
+        raise InvalidInputError(f"{where}: {error}") from error
     return LazyConfig.apply_overrides(cfg, overrides)
 
 
 def read_config(config: str | os.PathLike) -> "DictConfig":
-    """Load a config, given as a file, by its name, or as the file of this repository that a variant had or would have.
+    """Load a config: a file, or one of the zoo, given as `name_of` takes it.
 
     Raises:
         FileNotFoundError: there is no such file, and the zoo has no such config.

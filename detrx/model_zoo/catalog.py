@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from detrx.errors import InvalidInputError
+
 __all__ = ["Entry", "config_root", "find", "get_config_file", "list_models", "name_of", "similar"]
 
 _TABLE = "variants.yaml"
@@ -137,4 +139,5 @@ def _variants(table: Path) -> list[Entry]:
             for name, changes in variants.items()
         ]
     except (yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"{table} does not list variants as `config: {{variant: {{key: value}}}}`: {error}") from error
+        expected = "`config: {variant: {key: value}}`"
+        raise InvalidInputError(f"{table} does not list variants as {expected}: {error}") from error

@@ -11,6 +11,8 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from detrx.errors import InvalidInputError, MissingImportError, UnavailableError
+
 logger = logging.getLogger(__name__)
 
 
@@ -56,16 +58,16 @@ class TimmBackbone(nn.Module):
         try:
             from .batch_norm import freeze_batch_norm
         except ImportError as error:
-            raise ImportError("backbones need timm and torchvision: pip install timm torchvision") from error
+            raise MissingImportError("backbones need timm and torchvision: pip install timm torchvision") from error
         super().__init__()
         if pretrained and checkpoint_path is not None:
-            raise ValueError(f"pretrained=True and checkpoint_path={checkpoint_path!r} exclude each other")
+            raise InvalidInputError(f"pretrained=True and checkpoint_path={checkpoint_path!r} exclude each other")
         self.name = name
         model_args = OmegaConf.to_container(OmegaConf.create(dict(model_args or {})), resolve=True)
         model_args = accept_any_size(name, model_args)
         names = stage_names(read_strides(name, model_args))
         if unknown := [feature for feature in out_features if feature not in names]:
-            raise ValueError(f"out_features {unknown} unknown, timm model {name!r} has {names}")
+            raise InvalidInputError(f"out_features {unknown} unknown, timm model {name!r} has {names}")
         indices = sorted(names.index(feature) for feature in set(out_features))
         self.body = create_body(name, pretrained, indices, model_args)
         self.out_features = tuple(names[index] for index in indices)
@@ -134,7 +136,9 @@ class TimmBackbone(nn.Module):
         try:
             weights = load_state_dict(path, weights_only=True)
         except Exception as error:  # pickle, zip and safetensors have their own types
-            raise ValueError(f"{path} cannot be read as a file of weights: {str(error).splitlines()[0]}") from error
+            raise InvalidInputError(
+                f"{path} cannot be read as a file of weights: {str(error).splitlines()[0]}"
+            ) from error
         backbone, rest = split_backbone(weights)
         found = self.own_names(backbone)
         expected = self.state_dict()
@@ -148,7 +152,7 @@ class TimmBackbone(nn.Module):
         ]
         if missing or wrong:
             problems = [f"{key} is missing" for key in missing] + wrong
-            raise ValueError(
+            raise InvalidInputError(
                 f"{path} does not hold the weights of timm model {self.name!r}; of {len(expected)}:\n  "
                 + "\n  ".join(problems)
             )
@@ -185,7 +189,9 @@ class TimmBackbone(nn.Module):
             forms = (module, module.replace(".", "_", 1), f"model.{module}", f"body.{module}")
             inside = [i for i, name in enumerate(order) if any((name + ".").startswith(form + ".") for form in forms)]
             if not inside or inside[-1] < begin:
-                raise ValueError(f"timm model {self.name!r} does not say where its stages end; freeze_at must be 0")
+                raise InvalidInputError(
+                    f"timm model {self.name!r} does not say where its stages end; freeze_at must be 0"
+                )
             if index == 0:
                 result.update((name, min(1, number)) for name in order[: inside[0]])
                 begin = inside[0]
@@ -201,7 +207,7 @@ class TimmBackbone(nn.Module):
         """
         able = [module for module in self.body.modules() if "grad_checkpointing" in vars(module)]
         if not able:
-            raise ValueError(f"timm model {self.name!r} has no activation checkpointing")
+            raise InvalidInputError(f"timm model {self.name!r} has no activation checkpointing")
         for module in able[1:] if able[0] is self.body and len(able) > 1 else able:
             module.grad_checkpointing = True
 
@@ -229,7 +235,9 @@ def accept_any_size(name: str, model_args: dict[str, Any]) -> dict[str, Any]:
 
     if not timm.is_model(name):
         similar = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=3)
-        raise ValueError(f"timm has no model {name!r}" + (f"; similar ones: {', '.join(similar)}" if similar else ""))
+        raise InvalidInputError(
+            f"timm has no model {name!r}" + (f"; similar ones: {', '.join(similar)}" if similar else "")
+        )
     if "img_size" in model_args:
         return model_args
     if timm.models.is_model_in_modules(name, ["swin_transformer"]):
@@ -255,7 +263,9 @@ def read_strides(name: str, model_args: dict[str, Any]) -> list[int]:
     except (TypeError, ValueError, RuntimeError, AssertionError, AttributeError) as error:
         if "dynamic_img_size" in str(error) and model_args.pop("dynamic_img_size", None):
             return read_strides(name, model_args)
-        raise ValueError(f"timm model {name!r} gives no feature maps with model_args {model_args}: {error}") from error
+        raise InvalidInputError(
+            f"timm model {name!r} gives no feature maps with model_args {model_args}: {error}"
+        ) from error
     return [stage["reduction"] for stage in model.feature_info.info]
 
 
@@ -274,7 +284,7 @@ def create_body(name: str, pretrained: bool, indices: list[int], model_args: dic
     except Exception as error:  # the same model has been built without weights; hubs raise errors of many types
         if not pretrained:
             raise
-        raise OSError(
+        raise UnavailableError(
             f"pretrained weights of timm model {name!r} could not be loaded ({type(error).__name__}: {error}); "
             "without a network, set pretrained=False and checkpoint_path to a local file"
         ) from error

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from detrx.d2.utils import comm
+from detrx.errors import InvalidInputError, UnknownNameError
 
 from .losses import Loss
 from .matching import Assigner, Assignment, assign_all
@@ -50,7 +51,7 @@ class Supervision:
         repeats: int = 1,
     ):
         if numbering not in self.NUMBERING:
-            raise ValueError(f"numbering must be one of {self.NUMBERING}, got {numbering!r}")
+            raise InvalidInputError(f"numbering must be one of {self.NUMBERING}, got {numbering!r}")
         self.group = group
         self.assigner = assigner
         self.losses = tuple(losses)
@@ -126,7 +127,7 @@ class Criterion:
                 for layer, value in zip(supervision.numbers(num_layers), values.unbind(), strict=True):
                     name = supervision.name(loss, layer, num_layers)
                     if name in losses:
-                        raise ValueError(f"two supervisions give a loss {name!r}; one needs another suffix")
+                        raise InvalidInputError(f"two supervisions give a loss {name!r}; one needs another suffix")
                     losses[name] = value
         return losses
 
@@ -137,7 +138,7 @@ class Criterion:
         supervisions = self.supervisions if supervisions is None else supervisions
         for supervision in supervisions:
             if supervision.group not in predictions:
-                raise KeyError(
+                raise UnknownNameError(
                     f"supervision of group {supervision.group!r}, but the model predicts for {sorted(predictions)}"
                 )
         return assign_all([(s.assigner, s.select(predictions[s.group]), self.truth(s, targets)) for s in supervisions])
@@ -151,7 +152,7 @@ class Criterion:
         for supervision in self.supervisions:
             if supervision.group == group and supervision.layers.stop is None:
                 return supervision
-        raise ValueError(f"the criterion has no supervision of the last layer of group {group!r}")
+        raise InvalidInputError(f"the criterion has no supervision of the last layer of group {group!r}")
 
     @staticmethod
     def truth(supervision: Supervision, targets: Targets) -> Targets:

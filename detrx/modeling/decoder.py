@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from detrx.errors import InvalidInputError
 from detrx.layers import FFN, MultiheadAttention, inverse_sigmoid, run_layer
 
 from .heads import PredictionHeads
@@ -144,7 +145,7 @@ class Decoder(nn.Module):
     ):
         super().__init__()
         if look_forward_twice and not refine_boxes:
-            raise ValueError("look_forward_twice needs refine_boxes=True")
+            raise InvalidInputError("look_forward_twice needs refine_boxes=True")
         layers = [copy.deepcopy(layer) for _ in range(num_layers)]
         if first_layer is not None:
             layers[0] = first_layer

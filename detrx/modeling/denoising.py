@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from detrx.errors import InvalidInputError
 from detrx.layers import cxcywh_to_xyxy, inverse_sigmoid, to_device, xyxy_to_cxcywh
 
 from .criterion import Supervision
@@ -91,12 +92,12 @@ class Denoising(Method):
     def attach(self, model: DetectionTransformer) -> None:
         kind, source = type(self).__name__, type(model.query_source).__name__
         if getattr(model.query_source, "reference_dims", None) != 4:
-            raise ValueError(
+            raise InvalidInputError(
                 f"{kind} needs a detector whose queries have reference boxes (4-d); those of {source} have none. "
                 "Use EncoderProposals (two-stage) or another source of boxes"
             )
         if model.decoder.position is None and not hasattr(model.query_source, "embed"):
-            raise ValueError(
+            raise InvalidInputError(
                 f"{kind} has to embed the positions of noised boxes, but the decoder has no `position` and {source} no "
                 "`embed`"
             )
@@ -166,11 +167,13 @@ class ContrastiveDenoising(Denoising):
     ):
         super().__init__(losses)
         if num_queries < 1:
-            raise ValueError(f"num_queries must be at least 1, got {num_queries}; without denoising, leave it out")
+            raise InvalidInputError(
+                f"num_queries must be at least 1, got {num_queries}; without denoising, leave it out"
+            )
         if not 0 <= label_noise <= 2:
-            raise ValueError(f"label_noise must be in [0, 2], got {label_noise}")
+            raise InvalidInputError(f"label_noise must be in [0, 2], got {label_noise}")
         if box_noise < 0:
-            raise ValueError(f"box_noise must not be negative, got {box_noise}")
+            raise InvalidInputError(f"box_noise must not be negative, got {box_noise}")
         self.num_queries, self.label_noise, self.box_noise = num_queries, label_noise, box_noise
 
     def attach(self, model: DetectionTransformer) -> None:
@@ -219,16 +222,16 @@ class GroupDenoising(Denoising):
     ):
         super().__init__(losses)
         if num_groups < 1:
-            raise ValueError(f"num_groups must be at least 1, got {num_groups}; without denoising, leave it out")
+            raise InvalidInputError(f"num_groups must be at least 1, got {num_groups}; without denoising, leave it out")
         if not 0 <= label_noise <= 1 or not 0 <= box_noise <= 1:
-            raise ValueError(f"label_noise and box_noise must be in [0, 1], got {label_noise} and {box_noise}")
+            raise InvalidInputError(f"label_noise and box_noise must be in [0, 1], got {label_noise} and {box_noise}")
         self.groups, self.label_noise, self.box_noise = num_groups, label_noise, box_noise
 
     def attach(self, model: DetectionTransformer) -> None:
         super().attach(model)
         embedding = getattr(model.query_source, "label_embedding", None)
         if embedding is None:
-            raise ValueError(
+            raise InvalidInputError(
                 f"GroupDenoising needs a query source with a label_embedding, such as AnchorQueries; "
                 f"{type(model.query_source).__name__} has none"
             )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from detrx.errors import InvalidInputError
+
 from .criterion import Supervision
 from .methods import Branch, Method, Step
 from .queries import Predictions
@@ -30,7 +32,7 @@ class EncoderSupervision(Method):
 
     def attach(self, model: DetectionTransformer) -> None:
         if isinstance(model.query_source, EncoderProposals):
-            raise ValueError(
+            raise InvalidInputError(
                 "EncoderSupervision is for detectors without EncoderProposals; theirs are supervised by the criterion"
             )
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from detrx.errors import InvalidInputError
 from detrx.layers import MLP, inverse_sigmoid, reset_linears
 
 from .queries import Predictions, QueryGroup
@@ -95,10 +96,14 @@ class AnchorQueries(QuerySource):
         super().__init__()
         if content is not None:
             if num_patterns:
-                raise ValueError(f"num_patterns is {num_patterns}, but a content is given: patterns would be unused")
+                raise InvalidInputError(
+                    f"num_patterns is {num_patterns}, but a content is given: patterns would be unused"
+                )
             content.check(num_queries)
         if num_patterns and label_embedding is not None:
-            raise ValueError(f"num_patterns is {num_patterns}, but queries with a label_embedding have no patterns")
+            raise InvalidInputError(
+                f"num_patterns is {num_patterns}, but queries with a label_embedding have no patterns"
+            )
         self.reference_dims = 4
         self.num_queries = num_queries
         self.embed_dim = embed_dim

@@ -11,6 +11,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from detrx.errors import InvalidInputError, NonFinitePredictionError
 from detrx.layers import cxcywh_to_xyxy, iou_xyxy, to_device, to_host
 
 from .queries import Predictions
@@ -103,7 +104,7 @@ class HungarianMatcher(Assigner):
 
     def __init__(self, cost: MatchingCost, copies: int = 1, max_share: float | None = None, carry_limit: bool = False):
         if copies < 1:
-            raise ValueError(f"copies must be at least 1, got {copies}")
+            raise InvalidInputError(f"copies must be at least 1, got {copies}")
         self.cost = cost
         self.copies = copies
         self.max_share = max_share
@@ -146,7 +147,7 @@ class TopKAssigner(Assigner):
 
     def __init__(self, cost: MatchingCost, k: int = 6):
         if k < 1:
-            raise ValueError(f"k must be at least 1, got {k}")
+            raise InvalidInputError(f"k must be at least 1, got {k}")
         self.cost = cost
         self.k = k
 
@@ -242,7 +243,7 @@ def check_finite(cost: np.ndarray, targets: Targets) -> None:
         if not np.isfinite(cost[:, image, :, :count]).all()
     ]
     if bad:
-        raise FloatingPointError(
+        raise NonFinitePredictionError(
             f"predictions are NaN or infinite for image ids {bad}: training has diverged; "
             "lower the learning rate, clip gradients, or check these images and their boxes"
         )

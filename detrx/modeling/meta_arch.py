@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from detrx.d2.modeling import META_ARCH_REGISTRY
 from detrx.d2.structures import ImageList, Instances
+from detrx.errors import InvalidInputError
 from detrx.layers import to_device
 
 from .criterion import Criterion, Supervision
@@ -68,7 +69,7 @@ class DetectionTransformer(nn.Module):
         self.register_buffer("pixel_mean", torch.tensor(tuple(pixel_mean)).view(3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(tuple(pixel_std)).view(3, 1, 1), persistent=False)
         if not isinstance(methods, Sequence) or not all(isinstance(method, Method) for method in methods):
-            raise ValueError(f"model.methods must be a list of methods (detrx.modeling.Method), got {methods!r}")
+            raise InvalidInputError(f"model.methods must be a list of methods (detrx.modeling.Method), got {methods!r}")
         self.methods = nn.ModuleList(methods)
         for method in self.methods:
             method.attach(self)
@@ -94,7 +95,7 @@ class DetectionTransformer(nn.Module):
             FloatingPointError: at inference boxes are NaN or infinite.
         """
         if self.training and self.criterion is None:
-            raise ValueError("model.criterion is None, but training needs a Criterion")
+            raise InvalidInputError("model.criterion is None, but training needs a Criterion")
         images = self.preprocess(batched_inputs)
         if self.training:
             instances = [each["instances"] for each in batched_inputs]
@@ -105,7 +106,9 @@ class DetectionTransformer(nn.Module):
             for method in self.methods:
                 own = method.extra_losses(step, predictions)
                 if taken := own.keys() & losses.keys():
-                    raise ValueError(f"{type(method).__name__} gives losses {sorted(taken)}, which there are already")
+                    raise InvalidInputError(
+                        f"{type(method).__name__} gives losses {sorted(taken)}, which there are already"
+                    )
                 losses |= own
             return losses
         frames = [
@@ -206,7 +209,7 @@ def named_apart(method: Method, branches: Sequence[Branch], names: set[str]) -> 
     for branch in branches:
         added = {*branch.predictions, *(() if branch.group is None else (branch.group.name,))}
         if taken := added & names:
-            raise ValueError(
+            raise InvalidInputError(
                 f"{type(method).__name__} in model.methods brings {sorted(taken)}, which there is already: "
                 "two methods of this kind do not go together"
             )

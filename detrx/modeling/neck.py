@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from detrx.errors import InvalidInputError
+
 
 class ChannelMapper(nn.Module):
     """A 1x1 convolution and GroupNorm per backbone level; extra levels by 3x3 convolutions of stride 2.
@@ -26,9 +28,11 @@ class ChannelMapper(nn.Module):
     ):
         super().__init__()
         if len(in_features) != len(in_channels):
-            raise ValueError(f"in_features {list(in_features)} and in_channels {list(in_channels)} differ in length")
+            raise InvalidInputError(
+                f"in_features {list(in_features)} and in_channels {list(in_channels)} differ in length"
+            )
         if num_levels < len(in_features):
-            raise ValueError(f"num_levels is {num_levels}, but there are {len(in_features)} in_features")
+            raise InvalidInputError(f"num_levels is {num_levels}, but there are {len(in_features)} in_features")
         self.in_features = tuple(in_features)
 
         def block(channels: int, kernel_size: int, stride: int) -> nn.Sequential:

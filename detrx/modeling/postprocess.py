@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from detrx.d2.structures import Boxes, Instances
+from detrx.errors import NonFinitePredictionError
 from detrx.layers import cxcywh_to_xyxy, to_device
 
 from .queries import Predictions
@@ -94,5 +95,5 @@ def _in_frames(
     counts = torch.where(scaled.isfinite().all(-1).all(-1), keep.sum(-1), -1).tolist()
     if -1 in counts:
         bad = [index for index, count in enumerate(counts) if count < 0]
-        raise FloatingPointError(f"predicted boxes are NaN or infinite in images {bad} of the batch")
+        raise NonFinitePredictionError(f"predicted boxes are NaN or infinite in images {bad} of the batch")
     return boxes, keep, counts

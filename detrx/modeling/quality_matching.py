@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from detrx.errors import InvalidInputError
 from detrx.layers import cxcywh_to_xyxy, iou_xyxy
 
 from .matching import Assigner, Assignment, HungarianMatcher, assign_all
@@ -47,9 +48,9 @@ class VotingAssigner(Assigner):
 
     def __init__(self, quality: MatchingQuality, top_k: int = 6, threshold: float = 0.4, max_votes: int = 225):
         if top_k < 1:
-            raise ValueError(f"top_k must be at least 1, got {top_k}")
+            raise InvalidInputError(f"top_k must be at least 1, got {top_k}")
         if max_votes < 1:
-            raise ValueError(f"max_votes must be at least 1, got {max_votes}")
+            raise InvalidInputError(f"max_votes must be at least 1, got {max_votes}")
         self.quality, self.top_k, self.threshold, self.max_votes = quality, top_k, threshold, max_votes
 
     def host_cost(self, predictions: Predictions, targets: Targets) -> Tensor:
@@ -87,5 +88,7 @@ class AnchorMatcher(HungarianMatcher):
 
     def host_cost(self, predictions: Predictions, targets: Targets) -> Tensor:
         if predictions.anchors is None:
-            raise ValueError("AnchorMatcher is for the proposals of an encoder; these predictions have no anchors")
+            raise InvalidInputError(
+                "AnchorMatcher is for the proposals of an encoder; these predictions have no anchors"
+            )
         return super().host_cost(replace(predictions, boxes=predictions.anchors), targets)

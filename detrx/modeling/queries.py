@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from detrx.errors import InvalidInputError
+
 
 class QueryTokens(nn.Module):
     """Learned tokens that a group's queries attend to in self-attention, as if there were more queries.
@@ -128,16 +130,22 @@ class QueryLayout:
     def __init__(self, groups: Sequence[QueryGroup]):
         names = [group.name for group in groups]
         if len(set(names)) < len(names):
-            raise ValueError(f"query groups need distinct names, got {names}")
+            raise InvalidInputError(f"query groups need distinct names, got {names}")
         dims = {group.name: None if group.reference is None else group.reference.shape[-1] for group in groups}
         if len(set(dims.values())) > 1:
-            raise ValueError(f"all query groups of a decoder need references of one kind, 2-d or 4-d; got {dims}")
+            raise InvalidInputError(
+                f"all query groups of a decoder need references of one kind, 2-d or 4-d; got {dims}"
+            )
         if len({group.pos is None for group in groups}) > 1:
             given = [group.name for group in groups if group.pos is not None]
-            raise ValueError(f"either all query groups of a decoder have a pos or none; of {names} {given} have one")
+            raise InvalidInputError(
+                f"either all query groups of a decoder have a pos or none; of {names} {given} have one"
+            )
         for group in groups:
             if unknown := set(group.sees) - set(names):
-                raise ValueError(f"query group {group.name!r} sees {sorted(unknown)}, but the groups are {names}")
+                raise InvalidInputError(
+                    f"query group {group.name!r} sees {sorted(unknown)}, but the groups are {names}"
+                )
         self.groups = tuple(groups)
         self.slices = side_by_side({group.name: group.content.shape[1] for group in groups})
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from detrx.errors import InvalidInputError
 from detrx.layers import Linear, sine_embedding
 
 from .heads import box_head, class_head
@@ -40,7 +41,7 @@ class QueryContent(nn.Module):
     def check(self, num_queries: int) -> None:
         """Raise ValueError if a query source has another number of queries."""
         if self.num_queries != num_queries:
-            raise ValueError(
+            raise InvalidInputError(
                 f"{type(self).__name__} makes content for {self.num_queries} queries, but there are {num_queries}: "
                 "set its num_queries to this"
             )
@@ -175,9 +176,9 @@ class EncoderProposals(QuerySource):
             options.insert(0, ("content", content, self.CONTENT))
         for name, value, known in options:
             if value not in known:
-                raise ValueError(f"{name} must be one of {known}, got {value!r}")
+                raise InvalidInputError(f"{name} must be one of {known}, got {value!r}")
         if content == "position" and not embed_position:
-            raise ValueError('content="position" needs embed_position=True')
+            raise InvalidInputError('content="position" needs embed_position=True')
         self.num_queries, self.content, self.embed_position = num_queries, content, embed_position
         self.rank_by, self.supervise, self.base_size = rank_by, supervise, base_size
         self.token_proj = Linear(embed_dim, embed_dim)
@@ -260,7 +261,7 @@ class EncoderProposals(QuerySource):
     def rank(self, proposals: Proposals, count: int) -> Tensor:
         """Indices (B, count) of the tokens with the best proposals, best first."""
         if count > proposals.logits.shape[1]:
-            raise ValueError(
+            raise InvalidInputError(
                 f"num_queries is {count}, but the encoder has only {proposals.logits.shape[1]} tokens: "
                 "use larger images, more levels or fewer queries (those that methods add count, too)"
             )

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from detrx.errors import InvalidInputError
 from detrx.layers import to_device
 
 
@@ -103,7 +104,7 @@ class Tokenizer(nn.Module):
             masks: L tensors (B, H_l, W_l) bool, True for padding; None where no image is padded.
         """
         if len(features) != self.num_levels:
-            raise ValueError(f"the neck gives {len(features)} levels, num_levels is {self.num_levels}")
+            raise InvalidInputError(f"the neck gives {len(features)} levels, num_levels is {self.num_levels}")
         device = features[0].device
         positions = []
         for level, feature in enumerate(features):

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from detrx.d2.structures import Instances
+from detrx.errors import InvalidInputError
 from detrx.modeling import DetectionTransformer
 
 from .distillation import Distillation
@@ -32,7 +33,7 @@ class PairsAnalysis:
     def __init__(self, model: DetectionTransformer):
         methods = [method for method in model.methods if isinstance(method, Distillation)]
         if not methods:
-            raise ValueError("pairs: this model has no teacher; add Distillation to its methods")
+            raise InvalidInputError("pairs: this model has no teacher; add Distillation to its methods")
         self.model, self.method = model, methods[0]
         self.images = 0
         self.counts: np.ndarray | None = None  # (layers, student's queries, teacher's queries)
@@ -79,7 +80,7 @@ class PairsAnalysis:
             ValueError: no image was observed.
         """
         if self.counts is None:
-            raise ValueError("pairs: the dataset has no images")
+            raise InvalidInputError("pairs: the dataset has no images")
         figures = self.figures()
         (folder / "pairs.json").write_text(json.dumps(figures, indent=1) + "\n")
         self.plot(folder / "pairs.png")

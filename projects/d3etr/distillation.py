@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import torch
 
+from detrx.errors import InvalidInputError
 from detrx.layers import AttentionInputs, recording
 from detrx.modeling import Branch, DetectionTransformer, Method, Predictions, QueryGroup, Step, Supervision
 from detrx.modeling.losses import Loss
@@ -77,20 +78,20 @@ class Distillation(Method):
     ):
         super().__init__()
         if isinstance(losses, str) or set(losses) - set(LOSSES):
-            raise ValueError(f"losses must be a list of some of {LOSSES}, got {losses!r}")
+            raise InvalidInputError(f"losses must be a list of some of {LOSSES}, got {losses!r}")
         for key, value, known in (
             ("matching", matching, (*MATCHING, None)),
             ("auxiliary", auxiliary, (*MATCHING, None)),
             ("constraint", constraint, CONSTRAINTS),
         ):
             if value not in known:
-                raise ValueError(f"{key} must be one of {known}, got {value!r}")
+                raise InvalidInputError(f"{key} must be one of {known}, got {value!r}")
         if isinstance(inherit, str):
-            raise ValueError(f'inherit must be a list of parts, such as ["encoder", "decoder"], got {inherit!r}')
+            raise InvalidInputError(f'inherit must be a list of parts, such as ["encoder", "decoder"], got {inherit!r}')
         weights = {"class": class_weight, "l1": l1_weight, "giou": giou_weight, "auxiliary": auxiliary_weight}
         weights |= {"self_attention": self_attention_weight, "cross_attention": cross_attention_weight}
         if negative := [f"{key}_weight" for key, value in weights.items() if value < 0]:
-            raise ValueError(f"weights must not be negative, got {', '.join(negative)} below 0")
+            raise InvalidInputError(f"weights must not be negative, got {', '.join(negative)} below 0")
         self.teacher = Teacher(teacher, checkpoint, allow_untrained, share_images)
         self.losses = tuple(losses)
         self.matching, self.auxiliary, self.constraint = matching, auxiliary, constraint
@@ -258,12 +259,12 @@ def check_classes(student: DetectionTransformer, teacher: DetectionTransformer) 
     """Raise ValueError if the classes that they predict cannot be compared."""
     own, other = (model.decoder.heads.class_heads[-1].out_features for model in (student, teacher))
     if has_softmax(student) != has_softmax(teacher):
-        raise ValueError(
+        raise InvalidInputError(
             "Distillation: of student and teacher one has a softmax with a class for no object, the other has a "
             "sigmoid for each class"
         )
     if own != other:
-        raise ValueError(f"Distillation: the student predicts {own} classes, the teacher {other}")
+        raise InvalidInputError(f"Distillation: the student predicts {own} classes, the teacher {other}")
 
 
 def check_queries(student: QueryGroup, teacher: QueryGroup) -> None:
@@ -274,7 +275,7 @@ def check_queries(student: QueryGroup, teacher: QueryGroup) -> None:
         return {key: None if part is None else part.shape[-1] for key, part in parts.items()}
 
     if kind(student) != kind(teacher):
-        raise ValueError(
+        raise InvalidInputError(
             "Distillation: the teacher's queries cannot pass the student's decoder, they have other widths (None: no "
             f"such part): {kind(teacher)} instead of {kind(student)}; set auxiliary=None to do without fixed matching"
         )
@@ -290,12 +291,12 @@ def check_maps(
     """Raise ValueError if attention maps cannot be compared."""
     own, other = [each.q.shape[1] for each in student], [each.q.shape[1] for each in teacher]
     if own != other:
-        raise ValueError(
+        raise InvalidInputError(
             f"Distillation: {component} has {own[-1]} heads in the student and {other[-1]} in the teacher, so their "
             "maps cannot be compared: leave it out of `losses`"
         )
     if component == "cross_attn" and student_shapes != teacher_shapes:
-        raise ValueError(
+        raise InvalidInputError(
             f"Distillation: the student has maps of tokens of the sizes {list(student_shapes)}, the teacher of "
             f"{list(teacher_shapes)}, so cross-attention cannot be compared: give them backbones of the same stride, "
             "or leave it out of `losses`"

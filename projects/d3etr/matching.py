@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from detrx.errors import InvalidInputError, NonFinitePredictionError
 from detrx.layers import cxcywh_to_xyxy, iou_xyxy, to_device
 from detrx.modeling import KnownPairs, Predictions, Targets
 from detrx.modeling.matching import Assigner, Assignment, assign_all
@@ -33,7 +34,7 @@ class SoftClasses:
 
     def __post_init__(self) -> None:
         if self.reduction not in REDUCTIONS:
-            raise ValueError(f"class_reduction must be one of {REDUCTIONS}, got {self.reduction!r}")
+            raise InvalidInputError(f"class_reduction must be one of {REDUCTIONS}, got {self.reduction!r}")
 
     def logs(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """(..., K) logits -> log p and log (1 - p), float32."""
@@ -117,7 +118,7 @@ class AdaptiveMatcher(Assigner):
 
     def solve(self, cost: np.ndarray, targets: Targets) -> np.ndarray:
         if bad := [image for image, of_image in enumerate(np.isfinite(cost).all((0, 2, 3))) if not of_image]:
-            raise FloatingPointError(
+            raise NonFinitePredictionError(
                 "predictions of student or teacher are NaN or infinite for image ids "
                 f"{[targets.image_ids[image] for image in bad]}"
             )

@@ -15,6 +15,7 @@ from detrx.checkpoint.checkpointer import AtomicCheckpointer, CheckpointError
 from detrx.d2.config import instantiate
 from detrx.d2.structures import ImageList
 from detrx.engine.config import without_pretrained
+from detrx.errors import InvalidInputError
 from detrx.layers import Attention, AttentionInputs, recording
 from detrx.modeling import CrossEntropyLoss, DecoderLayer, DetectionTransformer, Predictions, QueryGroup
 
@@ -70,7 +71,9 @@ class Teacher:
         share_images: bool = True,
     ):
         if not isinstance(config, str) and not (isinstance(config, Mapping) and "model" in config):
-            raise ValueError(f"teacher must be the file or name of a config, or a config with a model, got {config!r}")
+            raise InvalidInputError(
+                f"teacher must be the file or name of a config, or a config with a model, got {config!r}"
+            )
         self.config, self.checkpoint = config, checkpoint
         self.allow_untrained, self.share_images = allow_untrained, share_images
         self._model: DetectionTransformer | None = None
@@ -98,7 +101,7 @@ class Teacher:
 
     def load(self) -> DetectionTransformer:
         if not self.checkpoint and not self.allow_untrained:
-            raise ValueError(
+            raise InvalidInputError(
                 "Distillation needs the weights of its teacher: set `checkpoint` of the method to their file "
                 "(model.methods.N.checkpoint=FILE)"
             )
@@ -147,7 +150,7 @@ class Teacher:
         if self.same_pixels(student, model) and student.mask_padding == model.mask_padding:
             return images
         if self.share_images:
-            raise ValueError(
+            raise InvalidInputError(
                 "Distillation: pixel_mean, pixel_std or mask_padding of the teacher are not the student's, so they "
                 "cannot share the images: set share_images=False"
             )
@@ -182,7 +185,7 @@ def attentions_of(model: DetectionTransformer, component: str, owner: str) -> li
     for index, layer in enumerate(model.decoder.layers):
         attention = getattr(layer, component)
         if type(layer) is not DecoderLayer or not isinstance(attention, Attention):
-            raise ValueError(
+            raise InvalidInputError(
                 f"Distillation of {component} compares dense attention maps of all queries, but decoder layer {index} "
                 f"of {owner} is a {type(layer).__name__} with {type(attention).__name__}: leave it out of `losses`"
             )
@@ -207,7 +210,9 @@ def inherit(student: DetectionTransformer, teacher: DetectionTransformer, parts:
         if not isinstance(getattr(student, part, None), nn.Module) or not isinstance(
             getattr(teacher, part, None), nn.Module
         ):
-            raise ValueError(f"inherit: {part!r} is no part of student and teacher, such as 'encoder' or 'decoder'")
+            raise InvalidInputError(
+                f"inherit: {part!r} is no part of student and teacher, such as 'encoder' or 'decoder'"
+            )
         own, other = getattr(student, part).state_dict(), getattr(teacher, part).state_dict()
         for key in [*own, *(key for key in other if key not in own)]:
             name = f"{part}.{key}"
@@ -221,7 +226,7 @@ def inherit(student: DetectionTransformer, teacher: DetectionTransformer, parts:
                 pairs.append((own[key], other[key]))
     if problems:
         shown = ", ".join(problems[:_SHOWN_TENSORS]) + (", ..." if len(problems) > _SHOWN_TENSORS else "")
-        raise ValueError(
+        raise InvalidInputError(
             f"Distillation cannot initialise {', '.join(parts)} from the teacher, {len(problems)} tensors differ: "
             f"{shown}. Give the student the teacher's widths and numbers of layers, or set inherit=[]"
         )

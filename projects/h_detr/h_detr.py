@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from detrx.d2.utils import get_event_storage
+from detrx.errors import InvalidInputError
 from detrx.modeling import Branch, DetectionTransformer, HungarianMatcher, Method, QuerySource, Step, Supervision
 
 
@@ -22,7 +23,7 @@ class Hybrid(Method):
     def __init__(self, copies: int):
         super().__init__()
         if not isinstance(copies, int) or copies < 1:
-            raise ValueError(f"copies must be a whole number, at least 1, got {copies!r}")
+            raise InvalidInputError(f"copies must be a whole number, at least 1, got {copies!r}")
         self.copies = copies
 
     def attach(self, model: DetectionTransformer) -> None:
@@ -38,7 +39,7 @@ class Hybrid(Method):
         main = [supervision for supervision in supervisions if supervision.group == "main"]
         kinds = {type(supervision.assigner).__name__ for supervision in main}
         if kinds != {HungarianMatcher.__name__}:
-            raise ValueError(
+            raise InvalidInputError(
                 f"{type(self).__name__} repeats the ground truth of a HungarianMatcher; in this detector the main "
                 f"group is supervised by {', '.join(sorted(kinds)) or 'nothing'}"
             )
@@ -65,17 +66,17 @@ class HybridBranch(Hybrid):
     def __init__(self, num_queries: int = 1500, copies: int = 6, weight: float = 1.0):
         super().__init__(copies)
         if not isinstance(num_queries, int) or num_queries < 1:
-            raise ValueError(
+            raise InvalidInputError(
                 f"num_queries must be a whole number, at least 1, got {num_queries!r}; without the branch, leave it out"
             )
         if weight < 0:
-            raise ValueError(f"weight must not be negative, got {weight}")
+            raise InvalidInputError(f"weight must not be negative, got {weight}")
         self.num_queries, self.weight = num_queries, weight
 
     def attach(self, model: DetectionTransformer) -> None:
         super().attach(model)
         if not isinstance(model.query_source, QuerySource):
-            raise ValueError(
+            raise InvalidInputError(
                 f"HybridBranch needs more queries of the same kind, which {type(model.query_source).__name__} cannot "
                 "make: it is no QuerySource"
             )
@@ -102,9 +103,11 @@ class HybridEpoch(Hybrid):
     def __init__(self, max_iter: int, rho: float = 2 / 3, copies: int = 10):
         super().__init__(copies)
         if not isinstance(max_iter, int) or max_iter < 1:
-            raise ValueError(f"max_iter must be the iterations of the training (${{train.max_iter}}), got {max_iter!r}")
+            raise InvalidInputError(
+                f"max_iter must be the iterations of the training (${{train.max_iter}}), got {max_iter!r}"
+            )
         if not 0 <= rho <= 1:
-            raise ValueError(f"rho must be in [0, 1], got {rho}")
+            raise InvalidInputError(f"rho must be in [0, 1], got {rho}")
         self.end = rho * max_iter
 
     def supervise(self, supervisions: Sequence[Supervision]) -> Sequence[Supervision]:
@@ -132,14 +135,14 @@ class HybridLayer(Hybrid):
     def __init__(self, num_layers: int, copies: int = 10):
         super().__init__(copies)
         if not isinstance(num_layers, int):
-            raise ValueError(f"num_layers must be a whole number, got {num_layers!r}")
+            raise InvalidInputError(f"num_layers must be a whole number, got {num_layers!r}")
         self.num_layers = num_layers
 
     def attach(self, model: DetectionTransformer) -> None:
         super().attach(model)
         self.num_decoder_layers = len(model.decoder.layers)
         if not 0 < self.num_layers < self.num_decoder_layers:
-            raise ValueError(
+            raise InvalidInputError(
                 f"HybridLayer: num_layers is {self.num_layers}, but of the {self.num_decoder_layers} layers of the "
                 "decoder at least one has to be one-to-many and the last one-to-one"
             )

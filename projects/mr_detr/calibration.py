@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from detrx.errors import InvalidInputError
 from detrx.layers import cxcywh_to_xyxy, iou_xyxy
 from detrx.modeling import PredictionHeads, Predictions, Targets, TopDetections
 from detrx.modeling.heads import class_head
@@ -30,7 +31,9 @@ class CalibratedHeads(PredictionHeads):
         no_object: bool = False,
     ):
         if no_object:
-            raise ValueError("CalibratedHeads needs a sigmoid for each class, but no_object=True is for a softmax")
+            raise InvalidInputError(
+                "CalibratedHeads needs a sigmoid for each class, but no_object=True is for a softmax"
+            )
         super().__init__(embed_dim, num_classes, num_layers, shared, initial_size_logit)
         self.quality_heads = nn.ModuleList(class_head(embed_dim, num_classes) for _ in self.class_heads)
 
@@ -56,7 +59,7 @@ class QualityLoss(Loss):
 
     def __call__(self, predictions: Predictions, targets: Targets, pairs: Assignment) -> Tensor:
         if predictions.quality is None:
-            raise ValueError(
+            raise InvalidInputError(
                 "QualityLoss needs predictions with an IoU score: those of a decoder whose heads are CalibratedHeads; "
                 "the encoder's have none"
             )
@@ -83,11 +86,11 @@ class CalibratedDetections(TopDetections):
     def __init__(self, detections: TopDetections, phi: float = 0.5):
         super().__init__(detections.num_detections)
         if not 0 <= phi <= 1:
-            raise ValueError(f"phi must be in [0, 1], got {phi}")
+            raise InvalidInputError(f"phi must be in [0, 1], got {phi}")
         self.detections, self.phi = detections, phi
 
     def scores(self, predictions: Predictions) -> Tensor:
         if predictions.quality is None:
-            raise ValueError("CalibratedDetections needs a decoder whose heads are CalibratedHeads")
+            raise InvalidInputError("CalibratedDetections needs a decoder whose heads are CalibratedHeads")
         quality = predictions.quality[-1].float().sigmoid()
         return self.detections.scores(predictions) ** self.phi * quality ** (1 - self.phi)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from detrx.errors import InvalidInputError
 from detrx.layers import FFN, ExpertLoad, Gate, MixtureFFN, MultiScaleDeformableAttention
 from detrx.modeling import DeformableEncoderLayer, DetectionTransformer, Method, MultiScaleTokens, Predictions, Step
 from detrx.modeling.methods import log_storage
@@ -38,7 +39,7 @@ class ScaleAwareEncoderLayer(DeformableEncoderLayer):
     ):
         super().__init__(self_attn, ffn, embed_dim, dropout)
         if not 0 < first_level < self_attn.num_levels:
-            raise ValueError(
+            raise InvalidInputError(
                 f"first_level is {first_level}, but of the {self_attn.num_levels} levels of the encoder at least one "
                 "has to go through the FFN (first_level >= 1) and at least one through the experts"
             )
@@ -75,14 +76,14 @@ class ExpertLoads(Method):
     def __init__(self, balancing_weight: float = 1e-2, period: int = 20):
         super().__init__()
         if balancing_weight < 0:
-            raise ValueError(f"balancing_weight must not be negative, got {balancing_weight}")
+            raise InvalidInputError(f"balancing_weight must not be negative, got {balancing_weight}")
         if period < 1:
-            raise ValueError(f"period must be 1 or more iterations, got {period}")
+            raise InvalidInputError(f"period must be 1 or more iterations, got {period}")
         self.balancing_weight, self.period = balancing_weight, period
 
     def attach(self, model: DetectionTransformer) -> None:
         if not any(isinstance(module, Gate) for module in model.modules()):
-            raise ValueError(
+            raise InvalidInputError(
                 "ExpertLoads: the detector has no mixture of experts; set model.decoder.layer.ffn to a MixtureFFN or "
                 "model.encoder.layer to a ScaleAwareEncoderLayer"
             )

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from torch import nn
 
+from detrx.errors import InvalidInputError
 from detrx.layers import MixtureFFN
 from detrx.modeling import (
     Branch,
@@ -66,12 +67,12 @@ class AuxiliaryRoute(nn.Module):
         super().__init__()
         own = () if name == "shared" else name.split("+")
         if unknown := set(own) - {*COMPONENTS, "instruction", "gate"}:
-            raise ValueError(
+            raise InvalidInputError(
                 f'route {name!r} has unknown components {sorted(unknown)}; give "shared" or a combination of '
                 f'{", ".join(COMPONENTS)}, instruction and gate, joined by "+"'
             )
         if len(set(own)) < len(own):
-            raise ValueError(f"route {name!r} names a component twice")
+            raise InvalidInputError(f"route {name!r} names a component twice")
         if "gate" in own:
             self.check_gate(name, own, layers)
         self.own = nn.ModuleDict()
@@ -88,10 +89,10 @@ class AuxiliaryRoute(nn.Module):
     @staticmethod
     def check_gate(name: str, own: Sequence[str], layers: Sequence[nn.Module]) -> None:
         if "ffn" in own:
-            raise ValueError(f'route {name!r}: an own "ffn" has a gate of its own; leave out "gate"')
+            raise InvalidInputError(f'route {name!r}: an own "ffn" has a gate of its own; leave out "gate"')
         for index, layer in enumerate(layers):
             if not isinstance(layer.ffn, MixtureFFN):
-                raise ValueError(
+                raise InvalidInputError(
                     f"route {name!r} needs experts to choose from, but the FFN of decoder layer {index} is "
                     f'{type(layer.ffn).__name__}; set model.decoder.layer.ffn to a MixtureFFN, or take "ffn"'
                 )
@@ -153,19 +154,21 @@ class MrDETR(Method):
         super().__init__()
         for key, value in (("num_instruction_tokens", num_instruction_tokens), ("top_k", top_k)):
             if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{key} must be a whole number, at least 1, got {value!r}")
+                raise InvalidInputError(f"{key} must be a whole number, at least 1, got {value!r}")
         for key, value in (("alpha", alpha), ("threshold", threshold)):
             if not 0 <= value <= 1:
-                raise ValueError(f"{key} must be in [0, 1], got {value}")
+                raise InvalidInputError(f"{key} must be in [0, 1], got {value}")
         if weight < 0:
-            raise ValueError(f"weight must not be negative, got {weight}")
+            raise InvalidInputError(f"weight must not be negative, got {weight}")
         for key, names in (("routes", routes), ("own_proposals", own_proposals)):
             if isinstance(names, str):
-                raise ValueError(f'{key} must be a list of routes, such as ["instruction", "ffn"], got {names!r}')
+                raise InvalidInputError(
+                    f'{key} must be a list of routes, such as ["instruction", "ffn"], got {names!r}'
+                )
         if not routes or len(set(routes)) < len(routes):
-            raise ValueError(f"routes must be at least one and all different, got {list(routes)}")
+            raise InvalidInputError(f"routes must be at least one and all different, got {list(routes)}")
         if unknown := set(own_proposals) - {*routes, "instruction"}:
-            raise ValueError(f"own_proposals has {sorted(unknown)}, but the routes are {list(routes)}")
+            raise InvalidInputError(f"own_proposals has {sorted(unknown)}, but the routes are {list(routes)}")
         self.num_instruction_tokens = num_instruction_tokens
         self.assigner = VotingAssigner(MatchingQuality(alpha, 1 - alpha), top_k, threshold)
         self.weight = weight
@@ -180,11 +183,13 @@ class MrDETR(Method):
         position = next(i for i, method in enumerate(model.methods) if method is self)
         later = list(model.methods)[position + 1 :]
         if after := [type(method).__name__ for method in later if isinstance(method, Denoising)]:
-            raise ValueError(f"in model.methods, {', '.join(after)} must stand before MrDETR, to go on its routes, too")
+            raise InvalidInputError(
+                f"in model.methods, {', '.join(after)} must stand before MrDETR, to go on its routes, too"
+            )
         if model.criterion is not None and self.losses is None:
             self.losses = model.criterion.of_last_layer("main").losses
         if any(isinstance(loss, CrossEntropyLoss) for loss in self.losses or ()):
-            raise ValueError("MrDETR needs a detector with a sigmoid for each class, and this one has a softmax")
+            raise InvalidInputError("MrDETR needs a detector with a sigmoid for each class, and this one has a softmax")
         two_stage = isinstance(model.query_source, EncoderProposals)
         for name in self.route_names:
             route = AuxiliaryRoute(name, self.num_instruction_tokens, model.decoder.layers)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
+from detrx.errors import InvalidInputError
 from detrx.modeling import (
     CrossEntropyLoss,
     DetectionTransformer,
@@ -39,11 +40,13 @@ class QualityAwareAssigner(Assigner):
 
     def __init__(self, top_k: int = 4, gamma: float = 0.4, tau: float = 1.0, rounding: str = "ceil", minimum: int = 1):
         if not 1 <= minimum <= top_k:
-            raise ValueError(f"minimum must be at least 1 and at most top_k, got minimum {minimum} and top_k {top_k}")
+            raise InvalidInputError(
+                f"minimum must be at least 1 and at most top_k, got minimum {minimum} and top_k {top_k}"
+            )
         if tau <= 0:
-            raise ValueError(f"tau must be positive, got {tau}")
+            raise InvalidInputError(f"tau must be positive, got {tau}")
         if rounding not in self.ROUNDING:
-            raise ValueError(f"rounding must be one of {tuple(self.ROUNDING)}, got {rounding!r}")
+            raise InvalidInputError(f"rounding must be one of {tuple(self.ROUNDING)}, got {rounding!r}")
         self.top_k, self.tau, self.rounding, self.minimum = top_k, tau, rounding, minimum
         self.quality = MatchingQuality(-gamma, 1.0)
 
@@ -98,12 +101,14 @@ class QualityAwareAssignment(Method):
     def attach(self, model: DetectionTransformer) -> None:
         self.num_layers = len(model.decoder.layers)
         if self.num_layers < 2:
-            raise ValueError("QualityAwareAssignment is for intermediate layers, but the decoder has only one layer")
+            raise InvalidInputError(
+                "QualityAwareAssignment is for intermediate layers, but the decoder has only one layer"
+            )
         if model.criterion is None:
             return
         main = [supervision for supervision in model.criterion.supervisions if supervision.group == "main"]
         if any(isinstance(loss, CrossEntropyLoss) for supervision in main for loss in supervision.losses):
-            raise ValueError(
+            raise InvalidInputError(
                 "QualityAwareAssignment needs a detector with a sigmoid for each class, and this one has a softmax"
             )
         self.usual = tuple(supervision.assigner for supervision in main)
@@ -115,7 +120,7 @@ class QualityAwareAssignment(Method):
                 result.append(supervision)
                 continue
             if not any(supervision.assigner is assigner for assigner in self.usual):
-                raise ValueError(
+                raise InvalidInputError(
                     "QualityAwareAssignment and another method of model.methods both change how the main queries are "
                     f"assigned (the other one to {type(supervision.assigner).__name__}): leave one out"
                 )

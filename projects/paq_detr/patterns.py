@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from detrx.errors import InvalidInputError
 from detrx.modeling import DetectionTransformer, Method, MultiScaleTokens, Predictions, QueryContent, Step
 
 
@@ -74,7 +75,9 @@ class WeightGenerator(nn.Module):
     def describe(self, memory: MultiScaleTokens) -> Tensor:
         """The images as vectors (B, channels)."""
         if len(memory.shapes) != len(self.reduce):
-            raise ValueError(f"num_levels is {len(self.reduce)}, but the encoder has {len(memory.shapes)} levels")
+            raise InvalidInputError(
+                f"num_levels is {len(self.reduce)}, but the encoder has {len(memory.shapes)} levels"
+            )
         fused = None
         for (tokens, padding), reduce, dilate in reversed(
             list(zip(memory.maps(), self.reduce, self.dilate, strict=True))
@@ -132,7 +135,7 @@ class PatternContent(QueryContent):
     ):
         super().__init__()
         if num_patterns < 2:
-            raise ValueError(f"num_patterns must be at least 2, got {num_patterns}")
+            raise InvalidInputError(f"num_patterns must be at least 2, got {num_patterns}")
         self.num_queries = num_queries
         self.patterns = nn.Parameter(torch.empty(num_patterns, embed_dim))
         nn.init.normal_(self.patterns)
@@ -164,14 +167,14 @@ class PatternDiversity(Method):
     def __init__(self, weight: float = 0.2):
         super().__init__()
         if weight < 0:
-            raise ValueError(f"weight must not be negative, got {weight}")
+            raise InvalidInputError(f"weight must not be negative, got {weight}")
         self.weight = weight
 
     def attach(self, model: DetectionTransformer) -> None:
         content = getattr(model.query_source, "content", None)
         if not isinstance(content, PatternContent):
             found = content if isinstance(content, str) else type(content).__name__
-            raise ValueError(
+            raise InvalidInputError(
                 f"PatternDiversity needs a query source whose `content` is a PatternContent; this "
                 f"{type(model.query_source).__name__} has {found}"
             )

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from detrx.errors import InvalidInputError
 from detrx.modeling import Branch, DecoderLayer, Denoising, DetectionTransformer, Method, Predictions, Step, Supervision
 from detrx.modeling.methods import log_storage
 
@@ -54,16 +55,18 @@ class QueryRouting(Method):
         super().__init__()
         schemes = EEQR if scheme == "eeqr" else (scheme,) if isinstance(scheme, str) else tuple(scheme)
         if not schemes or set(schemes) - set(WRAPPED):
-            raise ValueError(f'scheme must be "eeqr", one of {", ".join(WRAPPED)}, or a list of these, got {scheme!r}')
+            raise InvalidInputError(
+                f'scheme must be "eeqr", one of {", ".join(WRAPPED)}, or a list of these, got {scheme!r}'
+            )
         for key, value, known in (("regroup", regroup, REGROUP), ("ffn", ffn, FFN_ON)):
             if value not in known:
-                raise ValueError(f"{key} must be one of {', '.join(known)}, got {value!r}")
+                raise InvalidInputError(f"{key} must be one of {', '.join(known)}, got {value!r}")
         if exit_weight < 0:
-            raise ValueError(f"exit_weight must not be negative, got {exit_weight}")
+            raise InvalidInputError(f"exit_weight must not be negative, got {exit_weight}")
         if pass_column not in (0, 1):
-            raise ValueError(f"pass_column must be 0 or 1, got {pass_column!r}")
+            raise InvalidInputError(f"pass_column must be 0 or 1, got {pass_column!r}")
         if not isinstance(period, int) or period < 1:
-            raise ValueError(f"period must be 1 or more iterations, got {period!r}")
+            raise InvalidInputError(f"period must be 1 or more iterations, got {period!r}")
         self.schemes, self.regroup, self.ffn = schemes, regroup, ffn
         self.exit_weight, self.detach_queries, self.add_pos = exit_weight, detach_queries, add_pos
         self.pass_column, self.period = pass_column, period
@@ -73,7 +76,7 @@ class QueryRouting(Method):
 
     def attach(self, model: DetectionTransformer) -> None:
         if self.regroup == "concat" and any(isinstance(method, Denoising) for method in model.methods):
-            raise ValueError(
+            raise InvalidInputError(
                 'QueryRouting with regroup="concat" changes the order of queries, and does not go together with '
                 "denoising, which knows its queries by their place"
             )
@@ -81,7 +84,7 @@ class QueryRouting(Method):
         layers, heads = model.decoder.layers, model.decoder.heads
         for index, layer in enumerate(layers):
             if type(layer) is not DecoderLayer:
-                raise ValueError(
+                raise InvalidInputError(
                     f"QueryRouting wraps a DecoderLayer, but decoder layer {index} is a {type(layer).__name__}"
                 )
             embed_dim = layer.norm1.normalized_shape[0]

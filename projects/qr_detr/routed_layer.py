@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from detrx.errors import InvalidInputError
 from detrx.layers import is_recomputing
 from detrx.modeling import DecoderLayer, MultiScaleTokens, Queries
 from detrx.modeling.queries import QueryLayout
@@ -63,7 +64,7 @@ class RoutedDecoderLayer(DecoderLayer):
     ):
         for key, value, known in (("wrapped", wrapped, WRAPPED), ("regroup", regroup, REGROUP), ("ffn", ffn, FFN_ON)):
             if value not in known:
-                raise ValueError(f"{key} must be one of {', '.join(known)}, got {value!r}")
+                raise InvalidInputError(f"{key} must be one of {', '.join(known)}, got {value!r}")
         embed_dim = layer.norm1.normalized_shape[0]
         super().__init__(layer.self_attn, layer.cross_attn, layer.ffn, embed_dim, layer.dropout.p)
         self.norm1, self.norm2, self.norm3 = layer.norm1, layer.norm2, layer.norm3

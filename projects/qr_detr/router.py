@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from detrx.errors import InvalidInputError
 from detrx.modeling import DetectionTransformer
 
 
@@ -21,7 +22,7 @@ class QueryRouter(nn.Linear):
 
     def __init__(self, embed_dim: int, pass_column: int = 1):
         if pass_column not in (0, 1):
-            raise ValueError(f"pass_column must be 0 or 1, got {pass_column!r}")
+            raise InvalidInputError(f"pass_column must be 0 or 1, got {pass_column!r}")
         super().__init__(embed_dim, 2, bias=False)
         self.pass_column = pass_column
 
@@ -50,11 +51,11 @@ class FixedRouter(nn.Module):
         super().__init__()
         is_mask = isinstance(passing, Tensor)
         if is_mask and (passing.dtype != torch.bool or passing.ndim not in (1, 2)):
-            raise ValueError(
+            raise InvalidInputError(
                 f"FixedRouter: a mask must be bool and (N,) or (B, N), got {passing.dtype} {list(passing.shape)}"
             )
         if not is_mask and not 0 <= passing <= 1:
-            raise ValueError(f"FixedRouter: the passing part must be in [0, 1], got {passing}")
+            raise InvalidInputError(f"FixedRouter: the passing part must be in [0, 1], got {passing}")
         self.part = None if is_mask else float(passing)
         self.register_buffer("mask", passing if is_mask else None, persistent=False)
 
@@ -73,7 +74,7 @@ class FixedRouter(nn.Module):
         else:
             mask = self.mask
             if mask.shape[-1] != q.shape[1] or (mask.ndim == 2 and mask.shape[0] != q.shape[0]):
-                raise ValueError(
+                raise InvalidInputError(
                     f"FixedRouter: the mask is {list(mask.shape)}, but there are {q.shape[0]} images of {q.shape[1]} "
                     "queries, those of all groups together"
                 )
@@ -93,8 +94,10 @@ def force_routers(model: DetectionTransformer, passing: float | Tensor | Sequenc
     layers = model.decoder.layers
     values = list(passing) if isinstance(passing, Sequence) else [passing] * len(layers)
     if len(values) != len(layers):
-        raise ValueError(f"force_routers: {len(values)} values for {len(layers)} decoder layers")
+        raise InvalidInputError(f"force_routers: {len(values)} values for {len(layers)} decoder layers")
     for index, (layer, value) in enumerate(zip(layers, values, strict=True)):
         if getattr(layer, "router", None) is None:
-            raise ValueError(f"force_routers: decoder layer {index} has no router; add QueryRouting to model.methods")
+            raise InvalidInputError(
+                f"force_routers: decoder layer {index} has no router; add QueryRouting to model.methods"
+            )
         layer.router = FixedRouter(value).to(model.device)

@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 
 from detrx.analysis.activation import ActivationAnalysis, gini, gini_table, lorenz
+from detrx.cli import analyze_queries
 from detrx.d2.structures import Boxes, Instances
 from detrx.modeling import DetectionTransformer
 from tests.modeling.small import make_input, make_model
-from tests.tools.loading import load_tool
 
 PATTERNS = "paq_detr/paq_deformable_detr_patterns_digits.py"
 PLAIN = "deformable_detr/deformable_detr_digits.py"
@@ -211,7 +211,7 @@ def test_tool_on_a_study(tmp_path: Path, digits: str, capsys: pytest.CaptureFixt
         "--dataset",
         digits,
     ]
-    load_tool("analyze_queries").main([str(each) for each in (*arguments, "--score-threshold", 0.0, "--device", "cpu")])
+    analyze_queries.main([str(each) for each in (*arguments, "--score-threshold", 0.0, "--device", "cpu")])
     assert "| patterns | " in capsys.readouterr().out
     assert set(json.loads((output / "gini.json").read_text())) == {"plain", "patterns"}
     assert {path.name for path in (output / "patterns" / "seed1").iterdir()} == {
@@ -231,5 +231,5 @@ def test_tool_on_a_study(tmp_path: Path, digits: str, capsys: pytest.CaptureFixt
 )
 def test_wrong_arguments(arguments: list[str], message: str, capsys: pytest.CaptureFixture):
     with pytest.raises(SystemExit):
-        load_tool("analyze_queries").main(arguments)
+        analyze_queries.main(arguments)
     assert message in capsys.readouterr().err

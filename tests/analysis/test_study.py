@@ -1,7 +1,10 @@
+import sys
+
 import pytest
 import yaml
 
 from detrx.analysis.study import METRICS, Run, Variant, load_study, markdown_table, plot_study, result_of, summarise
+from detrx.errors import UserError
 
 SCRIPT = """
 import json, pathlib, sys
@@ -18,29 +21,29 @@ lines.append({"iteration": 1, "bbox/AP": ap, "bbox/AP50": 2 * ap, "bbox/AP75": a
 
 
 @pytest.fixture
-def script(tmp_path):
+def command(tmp_path):
     path = tmp_path / "train.py"
     path.write_text(SCRIPT)
-    return path
+    return [sys.executable, str(path)]
 
 
-def test_a_finished_run_is_not_repeated(tmp_path, script):
+def test_a_finished_run_is_not_repeated(tmp_path, command):
     first_run = Run(Variant("a, b", "config.py", ("ap=10",)), 1, tmp_path / "out", tmp_path / "kept")
-    first = result_of(first_run, script)
+    first = result_of(first_run, command)
     assert first["bbox/AP"] == 11 and first["first_loss"] == 9 and first["last_loss"] == 4 and first["iterations"] == 2
-    assert result_of(first_run, script) == first
+    assert result_of(first_run, command) == first
     assert (first_run.folder / "calls").read_text().count("call") == 1
     assert first_run.folder == tmp_path / "out" / "a_b" / "seed1", "a comma would end the value of an override"
     (first_run.folder / "result.json").unlink()
-    assert result_of(first_run, script) == first, "what is kept elsewhere is not repeated either"
+    assert result_of(first_run, command) == first, "what is kept elsewhere is not repeated either"
     assert (first_run.folder / "calls").read_text().count("call") == 1
-    with pytest.raises(RuntimeError, match="of another run"):
-        result_of(Run(Variant("a, b", "config.py", ("ap=20",)), 1, tmp_path / "out"), script)
+    with pytest.raises(UserError, match="of another run"):
+        result_of(Run(Variant("a, b", "config.py", ("ap=20",)), 1, tmp_path / "out"), command)
 
 
-def test_a_failed_run_names_its_log(tmp_path, script):
-    with pytest.raises(RuntimeError, match=r"'a' with seed 13 ended with exit status 3: see .*stdout\.txt"):
-        result_of(Run(Variant("a", "config.py", ("ap=10",)), 13, tmp_path / "out"), script)
+def test_a_failed_run_names_its_log(tmp_path, command):
+    with pytest.raises(UserError, match=r"'a' with seed 13 ended with exit status 3: see .*stdout\.txt"):
+        result_of(Run(Variant("a", "config.py", ("ap=10",)), 13, tmp_path / "out"), command)
     assert not list(tmp_path.rglob("result.json"))
 
 

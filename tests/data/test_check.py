@@ -9,8 +9,8 @@ from PIL import Image
 from detrx.d2.data import DatasetCatalog, MetadataCatalog, register_coco_instances
 from detrx.d2.structures import BoxMode
 from detrx.data import get_detection_dataset_dicts
-from detrx.data.check import check_coco_file, check_config, check_dataset
-from detrx.data.check_report import as_text
+from detrx.data.check.dataset import check_coco_file, check_config, check_dataset
+from detrx.data.check.report import as_text
 
 
 @pytest.fixture

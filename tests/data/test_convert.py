@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from detrx.data import load_coco
-from detrx.data.check import check_coco_file
+from detrx.data.check.dataset import check_coco_file
 from detrx.data.convert import VOC_CLASSES, ConversionError, as_coco, read_voc, read_yolo, write_coco_files
 
 NAMES = ["disc", "square", "star"]

@@ -11,7 +11,7 @@ from detrx import model_zoo
 from detrx.d2.config import LazyConfig, instantiate
 from detrx.d2.data import DatasetCatalog, MetadataCatalog
 from detrx.data import get_detection_dataset_dicts
-from detrx.data.check import check_config
+from detrx.data.check.dataset import check_config
 from detrx.engine import ConfigError, check_evaluation, load_config
 from detrx.modeling import PredictionHeads
 

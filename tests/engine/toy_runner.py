@@ -4,7 +4,6 @@ import os
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the toy runs are about CPUs, also where there is a GPU
 
-import importlib.util
 import multiprocessing
 import sys
 import traceback
@@ -14,14 +13,12 @@ import torch
 import torch._dynamo  # which optimizers import
 import torch.utils.tensorboard
 
+from detrx.cli import lazyconfig_train_net
 from detrx.engine import load_config
 
 HERE = Path(__file__).parent
 CONFIG = str(HERE / "toy_config.py")
 
-_spec = importlib.util.spec_from_file_location("train_net", HERE.parents[1] / "tools" / "lazyconfig_train_net.py")
-_script = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_script)
 load_config(CONFIG, ["train.seed=1"])  # for what it imports
 
 
@@ -40,7 +37,7 @@ def run(arguments: list[str], console: str, environment: dict[str, str], new_gro
     sys.stderr = os.fdopen(2, "w", buffering=1)
     code = 70
     try:
-        code = _script.run_job(_script.main, _script.default_argument_parser().parse_args(arguments))
+        code = lazyconfig_train_net.main(arguments)
     except BaseException:
         traceback.print_exc()
     sys.exit(code)

@@ -10,6 +10,7 @@ from detrx import model_zoo
 from detrx.analysis.study import load_study
 from detrx.d2.config import LazyConfig
 from detrx.engine import ConfigError, check_overrides, load_config
+from detrx.errors import InvalidInputError
 from detrx.model_zoo import catalog
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -124,5 +125,5 @@ def test_mistakes_in_a_table(table: str, message: str, tmp_path: Path, monkeypat
     (tmp_path / "configs" / "dino" / "variants.yaml").write_text(table)
     for module in (model_zoo, catalog):
         monkeypatch.setattr(module, "config_root", lambda: tmp_path / "configs")
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InvalidInputError, match=message):
         model_zoo.get_config("dino/dino_r9")

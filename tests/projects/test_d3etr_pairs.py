@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 
+from detrx.cli import analyze_queries as tool
 from detrx.projects.d3etr.analysis import PairsAnalysis
 from tests.modeling.small import make_input
 from tests.projects.contract import detector, distillation, switch_on
-from tests.tools.loading import load_tool
 
 ORDER = [3, 0, 9, 1, 2, 4, 8, 7, 5, 6]
 
@@ -22,7 +22,6 @@ def test_tool_finds_the_order_of_the_queries(request, tmp_path, monkeypatch):
     model.query_source.pos.weight = torch.nn.Parameter(model.query_source.pos.weight[kept])
     switch_on(model, method)
     model.eval()
-    tool = load_tool("analyze_queries")
     config = str(request.config.rootpath / "projects/d3etr/configs/d3etr_conditional_detr_digits.py")
     monkeypatch.setattr(tool, "get_detection_dataset_dicts", lambda *_, **__: [{"image_id": i} for i in range(3)])
     monkeypatch.setattr(tool, "load_model", lambda *_: model)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from detrx.analysis.flops import count_flops
 from detrx.analysis.routing import RoutingAnalysis
+from detrx.cli import analyze_queries as tool
 from detrx.d2.config import LazyConfig
 from detrx.d2.utils import EventStorage
 from detrx.modeling import ContrastiveDenoising, DetectionTransformer, Method, Predictions
@@ -17,7 +18,6 @@ from detrx.projects.mr_detr import MrDETR
 from detrx.projects.qr_detr import FixedRouter, QueryRouting, force_routers
 from tests.modeling.small import make_input, make_model
 from tests.projects.contract import DETECTORS, Inference, detector, losses_of, make_batch, switch_on, training_step
-from tests.tools.loading import load_tool
 
 QUERIES, LAYERS = 10, 3
 CONFIGS = [f"qr_detr/qr_{name}_digits.py" for name in ("deformable_detr", "conditional_detr", "dab_detr")]
@@ -297,7 +297,6 @@ def test_tool_counts_what_passes(request, tmp_path, monkeypatch):
     cfg = LazyConfig.load(config)
     model = routed().eval()
     force_routers(model, [0.5, 0.2, 1.0])
-    tool = load_tool("analyze_queries")
     records = [{"image_id": i} for i in range(3)]
     monkeypatch.setattr(tool, "get_detection_dataset_dicts", lambda *_, **__: records)
     monkeypatch.setattr(tool, "load_model", lambda *_: model)
@@ -333,7 +332,6 @@ def test_tool_with_a_detector_that_routes_nothing():
 
 
 def test_tool_arguments(request):
-    tool = load_tool("analyze_queries")
     for arguments in ([], ["--routing", "--num", "0"], ["--routing", "--cost-images", "-1"]):
         with pytest.raises(SystemExit):
             tool.parse_args(["--config-file", "a.py", "--weights", "b.pth", *arguments])

@@ -11,8 +11,8 @@ from detrx.d2.config import instantiate
 from detrx.d2.data import MetadataCatalog
 from detrx.d2.structures import BoxMode, Instances
 from detrx.data import get_detection_dataset_dicts
-from detrx.engine.errors import user_error
 from detrx.engine.trained import load_model
+from detrx.errors import user_message
 from detrx.evaluation import read_ground_truth, read_results
 from detrx.evaluation.results import instances_on_host
 from detrx.modeling import DetectionTransformer
@@ -109,7 +109,7 @@ def run_model(
         try:
             watch = QueryWatch(model, cfg.model, dataset.class_names, threshold)
         except ImportError as error:
-            if (message := user_error(error)) is None:
+            if (message := user_message(error)) is None:
                 raise
             watch = Absent(message)
     ids = [each["id"] for each in sorted(dataset.ground_truth["categories"], key=lambda each: each["id"])]

@@ -14,7 +14,7 @@ from markupsafe import Markup
 import detrx
 from detrx.analysis.visualize import LEGEND
 from detrx.engine.config import load_config
-from detrx.engine.errors import user_error
+from detrx.errors import user_message
 
 from .breakdown import break_down
 from .curves import draw_curves
@@ -157,7 +157,7 @@ def _of_model(run: RunFolder, options: Options, cfg: Any, dataset: Dataset) -> O
 def _excused(error: Exception, what: str, again: str, asked: bool) -> Absent:
     """A part that is missing for a reason that the user can mend; raises the error if it is a bug, or of something that
     was asked for."""
-    message = user_error(error)
+    message = user_message(error)
     if message is None or asked:
         raise error
     return Absent(f"{what}: {message}", again)

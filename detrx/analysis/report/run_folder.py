@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from detrx.analysis.curves import Run, read_metrics
+from detrx.errors import InvalidInputError
 
 _ENTRY = re.compile(r"^\[\d\d/\d\d \d\d:\d\d:\d\d\] ", re.MULTILINE)
 _TRAINING_TIME = re.compile(r"Total training time: (?:(\d+) days?, )?(\d+):(\d\d):(\d\d)")
@@ -141,11 +142,11 @@ def read_config(file: Path) -> tuple[DictConfig, str]:
     try:
         content = yaml.safe_load(text)
         if not isinstance(content, dict) or not content:
-            raise ValueError(f"{file} is damaged: expected a mapping with keys like model and train")
+            raise InvalidInputError(f"{file} is damaged: expected a mapping with keys like model and train")
         return OmegaConf.create(content), text
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{file} is damaged, it cannot be read as YAML: {reason}") from error
+        raise InvalidInputError(f"{file} is damaged, it cannot be read as YAML: {reason}") from error
 
 
 def parse_log(text: str) -> Log:

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from detrx.errors import InvalidInputError
+
 _local_size: int | None = None
 
 
@@ -36,7 +38,9 @@ def create_local_process_group(num_workers_per_machine: int) -> None:
     """
     global _local_size
     if get_world_size() % num_workers_per_machine != 0:
-        raise ValueError(f"{get_world_size()} processes do not divide into machines of {num_workers_per_machine}")
+        raise InvalidInputError(
+            f"{get_world_size()} processes do not divide into machines of {num_workers_per_machine}"
+        )
     _local_size = num_workers_per_machine
 
 

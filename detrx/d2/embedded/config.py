@@ -18,6 +18,7 @@ from hydra.utils import _locate
 from omegaconf import DictConfig, ListConfig, OmegaConf, SCMode
 
 from detrx.d2.embedded.file_io import PathManager
+from detrx.errors import InvalidInputError, MissingImportError, UnknownNameError
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +99,7 @@ class LazyConfig:
             with PathManager.open(filename) as f:
                 content = OmegaConf.create(yaml.unsafe_load(f), flags=_FLAGS)
         else:
-            raise ValueError(f"Config file {filename} is neither a .py nor a .yaml file")
+            raise InvalidInputError(f"Config file {filename} is neither a .py nor a .yaml file")
 
         if isinstance(keys, str):
             return _as_config(content[keys])
@@ -160,7 +161,7 @@ class LazyConfig:
                 if value is None:
                     break
                 if not OmegaConf.is_config(value):
-                    raise KeyError(
+                    raise UnknownNameError(
                         f"Override {override.input_line!r}: {prefix} is a {type(value).__name__}, not a config"
                     )
             OmegaConf.update(cfg, key, override.value(), merge=True)
@@ -196,7 +197,7 @@ def _run(filename: str) -> dict[str, Any]:
         content = _run(path)
         for wanted in fromlist:
             if wanted not in content:
-                raise ImportError(f"Config file {filename} imports {wanted!r}, which {path} does not define")
+                raise MissingImportError(f"Config file {filename} imports {wanted!r}, which {path} does not define")
             content[wanted] = _as_config(content[wanted])
         return SimpleNamespace(**content)
 
@@ -219,7 +220,9 @@ def _imported_file(importer: str, name: str, level: int) -> str:
     path = os.path.join(folder, *name.split(".")) + ".py"
     if not name or (PathManager.isdir(path[: -len(".py")]) and not PathManager.isfile(path)):
         where = path[: -len(".py")] if name else folder
-        raise ImportError(f"Config file {importer} imports from the folder {where}; it can only import from files")
+        raise MissingImportError(
+            f"Config file {importer} imports from the folder {where}; it can only import from files"
+        )
     if not PathManager.isfile(path):
-        raise ImportError(f"Config file {importer} imports from {path}, which does not exist")
+        raise MissingImportError(f"Config file {importer} imports from {path}, which does not exist")
     return path

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+from detrx.errors import UnknownNameError
+
 __all__ = ["DatasetCatalog", "Metadata", "MetadataCatalog"]
 
 
@@ -30,7 +32,9 @@ class _DatasetCatalog(_Catalog):
     def get(self, name: str) -> list[dict]:
         """Load the dataset. Raises ``KeyError`` for a name that is not registered."""
         if name not in self:
-            raise KeyError(f"Dataset {name!r} is not registered; registered are: {', '.join(self.keys()) or 'none'}")
+            raise UnknownNameError(
+                f"Dataset {name!r} is not registered; registered are: {', '.join(self.keys()) or 'none'}"
+            )
         return self[name]()
 
 

@@ -13,6 +13,7 @@ import pycocotools.mask as mask_util
 from detrx.d2.embedded.data_catalog import DatasetCatalog, MetadataCatalog
 from detrx.d2.embedded.file_io import PathManager
 from detrx.d2.embedded.structures import BoxMode
+from detrx.errors import InvalidInputError, UnknownNameError
 
 logger = logging.getLogger(__name__)
 
@@ -42,10 +43,10 @@ def read_coco_json(json_file: str | os.PathLike) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise FileNotFoundError(f"The annotation file {json_file} does not exist") from error
     except ValueError as error:  # also UnicodeDecodeError
-        raise ValueError(f"The annotation file {json_file} is not valid JSON: {error}") from error
+        raise InvalidInputError(f"The annotation file {json_file} is not valid JSON: {error}") from error
     for key in ("images", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
-            raise ValueError(f"The annotation file {json_file} is not in COCO's format: it has no list {key!r}")
+            raise InvalidInputError(f"The annotation file {json_file} is not in COCO's format: it has no list {key!r}")
     return content
 
 
@@ -71,7 +72,7 @@ def load_coco_json(
     id_map = _contiguous_ids(content["categories"], dataset_name, json_file) if dataset_name is not None else None
     images = {image["id"]: image for image in content["images"]}
     if len(images) < len(content["images"]):
-        raise ValueError(f"{json_file}: the ids of the images are not unique")
+        raise InvalidInputError(f"{json_file}: the ids of the images are not unique")
     annotations = content.get("annotations", [])
     by_image = defaultdict(list)
     for annotation in annotations:
@@ -90,7 +91,7 @@ def load_coco_json(
             obj = {key: annotation[key] for key in ("iscrowd", "bbox", "category_id") if key in annotation}
             where = f"{json_file}: annotation {annotation['id']} of image {image_id}"
             if len(obj.get("bbox", ())) != 4:
-                raise ValueError(f"{where} has bbox={obj.get('bbox')}, expected [x, y, width, height]")
+                raise InvalidInputError(f"{where} has bbox={obj.get('bbox')}, expected [x, y, width, height]")
             if annotation.get("ignore", 0) != 0:
                 raise AssertionError(f"{where} has 'ignore', which is not supported; use 'iscrowd'")
             if annotation.get("segmentation"):
@@ -101,7 +102,9 @@ def load_coco_json(
             obj["bbox_mode"] = BoxMode.XYWH_ABS
             if id_map is not None:
                 if obj["category_id"] not in id_map:
-                    raise KeyError(f"{where} has category_id={obj['category_id']}, which is not in 'categories'")
+                    raise UnknownNameError(
+                        f"{where} has category_id={obj['category_id']}, which is not in 'categories'"
+                    )
                 obj["category_id"] = id_map[obj["category_id"]]
             objects.append(obj)
         file_name = os.path.join(image_root, image["file_name"])
@@ -117,10 +120,10 @@ def load_coco_json(
 def _contiguous_ids(categories: list[dict], dataset_name: str, json_file: str | os.PathLike) -> dict[int, int]:
     """Category id -> position among the sorted ids, also put into the metadata."""
     if not categories:
-        raise ValueError(f"The annotation file {json_file} lists no categories")
+        raise InvalidInputError(f"The annotation file {json_file} lists no categories")
     names = {category["id"]: category["name"] for category in sorted(categories, key=lambda c: c["id"])}
     if len(names) < len(categories):
-        raise ValueError(f"{json_file}: the ids of the categories are not unique")
+        raise InvalidInputError(f"{json_file}: the ids of the categories are not unique")
     id_map = {category_id: position for position, category_id in enumerate(names)}
     if list(names) != list(range(1, len(names) + 1)) and "coco" not in dataset_name:
         logger.warning("%s: the category ids are not 1 to %d; they are mapped to 0, 1, ...", json_file, len(names))

@@ -17,6 +17,7 @@ from detrx.d2.embedded.data_catalog import DatasetCatalog, MetadataCatalog
 from detrx.d2.embedded.data_datasets import AspectRatioGroupedDataset, DatasetFromList, MapDataset, ToIterableDataset
 from detrx.d2.embedded.data_samplers import InferenceSampler, TrainingSampler
 from detrx.d2.embedded.env import seed_all_rng
+from detrx.errors import InvalidInputError
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ def _check_classes(names: list[str], dicts: list[dict]) -> None:
         return
     for name, other in zip(names, classes, strict=True):
         if other != classes[0]:
-            raise ValueError(f"Dataset {name!r} has the classes {other}, {names[0]!r} has {classes[0]}")
+            raise InvalidInputError(f"Dataset {name!r} has the classes {other}, {names[0]!r} has {classes[0]}")
     counts = Counter(a["category_id"] for d in dicts for a in d["annotations"] if not a.get("iscrowd", 0))
     unknown = sorted(set(counts) - set(range(len(classes[0]))))
     assert not unknown, f"category_id={unknown[0]} occurs in {', '.join(names)} with {len(classes[0])} classes"

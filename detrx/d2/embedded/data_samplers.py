@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from detrx.d2.embedded import comm
+from detrx.errors import InvalidInputError
 
 
 class _InfiniteSampler(Sampler):
@@ -47,7 +48,7 @@ class TrainingSampler(_InfiniteSampler):
         if not isinstance(size, int):
             raise TypeError(f"TrainingSampler needs an int as size, got {type(size).__name__}")
         if size <= 0:
-            raise ValueError(f"TrainingSampler needs a positive size, got {size}")
+            raise InvalidInputError(f"TrainingSampler needs a positive size, got {size}")
         super().__init__(shuffle, seed)
         self._size = size
 

@@ -11,6 +11,7 @@ from detrx.d2.embedded import comm
 from detrx.d2.embedded.data_catalog import MetadataCatalog
 from detrx.d2.embedded.data_coco import read_coco_json
 from detrx.d2.embedded.evaluation import DatasetEvaluator
+from detrx.errors import InvalidInputError
 from detrx.evaluation.coco_scores import METRICS, coco_api, score_boxes, table, table_per_class
 from detrx.evaluation.results import instances_on_host, to_results, with_category_ids, write_results
 
@@ -48,11 +49,13 @@ class COCOEvaluator(DatasetEvaluator):
             FileNotFoundError, ValueError: its file is missing or not in COCO's format.
         """
         if tasks is not None and set(tasks) != {"bbox"}:
-            raise ValueError(f"Without Detectron2, COCOEvaluator scores the task 'bbox' only, got tasks={list(tasks)}")
+            raise InvalidInputError(
+                f"Without Detectron2, COCOEvaluator scores the task 'bbox' only, got tasks={list(tasks)}"
+            )
         self._metadata = MetadataCatalog.get(dataset_name)
         json_file = self._metadata.get("json_file")
         if json_file is None:
-            raise ValueError(
+            raise InvalidInputError(
                 f"COCOEvaluator needs a COCO file, but dataset {dataset_name!r} has no metadata 'json_file'"
             )
         self._distributed = distributed

@@ -19,6 +19,7 @@ from detrx.d2.embedded import comm
 from detrx.d2.embedded.events import EventWriter
 from detrx.d2.embedded.solver import LRMultiplier
 from detrx.d2.embedded.train_loop import HookBase
+from detrx.errors import InvalidInputError
 
 __all__ = [
     "BestCheckpointer",
@@ -143,7 +144,7 @@ def _flatten(results: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
         try:
             flat[prefix + name] = float(value)
         except (TypeError, ValueError) as error:
-            raise ValueError(
+            raise InvalidInputError(
                 f"[EvalHook] eval_function should return a nested dict of float. Got '{prefix}{name}: {value}' instead."
             ) from error
     return flat

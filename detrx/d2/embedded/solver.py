@@ -13,6 +13,8 @@ from fvcore.common.param_scheduler import (
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
+from detrx.errors import InvalidInputError
+
 __all__ = ["LRMultiplier", "LRScheduler", "WarmupParamScheduler", "get_default_optimizer_params"]
 
 _NORM_LAYERS = (
@@ -54,7 +56,7 @@ class WarmupParamScheduler(CompositeParamScheduler):
         elif warmup_method == "linear":
             warmup = LinearParamScheduler(start, scheduler(0.0 if rescale_interval else warmup_length))
         else:
-            raise ValueError(f"Unknown warmup method: {warmup_method}; expected 'linear' or 'constant'")
+            raise InvalidInputError(f"Unknown warmup method: {warmup_method}; expected 'linear' or 'constant'")
         super().__init__(
             [warmup, scheduler],
             interval_scaling=["rescaled", "rescaled" if rescale_interval else "fixed"],
@@ -76,7 +78,7 @@ class LRMultiplier(LRScheduler):
         self, optimizer: torch.optim.Optimizer, multiplier: ParamScheduler, max_iter: int, last_iter: int = -1
     ):
         if not isinstance(multiplier, ParamScheduler):
-            raise ValueError(f"LRMultiplier(multiplier=) must be an fvcore ParamScheduler, got {multiplier}")
+            raise InvalidInputError(f"LRMultiplier(multiplier=) must be an fvcore ParamScheduler, got {multiplier}")
         self._multiplier = multiplier
         self._max_iter = max_iter
         super().__init__(optimizer, last_epoch=last_iter)
@@ -115,16 +117,16 @@ def get_default_optimizer_params(
     bias_settings = {}
     if bias_lr_factor is not None and bias_lr_factor != 1.0:
         if base_lr is None:
-            raise ValueError("bias_lr_factor requires base_lr")
+            raise InvalidInputError("bias_lr_factor requires base_lr")
         bias_settings["lr"] = base_lr * bias_lr_factor
     if weight_decay_bias is not None:
         bias_settings["weight_decay"] = weight_decay_bias
     if bias_settings:
         if "bias" in overrides:
-            raise ValueError("Conflicting overrides for 'bias'")
+            raise InvalidInputError("Conflicting overrides for 'bias'")
         overrides["bias"] = bias_settings
     if lr_factor_func is not None and base_lr is None:
-        raise ValueError("lr_factor_func requires base_lr")
+        raise InvalidInputError("lr_factor_func requires base_lr")
 
     groups: dict[tuple, dict[str, Any]] = {}
     seen = set()

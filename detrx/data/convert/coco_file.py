@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from detrx.atomic import write_atomically
 from detrx.data.images import image_sizes
+from detrx.errors import InvalidInputError
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -32,7 +33,7 @@ _SHOWN = 20
 Box = tuple[float, float, float, float]
 
 
-class ConversionError(ValueError):
+class ConversionError(InvalidInputError):
     """A dataset that cannot be converted; the message has a line `file:line: reason` for each place at fault."""
 
 

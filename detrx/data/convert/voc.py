@@ -11,6 +11,8 @@ from xml.parsers import expat
 
 from tqdm import tqdm
 
+from detrx.errors import InvalidInputError
+
 from .coco_file import IMAGE_SUFFIXES, Box, ConversionError, Labelled, LabelledImage, Problems, sizes_of_images
 
 __all__ = ["DIFFICULT", "VOC_CLASSES", "read_voc"]
@@ -55,7 +57,7 @@ def read_voc(
         ConversionError: anything cannot be read; the message says what, by file and line.
     """
     if difficult not in DIFFICULT:
-        raise ValueError(f"difficult must be one of {', '.join(DIFFICULT)}, got {difficult!r}")
+        raise InvalidInputError(f"difficult must be one of {', '.join(DIFFICULT)}, got {difficult!r}")
     folders = [folder for source in sources for folder in _years(Path(source))]
     problems = Problems()
     files: dict[str, list[Path]] = {}

@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 
+from detrx.errors import InvalidInputError
+
 from .coco_file import IMAGE_SUFFIXES, Box, ConversionError, Labelled, LabelledImage, Problems, sizes_of_images
 
 __all__ = ["read_yolo"]
@@ -197,22 +199,22 @@ def _parse(line: str, num_classes: int, keypoint_values: int) -> tuple[int, Box]
     try:
         values = [float(text) for text in line.split()]
     except ValueError:
-        raise ValueError(f"expected numbers, got {line.strip()[:80]!r}") from None
+        raise InvalidInputError(f"expected numbers, got {line.strip()[:80]!r}") from None
     label, coordinates = values[0], values[1:]
     if not label.is_integer() or not 0 <= label < num_classes:
-        raise ValueError(f"class {line.split()[0]} is not one of 0 to {num_classes - 1}")
+        raise InvalidInputError(f"class {line.split()[0]} is not one of 0 to {num_classes - 1}")
     if keypoint_values and len(coordinates) == 4 + keypoint_values:
         coordinates = coordinates[:4]
     if len(coordinates) != 4 and (len(coordinates) < 6 or len(coordinates) % 2):
         expected = "a class with x y w h, or with the points of a polygon"
-        raise ValueError(f"expected {expected}, got {len(values)} numbers")
+        raise InvalidInputError(f"expected {expected}, got {len(values)} numbers")
     if not all(-_TOLERANCE <= value <= 1 + _TOLERANCE for value in coordinates):
         bad = next(value for value in coordinates if not -_TOLERANCE <= value <= 1 + _TOLERANCE)
-        raise ValueError(f"coordinate {bad:g} is not relative to the size of the image, from 0 to 1")
+        raise InvalidInputError(f"coordinate {bad:g} is not relative to the size of the image, from 0 to 1")
     if len(coordinates) == 4:
         x, y, w, h = coordinates
         if w < 0 or h < 0:
-            raise ValueError(f"width {w:g} and height {h:g} must not be negative")
+            raise InvalidInputError(f"width {w:g} and height {h:g} must not be negative")
         return int(label), (x - w / 2, y - h / 2, w, h)
     xs, ys = coordinates[::2], coordinates[1::2]
     return int(label), (min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys))

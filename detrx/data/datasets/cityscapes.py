@@ -8,6 +8,8 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 from tqdm import tqdm
 
+from detrx.errors import InvalidInputError
+
 from .converted import converted_file, missing_file, read_source
 
 SPLITS = ("train", "val")
@@ -89,20 +91,20 @@ def _objects(content: Any, file: Path) -> list[tuple[str, list[tuple[float, floa
     """Labels and polygons, back to front."""
     for key, kind in (("imgWidth", int), ("imgHeight", int), ("objects", list)):
         if not isinstance(content, dict) or not isinstance(content.get(key), kind):
-            raise ValueError(f"annotation file {file}: has no {key!r}, or one that is no {kind.__name__}")
+            raise InvalidInputError(f"annotation file {file}: has no {key!r}, or one that is no {kind.__name__}")
     objects = []
     for position, entry in enumerate(content["objects"]):
         where = f"annotation file {file}: objects[{position}]"
         for key in ("label", "polygon"):
             if not isinstance(entry, dict) or key not in entry:
-                raise ValueError(f"{where} has no {key!r}")
+                raise InvalidInputError(f"{where} has no {key!r}")
         label = entry["label"]
         if str(label).removesuffix(_GROUP) not in CLASSES and label not in _OTHER_LABELS and label != _NOT_DRAWN:
-            raise ValueError(f"{where} has the unknown label {label!r}")
+            raise InvalidInputError(f"{where} has the unknown label {label!r}")
         try:
             polygon = [(float(x), float(y)) for x, y in entry["polygon"]]
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{where} ({label}) has a polygon that is no list of [x, y]") from error
+            raise InvalidInputError(f"{where} ({label}) has a polygon that is no list of [x, y]") from error
         if label != _NOT_DRAWN and not entry.get("deleted"):
             objects.append((label, polygon))
     return objects

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 from detrx.d2.data import DatasetCatalog, MetadataCatalog
 from detrx.d2.data import get_detection_dataset_dicts as _get_detection_dataset_dicts
-from detrx.data.check_boxes import check_boxes
-from detrx.data.findings import Findings, Problem
+from detrx.data.check.boxes import check_boxes
+from detrx.data.check.problems import Findings, Problem
+from detrx.errors import InvalidInputError
 
 from .coco_parse import parse_coco, read_json
 
@@ -41,7 +42,7 @@ def load_coco(json_file: str | os.PathLike, image_root: str | os.PathLike, name:
     records, categories = parse_coco(read_json(path, findings), image_root, findings)
     check_classes(list(categories.values()), name, findings)
     if (problem := findings.first_error()) is not None:
-        raise ValueError(f"annotation file {path}: {problem}")
+        raise InvalidInputError(f"annotation file {path}: {problem}")
     findings.log_warnings(path)
     if name is not None:
         contiguous = {category_id: k for k, category_id in enumerate(categories)}
@@ -79,7 +80,7 @@ def get_detection_dataset_dicts(names: str | list[str], filter_empty: bool = Tru
     check_boxes(records, findings)
     source = ", ".join(f"dataset {name} ({json_file})" if json_file else name for name, json_file in files.items())
     if (problem := findings.first_error()) is not None:
-        raise ValueError(f"{source}: {problem}")
+        raise InvalidInputError(f"{source}: {problem}")
     findings.log_warnings(source)
     return records
 
@@ -90,7 +91,7 @@ def check_registered(names: list[str]) -> None:
         if name not in DatasetCatalog:
             known = sorted(DatasetCatalog)
             near = difflib.get_close_matches(name, known, n=3) or known
-            raise ValueError(f"dataset {name!r} is not registered; did you mean one of: {', '.join(near)}?")
+            raise InvalidInputError(f"dataset {name!r} is not registered; did you mean one of: {', '.join(near)}?")
 
 
 def check_classes(found: list[str], name: str | None, findings: Findings) -> None:
@@ -116,7 +117,7 @@ def _clear_errors(json_file: str, name: str) -> Iterator[None]:
         check_classes(list(categories.values()), name, findings)
         if (problem := findings.first_error()) is None or str(error).startswith(f"annotation file {json_file}:"):
             raise
-        raise ValueError(f"annotation file {json_file}: {problem}") from error
+        raise InvalidInputError(f"annotation file {json_file}: {problem}") from error
 
 
 def _is_missing(json_file: str) -> bool:

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from detrx.data.findings import Findings
+from detrx.data.check.problems import Findings
+from detrx.errors import InvalidInputError
 
 from .coco_parse import parse_coco
 from .converted import missing_file, read_source
@@ -19,7 +20,7 @@ def read_content(json_file: Path) -> dict[str, Any]:
     """
     content = read_source(json_file)
     if not isinstance(content, dict) or not isinstance(content.get("images"), list):
-        raise ValueError(f"annotation file {json_file}: has no list 'images'")
+        raise InvalidInputError(f"annotation file {json_file}: has no list 'images'")
     return content
 
 
@@ -38,7 +39,7 @@ def records_of(
     findings = Findings()
     records, _ = parse_coco(content, image_root, findings)
     if (problem := findings.first_error()) is not None:
-        raise ValueError(f"annotation file {json_file}: {problem}")
+        raise InvalidInputError(f"annotation file {json_file}: {problem}")
     classes.remember(content["categories"])
     index_of = classes.ids()
     for record in records:

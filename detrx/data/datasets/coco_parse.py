@@ -13,7 +13,7 @@ import pycocotools.mask as mask_util
 
 from detrx.d2.structures import BoxMode
 from detrx.d2.utils import PathManager
-from detrx.data.findings import Findings, Problem, printable
+from detrx.data.check.problems import Findings, Problem, printable
 
 __all__ = ["LARGEST_SIDE", "is_box", "parse_coco", "read_json"]
 

@@ -12,6 +12,7 @@ from typing import Any
 from iopath.common.file_io import file_lock
 
 from detrx.atomic import write_atomically
+from detrx.errors import InvalidInputError
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ def read_source(file: Path) -> Any:
     except FileNotFoundError as error:
         raise missing_file(file) from error
     except ValueError as error:  # also UnicodeDecodeError
-        raise ValueError(f"annotation file {file}: not valid JSON ({error})") from error
+        raise InvalidInputError(f"annotation file {file}: not valid JSON ({error})") from error
 
 
 def missing_file(file: Path, kind: str = "annotation file") -> FileNotFoundError:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from detrx.d2.data import DatasetCatalog, MetadataCatalog
+from detrx.errors import InvalidInputError
 
 from .coco import load_coco
 
@@ -33,7 +34,7 @@ class CustomSplit:
 
     def __call__(self) -> list[dict]:
         if not self.json_file:
-            raise ValueError(
+            raise InvalidInputError(
                 f"dataset {self.name!r} has no files: "
                 f"give dataset.{self.split}_json=FILE and dataset.{self.split}_images=FOLDER"
             )
@@ -59,12 +60,12 @@ def read_categories(json_file: str) -> dict[int, str]:
     except FileNotFoundError as error:
         raise FileNotFoundError(f"annotation file {json_file} does not exist") from error
     except IsADirectoryError as error:
-        raise ValueError(f"annotation file {json_file} is a folder") from error
+        raise InvalidInputError(f"annotation file {json_file} is a folder") from error
     except ValueError as error:  # also UnicodeDecodeError
-        raise ValueError(f"annotation file {json_file}: not valid JSON ({error})") from error
+        raise InvalidInputError(f"annotation file {json_file}: not valid JSON ({error})") from error
     entries = content.get("categories") if isinstance(content, dict) else None
     if not isinstance(entries, list) or not entries:
-        raise ValueError(f"annotation file {json_file}: has no list 'categories', or an empty one")
+        raise InvalidInputError(f"annotation file {json_file}: has no list 'categories', or an empty one")
     return as_categories(entries, f"annotation file {json_file}: ")
 
 
@@ -80,9 +81,11 @@ def as_categories(entries: list[Mapping[str, Any]], where: str) -> dict[int, str
         if isinstance(number, float) and number.is_integer():  # some programs write 3.0
             number = int(number)
         if type(number) is not int or not isinstance(name, str):
-            raise ValueError(f"{where}categories[{position}] is {entry!r}, expected an integer 'id' and a 'name'")
+            raise InvalidInputError(
+                f"{where}categories[{position}] is {entry!r}, expected an integer 'id' and a 'name'"
+            )
         if number in categories:
-            raise ValueError(f"{where}category id {number} occurs twice")
+            raise InvalidInputError(f"{where}category id {number} occurs twice")
         categories[number] = name
     return dict(sorted(categories.items()))
 
@@ -103,7 +106,7 @@ def register_custom(name: str, files: Mapping[str, tuple[str, str]], categories:
     splits = [CustomSplit(name, split, os.fspath(json), os.fspath(images)) for split, (json, images) in files.items()]
     for split in splits:
         if split.name in DatasetCatalog and not isinstance(DatasetCatalog[split.name], CustomSplit):
-            raise ValueError(f"dataset {split.name!r} exists already: choose another dataset.name than {name!r}")
+            raise InvalidInputError(f"dataset {split.name!r} exists already: choose another dataset.name than {name!r}")
     for split in splits:
         DatasetCatalog.pop(split.name, None)
         MetadataCatalog.pop(split.name, None)

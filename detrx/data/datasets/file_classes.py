@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from detrx.errors import InvalidInputError
+
 from .converted import read_source
 from .custom import as_categories
 
@@ -43,7 +45,7 @@ class FileClasses:
             content = read_source(existing[0])
             categories = content.get("categories") if isinstance(content, dict) else None
             if not isinstance(categories, list) or not categories:
-                raise ValueError(f"annotation file {existing[0]}: has no list 'categories', or an empty one")
+                raise InvalidInputError(f"annotation file {existing[0]}: has no list 'categories', or an empty one")
             as_categories(categories, f"annotation file {existing[0]}: ")
             self.remember(categories)
         return self._read[files]

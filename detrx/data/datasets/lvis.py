@@ -4,6 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from detrx.errors import InvalidInputError
+
 from .coco_like import check_image_root, read_content, records_of
 from .file_classes import FileClasses
 
@@ -40,7 +42,7 @@ def load_lvis(json_file: Path, image_root: Path, classes: FileClasses) -> list[d
     for position, image in enumerate(content["images"]):
         for key in ("id", "coco_url", "not_exhaustive_category_ids", "neg_category_ids"):
             if not isinstance(image, dict) or key not in image:
-                raise ValueError(f"annotation file {json_file}: images[{position}] has no {key!r}")
+                raise InvalidInputError(f"annotation file {json_file}: images[{position}] has no {key!r}")
         image["file_name"] = "/".join(str(image["coco_url"]).split("/")[-2:])
         extra[image["id"]] = {key: image[key] for key in ("not_exhaustive_category_ids", "neg_category_ids")}
     records = records_of(content, json_file, image_root, classes)

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from detrx.errors import InvalidInputError
+
 from .converted import converted_file, read_source
 
 SPLITS = ("train", "val", "mini")
@@ -76,9 +78,13 @@ def nuimages_to_coco(tables: Path) -> dict[str, Any]:
     for row in rows["object_ann"]:
         where = f"annotation file {tables / 'object_ann.json'}: object {row['token']!r}"
         if row["category_token"] not in categories:
-            raise ValueError(f"{where} has category_token {row['category_token']!r}, which is not in category.json")
+            raise InvalidInputError(
+                f"{where} has category_token {row['category_token']!r}, which is not in category.json"
+            )
         if row["sample_data_token"] not in frames:
-            raise ValueError(f"{where} has sample_data_token {row['sample_data_token']!r}, not in sample_data.json")
+            raise InvalidInputError(
+                f"{where} has sample_data_token {row['sample_data_token']!r}, not in sample_data.json"
+            )
         label = _CLASS_OF_CATEGORY.get(categories[row["category_token"]])
         if label is None or row["sample_data_token"] not in image_ids:
             continue
@@ -107,11 +113,11 @@ def nuimages_to_coco(tables: Path) -> dict[str, Any]:
 def _read(file: Path, keys: tuple[str, ...]) -> list[dict[str, Any]]:
     rows = read_source(file)
     if not isinstance(rows, list):
-        raise ValueError(f"annotation file {file}: expected a list, got a {type(rows).__name__}")
+        raise InvalidInputError(f"annotation file {file}: expected a list, got a {type(rows).__name__}")
     for position, row in enumerate(rows):
         for key in keys:
             if not isinstance(row, dict) or key not in row:
-                raise ValueError(f"annotation file {file}: entry {position} has no {key!r}")
+                raise InvalidInputError(f"annotation file {file}: entry {position} has no {key!r}")
     return rows
 
 
@@ -124,4 +130,4 @@ def _size(box: Any, where: str) -> tuple[float, float]:
             return width, height
     except (TypeError, ValueError):
         pass
-    raise ValueError(f"{where} has bbox {json.dumps(box)}, expected [xmin, ymin, xmax, ymax]")
+    raise InvalidInputError(f"{where} has bbox {json.dumps(box)}, expected [xmin, ymin, xmax, ymax]")

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from detrx.errors import InvalidInputError
+
 from .coco_like import check_image_root, read_content, records_of
 from .file_classes import FileClasses
 
@@ -41,7 +43,7 @@ def load_objects365(json_file: Path, image_root: Path, classes: FileClasses) -> 
     missing = set()
     for position, image in enumerate(content["images"]):
         if not isinstance(image, dict) or not isinstance(image.get("file_name"), str):
-            raise ValueError(f"annotation file {json_file}: images[{position}] has no 'file_name'")
+            raise InvalidInputError(f"annotation file {json_file}: images[{position}] has no 'file_name'")
         patch = "/".join(PurePosixPath(image["file_name"]).parts[-2:])
         image["file_name"] = image["file_name"] if as_on_server else patch
         if patch in _NOT_PUBLISHED and not (image_root / image["file_name"]).is_file():

@@ -11,6 +11,8 @@ from iopath.common.file_io import file_lock
 from PIL import Image
 from tqdm import tqdm
 
+from detrx.errors import MissingImportError
+
 from .render import render_canvas
 from .spec import DigitsSpec
 
@@ -61,7 +63,7 @@ def split_samples(spec: DigitsSpec) -> dict[str, tuple[np.ndarray, np.ndarray, n
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise ImportError("the digits dataset needs scikit-learn: pip install scikit-learn") from error
+        raise MissingImportError("the digits dataset needs scikit-learn: pip install scikit-learn") from error
     digits = load_digits()
     rng = np.random.default_rng(spec.seed)
     chosen: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}

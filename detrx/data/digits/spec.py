@@ -4,6 +4,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from detrx.errors import InvalidInputError
+
 BACKGROUNDS = ("solid", "linear", "radial", "blotches", "stripes")
 SHAPES = ("line", "ellipse", "rectangle", "polygon", "outline", "scribble", "cross")
 
@@ -53,19 +55,25 @@ class DigitsSpec:
         for name in ("digit_size", "digits_per_image", "noise", "shapes_per_image"):
             low, high = getattr(self, name)
             if not 0 <= low <= high:
-                raise ValueError(f"DigitsSpec.{name} must be (low, high) with 0 <= low <= high, got {(low, high)}")
+                raise InvalidInputError(
+                    f"DigitsSpec.{name} must be (low, high) with 0 <= low <= high, got {(low, high)}"
+                )
         if not 4 <= self.digit_size[0] <= self.digit_size[1] <= self.canvas:
-            raise ValueError(f"DigitsSpec.digit_size must lie in 4..canvas ({self.canvas}), got {self.digit_size}")
+            raise InvalidInputError(
+                f"DigitsSpec.digit_size must lie in 4..canvas ({self.canvas}), got {self.digit_size}"
+            )
         if self.digits_per_image[0] < 1:
-            raise ValueError(f"DigitsSpec.digits_per_image must start at 1 or more, got {self.digits_per_image}")
+            raise InvalidInputError(f"DigitsSpec.digits_per_image must start at 1 or more, got {self.digits_per_image}")
         if self.num_train < 1 or self.num_val < 1:
-            raise ValueError(f"DigitsSpec needs at least one image per split, got {self.num_train} and {self.num_val}")
+            raise InvalidInputError(
+                f"DigitsSpec needs at least one image per split, got {self.num_train} and {self.num_val}"
+            )
         if not 0 < self.val_fraction < 1:
-            raise ValueError(f"DigitsSpec.val_fraction must lie between 0 and 1, got {self.val_fraction}")
+            raise InvalidInputError(f"DigitsSpec.val_fraction must lie between 0 and 1, got {self.val_fraction}")
         for name, known in (("backgrounds", BACKGROUNDS), ("shapes", SHAPES)):
             unknown = set(getattr(self, name)) - set(known)
             if unknown or not getattr(self, name):
-                raise ValueError(f"DigitsSpec.{name} must name some of {known}, got {getattr(self, name)}")
+                raise InvalidInputError(f"DigitsSpec.{name} must name some of {known}, got {getattr(self, name)}")
 
     def as_json(self) -> dict[str, Any]:
         """The content of the spec file beside the data; equal dicts mean equal bytes."""

@@ -8,16 +8,13 @@ import torch
 import yaml
 
 from detrx import model_zoo
+from detrx.cli import report as tool
 from detrx.d2.config import LazyConfig, instantiate
 from tests.analysis.report_runs import EVIL, SECTIONS, Page, small_dataset, write_run
 from tests.modeling.small import SMALL_BACKBONE, SMALL_CHANNELS
-from tests.tools.loading import load_tool
 
 FAKE = str(Path(__file__).with_name("fake_detector_config.py"))
 RESULTS = Path("inference", "coco_instances_results.json")
-
-
-tool = load_tool("report")
 
 
 @pytest.fixture

@@ -17,13 +17,14 @@ from tqdm import tqdm
 from detrx.d2.data import DatasetCatalog, MetadataCatalog
 from detrx.d2.structures import BoxMode
 from detrx.d2.utils import PathManager
+from detrx.errors import InvalidInputError
 
-from .check_boxes import BoxTable, check_boxes, check_boxes_closely
-from .datasets.coco import check_classes, check_registered
-from .datasets.coco_parse import LARGEST_SIDE, parse_coco, read_json
-from .datasets.custom import without_files
-from .findings import Findings, Problem, printable
-from .images import open_picture
+from ..datasets.coco import check_classes, check_registered
+from ..datasets.coco_parse import LARGEST_SIDE, parse_coco, read_json
+from ..datasets.custom import without_files
+from ..images import open_picture
+from .boxes import BoxTable, check_boxes, check_boxes_closely
+from .problems import Findings, Problem, printable
 
 __all__ = ["CheckedDataset", "check_coco_file", "check_config", "check_dataset"]
 
@@ -132,7 +133,9 @@ def check_config(cfg: DictConfig, decode: bool = True, workers: int = 1, max_exa
             if name not in checked:
                 checked[name] = check_dataset(name, role, decode, workers, max_examples)
     if not checked:
-        raise ValueError("the config has no dataset names in dataloader.train.dataset and dataloader.test.dataset")
+        raise InvalidInputError(
+            "the config has no dataset names in dataloader.train.dataset and dataloader.test.dataset"
+        )
 
     num_classes = OmegaConf.select(cfg, "model.decoder.heads.num_classes", default=None)
     for dataset in checked.values():

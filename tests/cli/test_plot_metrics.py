@@ -4,9 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.tools.loading import load_tool
-
-plot_metrics = load_tool("plot_metrics")
+from detrx.cli import plot_metrics
 
 
 def write_run(folder, scale=1.0, evaluated=True):

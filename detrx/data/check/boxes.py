@@ -10,8 +10,8 @@ import numpy as np
 
 from detrx.d2.structures import BoxMode
 
-from .datasets.coco_parse import is_box
-from .findings import Findings, Problem, printable
+from ..datasets.coco_parse import is_box
+from .problems import Findings, Problem, printable
 
 __all__ = ["BoxTable", "check_boxes", "check_boxes_closely"]
 

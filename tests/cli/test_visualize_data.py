@@ -8,15 +8,12 @@ from PIL import Image
 from detrx import model_zoo
 from detrx.analysis.data_sheet import loader_samples
 from detrx.analysis.visualize import class_colour
+from detrx.cli import visualize_data as tool
 from detrx.d2.config import instantiate
 from detrx.d2.data import DatasetCatalog, MetadataCatalog
 from detrx.engine import load_config
-from tests.tools.loading import load_tool
 
 CONFIG = model_zoo.get_config_file("dino/dino_digits.py")
-
-
-tool = load_tool("visualize_data")
 
 
 @pytest.fixture

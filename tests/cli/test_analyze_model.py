@@ -2,10 +2,9 @@ import json
 
 import pytest
 
+from detrx.cli import analyze_model as tool
 from detrx.model_zoo import config_root
-from tests.tools.loading import load_tool
 
-tool = load_tool("analyze_model")
 CONFIG = str(config_root() / "deformable_detr/deformable_detr_digits.py")
 
 

@@ -3,11 +3,9 @@ import re
 
 import pytest
 
+from detrx.cli import evaluate_results as tool
 from detrx.d2.data import DatasetCatalog, MetadataCatalog, register_coco_instances
 from tests.evaluation.cases import found, ground_truth
-from tests.tools.loading import load_tool
-
-tool = load_tool("evaluate_results")
 
 TRUTH = ground_truth(
     [

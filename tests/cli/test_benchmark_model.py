@@ -7,12 +7,11 @@ import torch
 
 from detrx.analysis.benchmark import Setting, endless, settings
 from detrx.analysis.timing import interleaved_times
+from detrx.cli import benchmark_model as tool
 from detrx.model_zoo import config_root
-from tests.tools.loading import load_tool
-from tests.tools.test_demo import CONFIG as LOADER_CONFIG
-from tests.tools.test_demo import dataset, folder, weights  # noqa: F401
+from tests.cli.test_demo import CONFIG as LOADER_CONFIG
+from tests.cli.test_demo import dataset, folder, weights  # noqa: F401
 
-tool = load_tool("benchmark_model")
 PLUS_PLUS = str(config_root() / "deformable_detr/deformable_detr_digits.py")
 DETR = str(config_root() / "detr/detr_digits.py")
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .check import CheckedDataset
-from .findings import printable
+from .dataset import CheckedDataset
+from .problems import printable
 
 __all__ = ["as_text"]
 

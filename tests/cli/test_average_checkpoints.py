@@ -7,10 +7,9 @@ from torch import nn
 
 from detrx.checkpoint import average_checkpoints
 from detrx.checkpoint.checkpointer import AtomicCheckpointer
-from tests.tools.loading import load_tool
+from detrx.cli import average_checkpoints as tool
 
 ROOT = Path(__file__).resolve().parents[2]
-tool = load_tool("average_checkpoints")
 
 
 def weights(value, steps=1):

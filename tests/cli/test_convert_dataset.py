@@ -5,13 +5,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from detrx.cli import check_dataset as check
+from detrx.cli import convert_dataset as convert
 from detrx.engine import load_config
-from tests.tools.loading import load_tool
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-convert, check = load_tool("convert_dataset"), load_tool("check_dataset")
 
 
 @pytest.fixture

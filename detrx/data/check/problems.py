@@ -7,7 +7,7 @@ import functools
 import logging
 from typing import Any
 
-from .images import ImageNote
+from ..images import ImageNote
 
 __all__ = ["Findings", "Problem", "printable"]
 

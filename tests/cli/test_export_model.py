@@ -4,12 +4,11 @@ import sys
 import pytest
 import torch
 
+from detrx.cli import export_model as tool
 from detrx.d2.config import instantiate
 from detrx.engine.config import load_config
 from detrx.model_zoo import config_root
-from tests.tools.loading import load_tool
 
-tool = load_tool("export_model")
 CONFIG = str(config_root() / "detr/detr_digits.py")
 SMALL = ["model.decoder.num_layers=1"]
 

@@ -4,11 +4,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.tools.loading import load_tool
+from detrx.cli import check_dataset as tool
 
 ROOT = Path(__file__).resolve().parents[2]
-
-tool = load_tool("check_dataset")
 
 
 @pytest.fixture

@@ -7,13 +7,10 @@ import pytest
 import torch
 from PIL import Image, ImageChops
 
+from detrx.cli import demo
 from detrx.d2.data import DatasetCatalog, MetadataCatalog, register_coco_instances
-from tests.tools.loading import load_tool
 
 CONFIG = str(Path(__file__).with_name("fake_detector_config.py"))
-
-
-demo = load_tool("demo")
 
 
 def paint(path, box, size=(60, 40)):

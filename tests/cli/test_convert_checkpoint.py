@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from detrx.checkpoint.checkpointer import AtomicCheckpointer, CheckpointError
+from detrx.cli import convert_checkpoint as tool
 from detrx.d2.config import instantiate
 from detrx.engine.config import load_config
 from tests.checkpoint.original_names import as_original
-from tests.tools.loading import load_tool
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = str(ROOT / "configs" / "deformable_detr" / "deformable_detr_refine_r50.py")
@@ -20,8 +20,6 @@ OPTS = [
     "model.encoder.num_layers=1",
     "model.decoder.num_layers=2",
 ]
-
-tool = load_tool("convert_checkpoint")
 
 
 @pytest.fixture(scope="module")

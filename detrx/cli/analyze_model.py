@@ -1,0 +1,68 @@
+"""Count the parameters and multiply-adds of a model, measure its memory and time its inference."""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+
+from detrx.analysis import inference_memory, model_cost, random_image, random_model, training_memory
+from detrx.cli._command import run_tool
+
+BOXES_PER_IMAGE = 10
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Prints a table of the model's parts: parameters and multiply-adds for one image; the median "
+        "time of inference, and the memory of its activations; if asked for, the memory of a training step. Methods "
+        "are listed, but not part of inference. Weights are random; no dataset is needed.",
+        epilog="example: analyze_model.py --config-file configs/deformable_detr/deformable_detr_r50.py --size 800 1333",
+    )
+    parser.add_argument("--config-file", required=True, metavar="FILE")
+    parser.add_argument(
+        "--size", type=int, nargs=2, default=(800, 1333), metavar=("H", "W"), help="image size (default: 800 1333)"
+    )
+    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="timed calls; 0: no timing (default: 5)")
+    parser.add_argument(
+        "--training-batch", type=int, default=0, metavar="N", help="also measure a training step of N images"
+    )
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
+    parser.add_argument("opts", nargs="*", metavar="KEY=VALUE", help="config overrides")
+    args = parser.parse_args(argv)
+    if min(args.size) < 1:
+        parser.error(f"--size must be positive, got {args.size[0]} {args.size[1]}")
+    for option, value in (("--rounds", args.rounds), ("--training-batch", args.training_batch)):
+        if value < 0:
+            parser.error(f"{option} must not be negative, got {value}")
+    return args
+
+
+def run(args: argparse.Namespace) -> None:
+    height, width = args.size
+    model, image = random_model(args.config_file, args.opts, args.device), random_image((height, width), args.device)
+    cost = model_cost(model, image, args.rounds)
+    print(f"{'part':<14}{'parameters':>14}{'GFLOPs':>10}")
+    for name, part in {**cost["parts"], "inference": cost}.items():
+        print(f"{name:<14}{part['parameters']:>14,}{part['flops'] / 1e9:>10.3f}")
+    if args.rounds:
+        print(f"{cost['ms_per_image']:.1f} ms per image of {height}x{width} on {args.device}, {args.rounds} calls")
+    cost["inference_bytes"] = inference_memory(model, image)
+    print(f"{cost['inference_bytes'] / 2**20:.1f} MiB of activations at the peak of inference")
+    if args.training_batch:
+        peak = training_memory(model, image, args.training_batch, BOXES_PER_IMAGE)
+        cost |= {"training_bytes": peak, "training_batch": args.training_batch, "boxes_per_image": BOXES_PER_IMAGE}
+        print(
+            f"{peak / 2**20:.1f} MiB at the peak of a training step of {args.training_batch} such images with "
+            f"{BOXES_PER_IMAGE} boxes each: activations, and gradients of the parameters"
+        )
+    if args.json:
+        report = {"config": args.config_file, "overrides": args.opts, "size": [height, width], "device": args.device}
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps({**report, "threads": torch.get_num_threads(), **cost}, indent=2) + "\n")
+        print(f"figures: {args.json}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    run_tool(run, parse_args(argv))

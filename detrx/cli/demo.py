@@ -1,0 +1,220 @@
+"""Detect objects in images and videos: files or a registered dataset in, drawn PNGs and COCO-format JSON out."""
+
+import argparse
+import contextlib
+import itertools
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from detrx.analysis import compare_with_truth, contact_sheet, draw_boxes
+from detrx.cli._command import run_tool
+from detrx.d2.data import MetadataCatalog
+from detrx.d2.structures import BoxMode, Instances
+from detrx.data import class_names_of, get_detection_dataset_dicts, read_image
+from detrx.data.video import VIDEO_SUFFIXES, Video, VideoWriter
+from detrx.engine.config import load_config
+from detrx.predictor import Predictor
+
+IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Detect objects in images and videos. Writes to the output folder: one PNG per image or frame with "
+        "its detections drawn; detections.json with all of them in COCO's result format (boxes XYWH in pixels; for a "
+        "video also the index of the frame and its timestamp in seconds); and, if asked for, contact_sheet.png and "
+        "drawn videos. With --dataset, the ground truth is drawn too, and colours tell right from wrong.",
+        epilog="example: demo.py --config-file configs/deformable_detr/deformable_detr_digits.py --weights "
+        "output/demo/model_final.pth --dataset digits_val --num 16 --contact-sheet --output output/demo/images",
+    )
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="config that the model was trained with")
+    parser.add_argument(
+        "--weights", required=True, metavar="FILE", help="checkpoint (its averaged weights, if it has any)"
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--input", nargs="+", metavar="PATH", help="image or video files, folders, or glob patterns")
+    source.add_argument("--dataset", metavar="NAME", help="a registered dataset, such as digits_val")
+    parser.add_argument("--num", type=int, metavar="N", help="only the first N images and frames")
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="of a video, every N-th frame (default: 1)")
+    parser.add_argument(
+        "--video-output",
+        action="store_true",
+        help="also write NAME_detections.mp4 for each video, from its drawn frames",
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("output/images"), metavar="DIR", help="default: output/images"
+    )
+    parser.add_argument(
+        "--score-threshold", type=float, default=0.3, metavar="S", help="leave out detections below (default: 0.3)"
+    )
+    parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="images at once (default: 1)")
+    parser.add_argument("--contact-sheet", action="store_true", help="also write all images into contact_sheet.png")
+    parser.add_argument("--columns", type=int, default=4, metavar="N", help="of the contact sheet (default: 4)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, ... (default: auto, a GPU if there is one)")
+    parser.add_argument("--opts", nargs="+", default=[], metavar="key=value", help="changes to the config")
+    args = parser.parse_args(argv)
+    for name in ("num", "every", "batch_size", "columns"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be 1 or more, got {getattr(args, name)}")
+    return args
+
+
+def find_files(patterns: list[str]) -> list[Path]:
+    """Image and video files for paths, folders (those directly in them) and glob patterns, sorted within each of them.
+
+    Raises:
+        FileNotFoundError: one of them leads to none.
+    """
+    suffixes = IMAGE_SUFFIXES | VIDEO_SUFFIXES
+    found: list[Path] = []
+    for pattern in patterns:
+        path = Path(pattern)
+        if path.is_file():
+            matches = [path]
+        else:
+            anchor = Path(path.anchor)
+            matches = path.iterdir() if path.is_dir() else anchor.glob(str(path.relative_to(anchor)))
+            matches = sorted(m for m in matches if m.is_file() and m.suffix.lower() in suffixes)
+        if not matches:
+            raise FileNotFoundError(
+                f"no image at {pattern}: expected an image or video file, a folder with some or a glob pattern"
+            )
+        found += matches
+    return list(dict.fromkeys(found))
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """
+    Attributes:
+        dataset: the registered dataset whose classes these are.
+        records: dataset dicts, of files numbered from 1.
+        count: how many there are; None if a video does not tell.
+        videos: by file name.
+    """
+
+    dataset: str
+    records: Iterable[dict[str, Any]]
+    count: int | None
+    videos: dict[str, Video]
+
+
+def find_inputs(args: argparse.Namespace, cfg: Any) -> Inputs:
+    """What to detect in."""
+    if args.dataset:
+        records = get_detection_dataset_dicts(args.dataset, filter_empty=False)[: args.num]
+        return Inputs(args.dataset, records, len(records), {})
+    names = cfg.dataloader.test.dataset.names
+    files = find_files(args.input)
+    videos = {str(file): Video(file, args.every) for file in files if file.suffix.lower() in VIDEO_SUFFIXES}
+    sources = (videos.get(str(file), [{"file_name": str(file)}]) for file in files)
+    numbered = enumerate(itertools.chain.from_iterable(sources), start=1)
+    records = itertools.islice(({**record, "image_id": number} for number, record in numbered), args.num)
+    counts = [video.length for video in videos.values()]
+    count = args.num if None in counts else len(files) - len(videos) + sum(counts)
+    count = count if None in (count, args.num) else min(count, args.num)
+    return Inputs(names if isinstance(names, str) else names[0], records, count, videos)
+
+
+def to_coco(record: dict[str, Any], found: Instances, category_ids: dict[int, int]) -> list[dict[str, Any]]:
+    boxes = BoxMode.convert(found.pred_boxes.tensor, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS).tolist()
+    where = {key: record[key] for key in ("image_id", "file_name", "frame", "timestamp") if key in record}
+    return [
+        {
+            **where,
+            "category_id": category_ids.get(label, label),
+            "bbox": [round(value, 2) for value in box],
+            "score": round(score, 5),
+        }
+        for box, label, score in zip(boxes, found.pred_classes.tolist(), found.scores.tolist(), strict=True)
+    ]
+
+
+def drawing_of(predictor: Predictor, record: dict[str, Any], found: Instances) -> Image.Image:
+    """The image with its detections, compared with the ground truth if the record has it."""
+    annotated = (record["width"], record["height"]) if "width" in record and "height" in record else None
+    picture = record["image"] if "image" in record else read_image(record["file_name"], annotated)
+    if "annotations" not in record:
+        return predictor.draw(picture, found)
+    truth = [a for a in record["annotations"] if not a.get("iscrowd", 0)]
+    true_boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in truth]
+    true_boxes = torch.tensor(true_boxes, dtype=torch.float32).reshape(-1, 4)
+    true_classes = torch.tensor([a["category_id"] for a in truth], dtype=torch.int64)
+    boxes, classes, scores = found.pred_boxes.tensor, found.pred_classes, found.scores
+    return draw_boxes(
+        picture, compare_with_truth(true_boxes, true_classes, boxes, classes, scores, predictor.class_names)
+    )
+
+
+class Drawings:
+    """Writes drawn images into a folder, each under a name of its own, and drawn frames into videos if asked for."""
+
+    def __init__(self, folder: Path, videos: dict[str, Video]) -> None:
+        self.folder, self.videos = folder, videos
+        self._names: set[str] = set()
+        self._writers: dict[str, VideoWriter] = {}
+        self._open = contextlib.ExitStack()
+
+    def write(self, record: dict[str, Any], drawing: Image.Image) -> None:
+        file = record["file_name"]
+        frame = f"_{record['frame']:06d}" if "frame" in record else ""
+        drawing.save(self._path(Path(file).stem + frame, ".png", record))
+        if file in self.videos and file not in self._writers:
+            path = self._path(f"{Path(file).stem}_detections", ".mp4", record)
+            self._writers[file] = self._open.enter_context(VideoWriter(path, self.videos[file].rate))
+        if file in self._writers:
+            self._writers[file].write(drawing)
+
+    def _path(self, stem: str, suffix: str, record: dict[str, Any]) -> Path:
+        name = f"{stem}_{record['image_id']}{suffix}" if stem + suffix in self._names else stem + suffix
+        self._names.add(name)
+        return self.folder / name
+
+    def __enter__(self) -> "Drawings":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._open.__exit__(*error)
+
+
+def run(args: argparse.Namespace) -> None:
+    cfg = load_config(args.config_file, args.opts)
+    inputs = find_inputs(args, cfg)
+    predictor = Predictor.from_config(
+        cfg, args.weights, device=args.device, score_threshold=args.score_threshold, batch_size=args.batch_size
+    )
+    if args.dataset:
+        predictor.class_names = class_names_of(args.dataset)
+    ids = MetadataCatalog.get(inputs.dataset).get("thing_dataset_id_to_contiguous_id") or {}
+    category_ids = {index: category for category, index in ids.items()}
+
+    args.output.mkdir(parents=True, exist_ok=True)
+    results: list[dict[str, Any]] = []
+    cells: list[Image.Image] = []
+    done = 0
+    with Drawings(args.output, inputs.videos if args.video_output else {}) as drawings:
+        for record, found in tqdm(predictor.stream(inputs.records), total=inputs.count, desc="detecting", unit="img"):
+            results += to_coco(record, found, category_ids)
+            drawing = drawing_of(predictor, record, found)
+            drawings.write(record, drawing)
+            done += 1
+            if args.contact_sheet:
+                cells.append(drawing)
+    (args.output / "detections.json").write_text(json.dumps(results, indent=1))
+    print(f"{len(results)} detections in {done} images: {args.output}")
+    if args.contact_sheet:
+        sheet = args.output / "contact_sheet.png"
+        title = f"{args.dataset}: detections with a score of {args.score_threshold:g} or more" if args.dataset else ""
+        contact_sheet(cells, args.columns, title, legend=bool(args.dataset)).save(sheet)
+        print(f"contact sheet: {sheet}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    run_tool(run, parse_args(argv))

@@ -1,0 +1,79 @@
+"""Score a saved file of detections, without a model: detections and annotations in, tables of AP and AR out."""
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from detrx.cli._command import run_tool
+from detrx.d2.data import DatasetCatalog, MetadataCatalog
+from detrx.data import datasets_root
+from detrx.engine import ConfigError
+from detrx.evaluation.saved import evaluate_file, tables
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Score detections in COCO's result format, such as the inference/coco_instances_results.json of a "
+        "run, without the model. Prints the tables of an evaluation: AP, AP50, AP75 and AP by size, and average "
+        "recall. Annotations of LVIS are scored by its metrics.",
+        epilog="example: evaluate_results.py --results output/a/inference/coco_instances_results.json "
+        "--dataset digits_val --per-class",
+    )
+    parser.add_argument("--results", required=True, type=Path, metavar="FILE", help="JSON list of detections")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--dataset", metavar="NAME", help="registered dataset that the detections are for")
+    source.add_argument("--annotations", type=Path, metavar="FILE", help="or its annotation file")
+    parser.add_argument("--per-class", action="store_true", help="also print the AP of every class")
+    parser.add_argument(
+        "--max-dets", type=int, metavar="N", help="detections per image that count (default: 100 per class; LVIS: 300)"
+    )
+    parser.add_argument(
+        "--nms", type=float, metavar="IOU", help="first leave out duplicates: which errors are those? (default: no)"
+    )
+    parser.add_argument(
+        "--official", action="store_true", help="count with pycocotools, even where faster-coco-eval is installed"
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="also write the figures, with those of all classes, to this file"
+    )
+    args = parser.parse_args(argv)
+    if args.max_dets is not None and args.max_dets < 1:
+        parser.error(f"--max-dets must be 1 or more, got {args.max_dets}")
+    return args
+
+
+def annotation_file(dataset: str) -> Path:
+    if dataset not in DatasetCatalog:
+        raise ConfigError(f"dataset {dataset!r} is not registered; known are {', '.join(sorted(DatasetCatalog))}")
+    file = MetadataCatalog.get(dataset).get("json_file")
+    if file is None:
+        raise ConfigError(f"dataset {dataset!r} has no annotation file in COCO's format")
+    if not Path(file).is_file():
+        raise FileNotFoundError(f"annotation file {file} of {dataset!r} does not exist (datasets: {datasets_root()})")
+    return Path(file)
+
+
+def without_nan(value: Any) -> Any:
+    """JSON has no NaN: null."""
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def run(args: argparse.Namespace) -> None:
+    annotations = args.annotations or annotation_file(args.dataset)
+    report = evaluate_file(args.results, annotations, args.max_dets, not args.official, args.nms)
+    print(tables(report, args.per_class))
+    if args.json:
+        files = {"results": str(args.results), "annotations": str(annotations)}
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(without_nan({**files, **report}), indent=2) + "\n", encoding="utf-8")
+        print(f"\nfigures: {args.json}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    run_tool(run, parse_args(argv))

@@ -1,0 +1,182 @@
+"""Train or evaluate what a config file describes.
+
+    lazyconfig_train_net.py --config-file configs/deformable_detr/deformable_detr_digits.py train.output_dir=output/a
+    lazyconfig_train_net.py --config-file ... --resume
+    lazyconfig_train_net.py --config-file ... --eval-only train.init_checkpoint=output/a/model_final.pth
+
+With --eval-only, --resume evaluates the last checkpoint in train.output_dir. Several processes are started by
+--num-gpus, or by torchrun. Results lie in train.output_dir: config.yaml, log.txt, metrics.json, TensorBoard events,
+checkpoints, and inference/coco_instances_results.json with the detections of the last evaluation.
+"""
+
+import argparse
+import contextlib
+import functools
+import logging
+import os
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import nn
+
+from detrx import collect_env
+from detrx.checkpoint.checkpointer import AtomicCheckpointer
+from detrx.d2 import provider
+from detrx.d2.config import instantiate
+from detrx.d2.engine import create_ddp_model, default_argument_parser, default_setup, hooks
+from detrx.d2.evaluation import inference_on_dataset, print_csv_format
+from detrx.d2.utils import comm, setup_logger
+from detrx.engine import (
+    BestCheckpoint,
+    CheckpointHook,
+    ConfigError,
+    EvaluationHook,
+    IterationTimer,
+    ModelEMA,
+    StopHook,
+    Trainer,
+    build_evaluator,
+    build_optimizer,
+    build_writers,
+    check_evaluation,
+    resolve_seed,
+    run_job,
+)
+from detrx.modeling import DetectionTransformer
+
+logger = logging.getLogger("detrx.train_net")
+
+
+def do_test(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
+    """Evaluate a model (not wrapped for distributed training) and print the table of its metrics."""
+    if "evaluator" not in cfg.dataloader:
+        return {}
+    loader, evaluator, amp = instantiate(cfg.dataloader.test), build_evaluator(cfg), cfg.train.amp
+    precision = (
+        torch.autocast(torch.device(cfg.train.device).type, getattr(torch, amp.dtype))
+        if amp.evaluate
+        else contextlib.nullcontext()
+    )
+    with torch.inference_mode(), precision:
+        results = inference_on_dataset(model, loader, evaluator)
+    print_csv_format(results)
+    return results
+
+
+def do_train(args: argparse.Namespace, cfg: DictConfig) -> None:
+    """Train, from the last checkpoint in the output folder if ``--resume`` is given, and evaluate."""
+    settings = cfg.train
+    model = instantiate(cfg.model)
+    logger.info("Model:\n%s", model)
+    model.to(settings.device)
+    optimizer = build_optimizer(cfg.optimizer, model)
+    train_loader = instantiate(cfg.dataloader.train)
+
+    ddp = {"device_ids": [comm.get_local_rank()], **settings.ddp}
+    if torch.device(settings.device).type != "cuda":
+        ddp["device_ids"] = None
+    wrapped = create_ddp_model(model, **ddp)
+    ema = ModelEMA(model, settings.ema.decay, settings.ema.warmup) if settings.ema.enabled else None
+    trainer = Trainer(
+        wrapped,
+        train_loader,
+        optimizer,
+        amp_dtype=getattr(torch, settings.amp.dtype) if settings.amp.enabled else None,
+        max_norm=settings.clip_grad.max_norm if settings.clip_grad.enabled else None,
+        norm_type=settings.clip_grad.norm_type,
+        accumulate=settings.accumulate,
+        ema=ema,
+        seed=settings.seed,
+        log_period=settings.log_period,
+    )
+    averaged = {} if ema is None else {"ema": ema}
+    checkpointer = AtomicCheckpointer(model, settings.output_dir, trainer=trainer, **averaged)
+    resumed = args.resume and checkpointer.has_checkpoint()
+    evaluated = ema.model if ema and settings.ema.evaluate else model
+    logger.info("Evaluations use the %s weights.", "trained" if evaluated is model else "averaged (EMA)")
+
+    checkpoint_hook = CheckpointHook(checkpointer, **settings.checkpointer)
+    trainer.register_hooks(
+        [
+            IterationTimer(),
+            hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
+            checkpoint_hook,
+            EvaluationHook(settings.eval_period, evaluated, functools.partial(do_test, cfg, evaluated)),
+        ]
+    )
+    if settings.best_metric:
+        best = AtomicCheckpointer(model, settings.output_dir, tag_last=False, **averaged)
+        trainer.register_hooks([BestCheckpoint(settings.eval_period, best, settings.best_metric)])
+
+    if resumed:
+        checkpointer.resume()
+        start_iter = trainer.iter + 1
+        if start_iter > settings.max_iter:
+            raise ConfigError(f"{checkpointer.get_checkpoint_file()} is beyond train.max_iter={settings.max_iter}")
+    else:
+        start_iter = 0
+        _start_anew(args, settings, checkpointer)
+    if isinstance(model, DetectionTransformer):
+        model.prepare_training()
+    if ema is not None and ema.updates == 0:  # the weights may have been loaded or sent from rank 0 since it was made
+        ema.reset(model)
+
+    if comm.is_main_process():
+        writers = build_writers(settings.output_dir, settings.max_iter, start_iter, resumed)
+        trainer.register_hooks([hooks.PeriodicWriter(writers, period=settings.log_period)])
+    trainer.register_hooks([StopHook(checkpoint_hook)])
+    trainer.train(start_iter, settings.max_iter)
+
+
+def _start_anew(args: argparse.Namespace, settings: DictConfig, checkpointer: AtomicCheckpointer) -> None:
+    if args.resume:
+        logger.warning("--resume: there is no checkpoint in %s, the training starts anew", settings.output_dir)
+    checkpointer.load(settings.init_checkpoint, checkpointables=[])
+    if last := checkpointer.forget_last_checkpoint():
+        logger.warning("Without --resume the training starts anew; %s is not what --resume continues any more", last)
+
+
+def do_eval(args: argparse.Namespace, cfg: DictConfig) -> None:
+    """Evaluate ``train.init_checkpoint``, or the last checkpoint in the output folder if ``--resume`` is given."""
+    settings = cfg.train
+    model = instantiate(cfg.model).to(settings.device)
+    checkpointer = AtomicCheckpointer(model, settings.output_dir, prefer_ema=settings.ema.evaluate)
+    path = checkpointer.get_checkpoint_file() if args.resume else settings.init_checkpoint
+    if not path:
+        raise ConfigError(
+            f"--eval-only: there is no checkpoint in {settings.output_dir}"
+            if args.resume
+            else "--eval-only needs train.init_checkpoint=FILE, or --resume for the last one in train.output_dir"
+        )
+    checkpointer.load(path, strict=True)
+    do_test(cfg, model)
+
+
+def run(args: argparse.Namespace, cfg: DictConfig) -> None:
+    """What every process of the job does."""
+    settings = cfg.train
+    if settings.amp.dtype not in ("bfloat16", "float16"):
+        raise ConfigError(f"train.amp.dtype={settings.amp.dtype} is neither bfloat16 nor float16")
+    if settings.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    if not args.eval_only:
+        check_evaluation(cfg)
+    resolve_seed(cfg, args.resume)
+
+    default_setup(cfg, args)
+    if not logging.getLogger("detrx").handlers:  # Detectron2 sets up its own logger
+        setup_logger(settings.output_dir, comm.get_rank(), name="detrx")
+    logger.info("Detectron2's API comes from: %s", provider())
+    if comm.is_main_process():
+        logger.info("Environment:\n%s", "\n".join(f"{name}: {value}" for name, value in collect_env.collect().items()))
+    if args.eval_only:
+        do_eval(args, cfg)
+    else:
+        do_train(args, cfg)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Train or evaluate in as many processes as asked for, and return the exit status."""
+    return run_job(run, default_argument_parser().parse_args(argv))

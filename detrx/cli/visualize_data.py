@@ -1,0 +1,59 @@
+"""Draw what a model is given: a contact sheet of augmented images with their boxes."""
+
+import argparse
+from pathlib import Path
+
+from tqdm import tqdm
+
+from detrx.analysis import contact_sheet
+from detrx.analysis.data_sheet import draw_sample, loader_samples
+from detrx.cli._command import run_tool
+from detrx.data import class_names_of
+from detrx.engine import load_config
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Draws images as the model of a config gets them, after augmentation, with their boxes and "
+        "classes. Writes one PNG, a contact sheet: by default of the first images of a training with train.seed=SEED, "
+        "the same in every run with the same seed. No model is built.",
+        epilog="example: visualize_data.py --config-file configs/dino/dino_digits.py --num 12 --output sheet.png "
+        "dataset.train_json=my/train.json dataset.train_images=my/images",
+    )
+    parser.add_argument("--config-file", required=True, metavar="FILE")
+    parser.add_argument(
+        "--split", choices=("train", "test"), default="train", help="which loader of the config (default: train)"
+    )
+    parser.add_argument("--num", type=int, default=16, metavar="N", help="images (default: 16)")
+    parser.add_argument("--seed", type=int, default=0, help="of choice and augmentation (default: 0)")
+    parser.add_argument("--columns", type=int, default=4, metavar="N", help="of the sheet (default: 4)")
+    parser.add_argument(
+        "--output", type=Path, default=Path("output/data.png"), metavar="FILE", help="default: output/data.png"
+    )
+    parser.add_argument("opts", nargs="*", metavar="KEY=VALUE", help="config overrides")
+    args = parser.parse_args(argv)
+    for name in ("num", "columns"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} must be 1 or more, got {getattr(args, name)}")
+    if args.seed < 0:
+        parser.error(f"--seed must be 0 or more, got {args.seed}")
+    return args
+
+
+def run(args: argparse.Namespace) -> None:
+    cfg = load_config(args.config_file, args.opts)
+    names = cfg.dataloader[args.split].dataset.names
+    datasets = [names] if isinstance(names, str) else list(names)
+    cells, boxes = [], []
+    samples = loader_samples(cfg, args.split, args.num, args.seed)
+    for sample in tqdm(samples, total=args.num, desc="drawing", unit="img"):
+        cells.append(draw_sample(sample, class_names_of(datasets[0])))
+        boxes.append(len(sample["instances"]))
+    title = f"{', '.join(datasets)}: {args.split}, seed {args.seed}"
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    contact_sheet(cells, args.columns, title, legend=False).save(args.output)
+    print(f"{len(cells)} images, {sum(boxes)} boxes, {boxes.count(0)} images without any: {args.output}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    run_tool(run, parse_args(argv))
