@@ -6,7 +6,6 @@ import torch
 
 from detrx.d2.structures import Boxes, Instances
 from detrx.modeling import (
-    AnchorMatcher,
     FocalLoss,
     HungarianMatcher,
     IABCELoss,
@@ -14,9 +13,9 @@ from detrx.modeling import (
     MatchingQuality,
     Predictions,
     Targets,
-    VotingAssigner,
 )
 from detrx.modeling.matching import Assignment
+from detrx.projects.mr_detr import AnchorMatcher, VotingAssigner
 
 
 def pairs_of(quality: list[list[float]], **options) -> set[tuple[int, int]]:

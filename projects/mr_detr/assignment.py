@@ -1,39 +1,20 @@
-"""One-to-many assignment by the quality of predictions: how sure they are of a class, and how well they fit a box."""
+"""The assignments of Mr. DETR (arXiv 2412.10028): one-to-many by votes, and one-to-one by anchors."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from detrx.errors import InvalidInputError
-from detrx.layers import cxcywh_to_xyxy, iou_xyxy
-
-from .matching import Assigner, Assignment, HungarianMatcher, assign_all
-from .queries import Predictions
-from .targets import Targets
-
-
-@dataclass(frozen=True)
-class MatchingQuality:
-    """score_weight * (score of the class of the ground truth) + iou_weight * IoU, of every pair."""
-
-    score_weight: float = 0.3
-    iou_weight: float = 0.7
-
-    @torch.no_grad()
-    def __call__(self, predictions: Predictions, targets: Targets) -> Tensor:
-        """(T, B, N, G) float32; columns beyond an image's boxes are meaningless."""
-        boxes, truth = predictions.boxes.float(), targets.boxes[None, :, None]
-        iou, _ = iou_xyxy(cxcywh_to_xyxy(boxes)[..., None, :], cxcywh_to_xyxy(truth))
-        labels = targets.labels[None, :, None].expand(iou.shape)
-        return self.score_weight * predictions.logits.float().sigmoid().gather(-1, labels) + self.iou_weight * iou
+from detrx.modeling import HungarianMatcher, MatchingQuality, Predictions, Targets
+from detrx.modeling.matching import Assigner, Assignment, assign_all
 
 
 class VotingAssigner(Assigner):
-    """One-to-many assignment in which predictions vote for ground truth (Mr. DETR, arXiv 2412.10028).
+    """One-to-many assignment in which predictions vote for ground truth.
 
     A prediction votes for the ground truth for which its quality is best, if that is at least `threshold`; so does the
     best prediction of every ground truth, even below the threshold. A ground truth with c votes takes its best
