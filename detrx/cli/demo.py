@@ -14,7 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from detrx.analysis import compare_with_truth, contact_sheet, draw_boxes
-from detrx.cli._command import run_tool
+from detrx.cli._command import add_config, add_device, add_overrides, add_weights, at_least, fraction, parse, run_tool
 from detrx.d2.data import MetadataCatalog
 from detrx.d2.structures import BoxMode, Instances
 from detrx.data import class_names_of, get_detection_dataset_dicts, read_image
@@ -34,15 +34,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         epilog="example: demo.py --config-file configs/deformable_detr/deformable_detr_digits.py --weights "
         "output/demo/model_final.pth --dataset digits_val --num 16 --contact-sheet --output output/demo/images",
     )
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="config that the model was trained with")
-    parser.add_argument(
-        "--weights", required=True, metavar="FILE", help="checkpoint (its averaged weights, if it has any)"
-    )
+    add_config(parser)
+    add_weights(parser)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--input", nargs="+", metavar="PATH", help="image or video files, folders, or glob patterns")
     source.add_argument("--dataset", metavar="NAME", help="a registered dataset, such as digits_val")
-    parser.add_argument("--num", type=int, metavar="N", help="only the first N images and frames")
-    parser.add_argument("--every", type=int, default=1, metavar="N", help="of a video, every N-th frame (default: 1)")
+    parser.add_argument("--num", type=at_least(1), metavar="N", help="only the first N images and frames")
+    parser.add_argument(
+        "--every", type=at_least(1), default=1, metavar="N", help="of a video, every N-th frame (default: 1)"
+    )
     parser.add_argument(
         "--video-output",
         action="store_true",
@@ -52,18 +52,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--output", type=Path, default=Path("output/images"), metavar="DIR", help="default: output/images"
     )
     parser.add_argument(
-        "--score-threshold", type=float, default=0.3, metavar="S", help="leave out detections below (default: 0.3)"
+        "--score-threshold", type=fraction, default=0.3, metavar="S", help="leave out detections below (default: 0.3)"
     )
-    parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="images at once (default: 1)")
+    parser.add_argument("--batch-size", type=at_least(1), default=1, metavar="N", help="images at once (default: 1)")
     parser.add_argument("--contact-sheet", action="store_true", help="also write all images into contact_sheet.png")
-    parser.add_argument("--columns", type=int, default=4, metavar="N", help="of the contact sheet (default: 4)")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, ... (default: auto, a GPU if there is one)")
-    parser.add_argument("--opts", nargs="+", default=[], metavar="key=value", help="changes to the config")
-    args = parser.parse_args(argv)
-    for name in ("num", "every", "batch_size", "columns"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} must be 1 or more, got {getattr(args, name)}")
-    return args
+    parser.add_argument("--columns", type=at_least(1), default=4, metavar="N", help="of the contact sheet (default: 4)")
+    add_device(parser)
+    add_overrides(parser)
+    return parse(parser, argv)
 
 
 def find_files(patterns: list[str]) -> list[Path]:

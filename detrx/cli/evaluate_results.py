@@ -1,12 +1,11 @@
 """Score a saved file of detections, without a model: detections and annotations in, tables of AP and AR out."""
 
 import argparse
-import json
 import math
 from pathlib import Path
 from typing import Any
 
-from detrx.cli._command import run_tool
+from detrx.cli._command import at_least, run_tool, write_json
 from detrx.d2.data import DatasetCatalog, MetadataCatalog
 from detrx.data import datasets_root
 from detrx.engine import ConfigError
@@ -27,10 +26,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     source.add_argument("--annotations", type=Path, metavar="FILE", help="or its annotation file")
     parser.add_argument("--per-class", action="store_true", help="also print the AP of every class")
     parser.add_argument(
-        "--max-dets", type=int, metavar="N", help="detections per image that count (default: 100 per class; LVIS: 300)"
+        "--max-dets",
+        type=at_least(1),
+        metavar="N",
+        help="detections per image that count (default: 100 per class; LVIS: 300)",
     )
     parser.add_argument(
-        "--nms", type=float, metavar="IOU", help="first leave out duplicates: which errors are those? (default: no)"
+        "--nms",
+        type=float,
+        metavar="IOU",
+        help="apply non-maximum suppression first, to see how much of the error is duplicates (default: do not)",
     )
     parser.add_argument(
         "--official", action="store_true", help="count with pycocotools, even where faster-coco-eval is installed"
@@ -38,10 +43,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="also write the figures, with those of all classes, to this file"
     )
-    args = parser.parse_args(argv)
-    if args.max_dets is not None and args.max_dets < 1:
-        parser.error(f"--max-dets must be 1 or more, got {args.max_dets}")
-    return args
+    return parser.parse_args(argv)
 
 
 def annotation_file(dataset: str) -> Path:
@@ -70,9 +72,7 @@ def run(args: argparse.Namespace) -> None:
     print(tables(report, args.per_class))
     if args.json:
         files = {"results": str(args.results), "annotations": str(annotations)}
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(without_nan({**files, **report}), indent=2) + "\n", encoding="utf-8")
-        print(f"\nfigures: {args.json}")
+        write_json(args.json, without_nan({**files, **report}))
 
 
 def main(argv: list[str] | None = None) -> None:

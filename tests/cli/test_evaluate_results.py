@@ -73,7 +73,7 @@ def test_limit_of_detections(files, capsys):
     assert "|35.000|50.000|50.000|0.000|70.000|nan|" in squeezed(capsys.readouterr().out)
     with pytest.raises(SystemExit):
         run(annotations, results, "--max-dets", 0)
-    assert "--max-dets must be 1 or more, got 0" in capsys.readouterr().err
+    assert "--max-dets: must be 1 or more, got 0" in capsys.readouterr().err
 
 
 def test_duplicates_can_be_left_out(files, tmp_path, capsys):
