@@ -6,7 +6,7 @@
 
 #include <string>
 
-#include "cpu_dispatch.h"
+#include "cpu/isa.h"
 
 namespace {
 

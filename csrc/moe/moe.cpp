@@ -163,7 +163,7 @@ TORCH_LIBRARY_FRAGMENT(detrx, m) {
   m.def(
       "moe_combine_backward(Tensor grad_output, Tensor y, Tensor weights, Tensor order, Tensor place) "
       "-> (Tensor, Tensor)");
-  // Parts of expert_linear on CUDA; see expert_bias_cuda.cu.
+  // Parts of expert_linear on CUDA; see cuda/expert_bias.cu.
   m.def("_add_expert_bias_(Tensor(a!) y, Tensor bias, Tensor ends, bool relu) -> ()");
   m.def("_expert_bias_backward(Tensor grad, Tensor? rectified, Tensor ends) -> (Tensor, Tensor)");
   m.def("_sum_expert_bias_(Tensor(a!) grad_weight, Tensor sums, Tensor ends) -> Tensor");

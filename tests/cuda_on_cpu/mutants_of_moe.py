@@ -2,7 +2,7 @@
 
 from tests.cuda_on_cpu.planted import Mutant
 
-ROUTE, COMBINE, BIAS = "moe/route_cuda.cu", "moe/combine_cuda.cu", "moe/expert_bias_cuda.cu"
+ROUTE, COMBINE, BIAS = "moe/cuda/route.cu", "moe/cuda/combine.cu", "moe/cuda/expert_bias.cu"
 BARRIER = "    __syncthreads();\n"
 
 MOE = [

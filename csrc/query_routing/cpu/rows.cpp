@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "query_routing.h"
+#include "../query_routing.h"
 
 namespace detrx {
 namespace {

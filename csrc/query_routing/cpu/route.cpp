@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "query_routing.h"
+#include "../query_routing.h"
 
 namespace detrx {
 namespace {

@@ -19,9 +19,9 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "../warps.cuh"
-#include "moe.h"
-#include "routing.h"
+#include "../../cuda/warps.cuh"
+#include "../moe.h"
+#include "../routing.h"
 
 namespace detrx {
 namespace {

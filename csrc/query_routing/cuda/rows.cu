@@ -11,8 +11,8 @@
 
 #include <algorithm>
 
-#include "../warps.cuh"
-#include "query_routing.h"
+#include "../../cuda/warps.cuh"
+#include "../query_routing.h"
 
 namespace detrx {
 namespace {

@@ -1,4 +1,4 @@
-// Row kernels of moe_combine for one instruction set. combine_cpu.cpp includes this file once per set, in a namespace of
+// Row kernels of moe_combine for one instruction set. combine.cpp includes this file once per set, in a namespace of
 // its own, with
 //   DETRX_TARGET  the function attribute that selects the instruction set
 //   kVectorBytes  its vector width

@@ -10,9 +10,9 @@
 #include <cstdint>
 #include <vector>
 
-#include "cpu.h"
-#include "moe.h"
-#include "routing.h"
+#include "../moe.h"
+#include "../routing.h"
+#include "grain.h"
 
 namespace detrx {
 namespace {

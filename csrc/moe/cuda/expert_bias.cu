@@ -18,7 +18,7 @@
 #include <optional>
 #include <tuple>
 
-#include "../warps.cuh"
+#include "../../cuda/warps.cuh"
 
 namespace detrx {
 namespace {

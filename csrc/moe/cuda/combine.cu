@@ -17,9 +17,9 @@
 #include <cstdint>
 #include <tuple>
 
-#include "../warps.cuh"
-#include "moe.h"
-#include "routing.h"
+#include "../../cuda/warps.cuh"
+#include "../moe.h"
+#include "../routing.h"
 
 namespace detrx {
 namespace {

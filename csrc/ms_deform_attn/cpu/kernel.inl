@@ -1,4 +1,4 @@
-// CPU kernels of multi-scale deformable attention for one instruction set. ms_deform_attn_cpu.cpp includes this file
+// CPU kernels of multi-scale deformable attention for one instruction set. operators.cpp includes this file
 // once per set, in a namespace of its own, with
 //   DETRX_TARGET  the function attribute that selects the instruction set
 //   kVectorBytes  its vector width

@@ -17,13 +17,13 @@
 #include <utility>
 #include <vector>
 
-#include "../cpu_dispatch.h"
-#include "../huge_pages.h"
-#include "../reduced_float.h"
-#include "bilinear.h"
-#include "ms_deform_attn.h"
-#include "operators.h"
-#include "sampling.h"
+#include "../../cpu/huge_pages.h"
+#include "../../cpu/isa.h"
+#include "../../reduced_float.h"
+#include "../bilinear.h"
+#include "../ms_deform_attn.h"
+#include "../operators.h"
+#include "../sampling.h"
 
 #define DETRX_INLINE inline __attribute__((always_inline))
 
@@ -69,7 +69,7 @@ DETRX_INLINE int64_t padded(int64_t count) {
 namespace isa_default {
 namespace {
 constexpr int kVectorBytes = 16;
-#include "cpu_kernel.inl"
+#include "kernel.inl"
 }  // namespace
 }  // namespace isa_default
 #undef DETRX_TARGET
@@ -80,7 +80,7 @@ constexpr int kVectorBytes = 16;
 namespace isa_avx2 {
 namespace {
 constexpr int kVectorBytes = 32;
-#include "cpu_kernel.inl"
+#include "kernel.inl"
 }  // namespace
 }  // namespace isa_avx2
 #undef DETRX_TARGET
@@ -91,7 +91,7 @@ constexpr int kVectorBytes = 32;
 namespace isa_avx512 {
 namespace {
 constexpr int kVectorBytes = 64;
-#include "cpu_kernel.inl"
+#include "kernel.inl"
 }  // namespace
 }  // namespace isa_avx512
 #undef DETRX_TARGET

@@ -10,10 +10,10 @@
 #include <cstdint>
 #include <cstring>
 
-#include "../cpu_dispatch.h"
-#include "cpu.h"
-#include "moe.h"
-#include "routing.h"
+#include "../../cpu/isa.h"
+#include "../moe.h"
+#include "../routing.h"
+#include "grain.h"
 
 #define DETRX_INLINE inline __attribute__((always_inline))
 
@@ -23,7 +23,7 @@ namespace detrx {
 namespace isa_default {
 namespace {
 constexpr int kVectorBytes = 16;
-#include "cpu_kernel.inl"
+#include "combine.inl"
 }  // namespace
 }  // namespace isa_default
 #undef DETRX_TARGET
@@ -33,7 +33,7 @@ constexpr int kVectorBytes = 16;
 namespace isa_avx2 {
 namespace {
 constexpr int kVectorBytes = 32;
-#include "cpu_kernel.inl"
+#include "combine.inl"
 }  // namespace
 }  // namespace isa_avx2
 #undef DETRX_TARGET
@@ -42,7 +42,7 @@ constexpr int kVectorBytes = 32;
 namespace isa_avx512 {
 namespace {
 constexpr int kVectorBytes = 64;
-#include "cpu_kernel.inl"
+#include "combine.inl"
 }  // namespace
 }  // namespace isa_avx512
 #undef DETRX_TARGET
