@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "../../compute_type.h"
 #include "../../cpu/isa.h"
 #include "../moe.h"
 #include "../routing.h"

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "../../compute_type.h"
 #include "../moe.h"
 #include "../routing.h"
 #include "grain.h"

@@ -17,6 +17,7 @@
 #include <utility>
 #include <vector>
 
+#include "../../compute_type.h"
 #include "../../cpu/huge_pages.h"
 #include "../../cpu/isa.h"
 #include "../../reduced_float.h"
@@ -252,10 +253,6 @@ template <>
 struct KernelType<at::BFloat16> {
   typedef BFloat16 type;
 };
-
-at::ScalarType compute_type(const at::Tensor& value) {
-  return at::isReducedFloatingType(value.scalar_type()) ? at::kFloat : value.scalar_type();
-}
 
 // Contiguous arguments of the types that the kernels take.
 class Prepared {

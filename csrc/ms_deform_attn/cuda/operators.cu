@@ -10,16 +10,13 @@
 #include <cstdint>
 #include <limits>
 
+#include "../../compute_type.h"
 #include "../operators.h"
 #include "kernels.h"
 #include "tile.cuh"
 
 namespace detrx {
 namespace {
-
-at::ScalarType compute_type(const at::Tensor& value) {
-  return at::isReducedFloatingType(value.scalar_type()) ? at::kFloat : value.scalar_type();
-}
 
 // Contiguous and on 16 bytes: a slice of a larger tensor may begin anywhere.
 at::Tensor aligned(const at::Tensor& tensor) {
