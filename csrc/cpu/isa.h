@@ -1,40 +1,51 @@
-// Which instruction set the CPU kernels use. They are compiled once per set (see DETRX_FOR_EACH_ISA users) and chosen
-// at run time the way torch chooses its own: ATEN_CPU_CAPABILITY=default|avx2|avx512 overrides.
+// Which instruction set the CPU kernels use. They are compiled once per set (see foreach_isa.inl) and chosen at run
+// time the way torch chooses its own: ATEN_CPU_CAPABILITY=default|avx2|avx512 overrides.
 #pragma once
 
 #include <ATen/Version.h>
 
 #include <string>
 
-namespace detrx {
+#define DETRX_INLINE inline __attribute__((always_inline))
 
-enum class CpuIsa { Default, Avx2, Avx512 };
+// In detrx::cpu, the address of a function of isa_default, isa_avx2 or isa_avx512: of the set in use.
+#if defined(__x86_64__)
+#define DETRX_SELECT_ISA(...)                            \
+  (isa() == Isa::Avx512 ? &isa_avx512::__VA_ARGS__       \
+                        : isa() == Isa::Avx2 ? &isa_avx2::__VA_ARGS__ : &isa_default::__VA_ARGS__)
+#else
+#define DETRX_SELECT_ISA(...) (&isa_default::__VA_ARGS__)
+#endif
 
-inline CpuIsa cpu_isa() {
-  static const CpuIsa isa = [] {
+namespace detrx::cpu {
+
+enum class Isa { Default, Avx2, Avx512 };
+
+inline Isa isa() {
+  static const Isa isa = [] {
 #if defined(__x86_64__)
     const std::string capability = at::get_cpu_capability();
     if (capability == "AVX512") {
-      return CpuIsa::Avx512;
+      return Isa::Avx512;
     }
     if (capability == "AVX2") {
-      return CpuIsa::Avx2;
+      return Isa::Avx2;
     }
 #endif
-    return CpuIsa::Default;
+    return Isa::Default;
   }();
   return isa;
 }
 
-inline const char* isa_name(CpuIsa isa) {
+inline const char* isa_name(Isa isa) {
   switch (isa) {
-    case CpuIsa::Avx512:
+    case Isa::Avx512:
       return "avx512";
-    case CpuIsa::Avx2:
+    case Isa::Avx2:
       return "avx2";
     default:
       return "default";
   }
 }
 
-}  // namespace detrx
+}  // namespace detrx::cpu

@@ -1,12 +1,13 @@
-// Schemas and argument checks of detrx::ms_deform_attn and detrx::ms_deform_attn_fused.
+// Schemas of detrx::ms_deform_attn and detrx::ms_deform_attn_fused, argument checks, and what CPU and CUDA do alike.
 
 #include "ms_deform_attn.h"
 
-#include <torch/library.h>
+#include <ATen/ops/empty.h>
 
 #include <limits>
 
 #include "../checks.h"
+#include "../compute_type.h"
 
 namespace detrx {
 namespace {
@@ -105,6 +106,31 @@ void check_grad_output(const DeformAttnArguments& arguments, const DeformAttnSiz
   const char* op = names_of(arguments).op;
   check_shape(op, "grad_output", grad_output, {n.B, n.Q, n.M * n.D}, "value", arguments.value);
   check_like(op, "grad_output", grad_output, "value", arguments.value);
+}
+
+PreparedArguments::PreparedArguments(
+    const DeformAttnArguments& arguments, const DeformAttnSizes& sizes, at::Tensor (*contiguous)(const at::Tensor&))
+    : sizes_(sizes),
+      value_(contiguous(arguments.value)),
+      spatial_shapes_(arguments.spatial_shapes.to(at::kLong).contiguous()),
+      level_start_index_(arguments.level_start_index.to(at::kLong).contiguous()),
+      points_(contiguous(arguments.points)),
+      weights_(contiguous(arguments.weights)) {
+  if (arguments.reference) {
+    reference_ = contiguous(arguments.reference->to(compute_type(value_)));
+  }
+}
+
+DeformAttnGradientTensors finish_gradients(
+    const DeformAttnArguments& arguments, const at::Tensor& grad_value, const at::Tensor& grad_points,
+    const at::Tensor& grad_weights, const at::Tensor& grad_reference) {
+  at::Tensor summed;
+  if (grad_reference.defined()) {
+    summed = grad_reference.sum(2).to(arguments.reference->scalar_type());
+  } else if (arguments.reference) {
+    summed = at::empty({0}, arguments.reference->options());
+  }
+  return {grad_value.to(arguments.value.scalar_type()), grad_points, grad_weights, summed};
 }
 
 }  // namespace detrx

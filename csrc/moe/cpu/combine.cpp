@@ -16,9 +16,7 @@
 #include "../routing.h"
 #include "grain.h"
 
-#define DETRX_INLINE inline __attribute__((always_inline))
-
-namespace detrx {
+namespace detrx::cpu {
 
 #define DETRX_TARGET
 namespace isa_default {
@@ -53,11 +51,11 @@ namespace {
 
 template <typename T>
 auto combine_kernel() {
-  switch (cpu_isa()) {
+  switch (isa()) {
 #if defined(__x86_64__)
-    case CpuIsa::Avx512:
+    case Isa::Avx512:
       return &isa_avx512::combine_range<T>;
-    case CpuIsa::Avx2:
+    case Isa::Avx2:
       return &isa_avx2::combine_range<T>;
 #endif
     default:
@@ -67,11 +65,11 @@ auto combine_kernel() {
 
 template <typename T>
 auto combine_backward_kernel() {
-  switch (cpu_isa()) {
+  switch (isa()) {
 #if defined(__x86_64__)
-    case CpuIsa::Avx512:
+    case Isa::Avx512:
       return &isa_avx512::combine_backward_range<T>;
-    case CpuIsa::Avx2:
+    case Isa::Avx2:
       return &isa_avx2::combine_backward_range<T>;
 #endif
     default:
@@ -187,11 +185,11 @@ std::tuple<at::Tensor, at::Tensor> moe_combine_backward_cpu(
 }
 
 }  // namespace
-}  // namespace detrx
+}  // namespace detrx::cpu
 
 TORCH_LIBRARY_IMPL(detrx, CPU, m) {
-  m.impl("moe_dispatch", &detrx::moe_dispatch_cpu);
-  m.impl("moe_dispatch_backward", &detrx::moe_dispatch_backward_cpu);
-  m.impl("moe_combine", &detrx::moe_combine_cpu);
-  m.impl("moe_combine_backward", &detrx::moe_combine_backward_cpu);
+  m.impl("moe_dispatch", &detrx::cpu::moe_dispatch_cpu);
+  m.impl("moe_dispatch_backward", &detrx::cpu::moe_dispatch_backward_cpu);
+  m.impl("moe_combine", &detrx::cpu::moe_combine_cpu);
+  m.impl("moe_combine_backward", &detrx::cpu::moe_combine_backward_cpu);
 }

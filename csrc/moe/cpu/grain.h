@@ -4,11 +4,11 @@
 #include <algorithm>
 #include <cstdint>
 
-namespace detrx {
+namespace detrx::cpu {
 
 // Items that are worth a thread, of `per_item` elements each.
 inline int64_t grain(int64_t per_item) {
   return std::max<int64_t>(32768 / std::max<int64_t>(per_item, 1), 1);
 }
 
-}  // namespace detrx
+}  // namespace detrx::cpu

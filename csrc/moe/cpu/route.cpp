@@ -15,7 +15,7 @@
 #include "../routing.h"
 #include "grain.h"
 
-namespace detrx {
+namespace detrx::cpu {
 namespace {
 
 // The k first of the token's E experts, best first, by insertion.
@@ -145,9 +145,9 @@ at::Tensor moe_route_backward_cpu(
 }
 
 }  // namespace
-}  // namespace detrx
+}  // namespace detrx::cpu
 
 TORCH_LIBRARY_IMPL(detrx, CPU, m) {
-  m.impl("moe_route", &detrx::moe_route_cpu);
-  m.impl("moe_route_backward", &detrx::moe_route_backward_cpu);
+  m.impl("moe_route", &detrx::cpu::moe_route_cpu);
+  m.impl("moe_route_backward", &detrx::cpu::moe_route_backward_cpu);
 }

@@ -18,10 +18,11 @@
 #include <tuple>
 
 #include "../../cuda/warps.cuh"
+#include "../../reduced_float.h"
 #include "../moe.h"
 #include "../routing.h"
 
-namespace detrx {
+namespace detrx::cuda {
 namespace {
 
 // Blocks that a multiprocessor is to hold: five of them keep more bytes on their way than the memory's latency asks for.
@@ -326,11 +327,11 @@ std::tuple<at::Tensor, at::Tensor> moe_combine_backward_cuda(
 }
 
 }  // namespace
-}  // namespace detrx
+}  // namespace detrx::cuda
 
 TORCH_LIBRARY_IMPL(detrx, CUDA, m) {
-  m.impl("moe_dispatch", &detrx::moe_dispatch_cuda);
-  m.impl("moe_dispatch_backward", &detrx::moe_dispatch_backward_cuda);
-  m.impl("moe_combine", &detrx::moe_combine_cuda);
-  m.impl("moe_combine_backward", &detrx::moe_combine_backward_cuda);
+  m.impl("moe_dispatch", &detrx::cuda::moe_dispatch_cuda);
+  m.impl("moe_dispatch_backward", &detrx::cuda::moe_dispatch_backward_cuda);
+  m.impl("moe_combine", &detrx::cuda::moe_combine_cuda);
+  m.impl("moe_combine_backward", &detrx::cuda::moe_combine_backward_cuda);
 }

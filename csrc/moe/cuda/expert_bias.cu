@@ -20,7 +20,7 @@
 
 #include "../../cuda/warps.cuh"
 
-namespace detrx {
+namespace detrx::cuda {
 namespace {
 
 constexpr int kCount = 8;                 // channels that are read and written together
@@ -232,10 +232,10 @@ at::Tensor sum_expert_bias_cuda(at::Tensor& grad_weight, const at::Tensor& sums,
 }
 
 }  // namespace
-}  // namespace detrx
+}  // namespace detrx::cuda
 
 TORCH_LIBRARY_IMPL(detrx, CUDA, m) {
-  m.impl("_add_expert_bias_", &detrx::add_expert_bias_cuda);
-  m.impl("_expert_bias_backward", &detrx::expert_bias_backward_cuda);
-  m.impl("_sum_expert_bias_", &detrx::sum_expert_bias_cuda);
+  m.impl("_add_expert_bias_", &detrx::cuda::add_expert_bias_cuda);
+  m.impl("_expert_bias_backward", &detrx::cuda::expert_bias_backward_cuda);
+  m.impl("_sum_expert_bias_", &detrx::cuda::sum_expert_bias_cuda);
 }

@@ -20,10 +20,11 @@
 #include <cstdint>
 
 #include "../../cuda/warps.cuh"
+#include "../../reduced_float.h"
 #include "../moe.h"
 #include "../routing.h"
 
-namespace detrx {
+namespace detrx::cuda {
 namespace {
 
 constexpr int kSlots = 8;                // experts that a lane looks at; kMaxExperts / kSlots lanes fit into a warp
@@ -352,9 +353,9 @@ at::Tensor moe_route_backward_cuda(
 }
 
 }  // namespace
-}  // namespace detrx
+}  // namespace detrx::cuda
 
 TORCH_LIBRARY_IMPL(detrx, CUDA, m) {
-  m.impl("moe_route", &detrx::moe_route_cuda);
-  m.impl("moe_route_backward", &detrx::moe_route_backward_cuda);
+  m.impl("moe_route", &detrx::cuda::moe_route_cuda);
+  m.impl("moe_route_backward", &detrx::cuda::moe_route_backward_cuda);
 }

@@ -8,7 +8,7 @@
 
 #include "../query_routing.h"
 
-namespace detrx {
+namespace detrx::cpu {
 namespace {
 
 std::tuple<at::Tensor, at::Tensor> query_route_cpu(const at::Tensor& keep, std::optional<int64_t> capacity) {
@@ -43,8 +43,8 @@ std::tuple<at::Tensor, at::Tensor> query_route_cpu(const at::Tensor& keep, std::
 }
 
 }  // namespace
-}  // namespace detrx
+}  // namespace detrx::cpu
 
 TORCH_LIBRARY_IMPL(detrx, CPU, m) {
-  m.impl("query_route", &detrx::query_route_cpu);
+  m.impl("query_route", &detrx::cpu::query_route_cpu);
 }

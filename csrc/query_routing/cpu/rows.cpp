@@ -10,7 +10,7 @@
 
 #include "../query_routing.h"
 
-namespace detrx {
+namespace detrx::cpu {
 namespace {
 
 // Output rows that are worth a thread.
@@ -104,11 +104,11 @@ std::vector<at::Tensor> query_clear_cpu(at::TensorList x, const at::Tensor& inde
 }
 
 }  // namespace
-}  // namespace detrx
+}  // namespace detrx::cpu
 
 TORCH_LIBRARY_IMPL(detrx, CPU, m) {
-  m.impl("query_gather", &detrx::query_gather_cpu);
-  m.impl("query_scatter", &detrx::query_scatter_cpu);
-  m.impl("query_unpack", &detrx::query_unpack_cpu);
-  m.impl("query_clear", &detrx::query_clear_cpu);
+  m.impl("query_gather", &detrx::cpu::query_gather_cpu);
+  m.impl("query_scatter", &detrx::cpu::query_scatter_cpu);
+  m.impl("query_unpack", &detrx::cpu::query_unpack_cpu);
+  m.impl("query_clear", &detrx::cpu::query_clear_cpu);
 }

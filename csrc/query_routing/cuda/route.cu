@@ -16,7 +16,7 @@
 #include "../../cuda/warps.cuh"
 #include "../query_routing.h"
 
-namespace detrx {
+namespace detrx::cuda {
 namespace {
 
 constexpr int kRouteThreads = 512;  // per block
@@ -161,8 +161,8 @@ std::tuple<at::Tensor, at::Tensor> query_route_cuda(const at::Tensor& keep, std:
 }
 
 }  // namespace
-}  // namespace detrx
+}  // namespace detrx::cuda
 
 TORCH_LIBRARY_IMPL(detrx, CUDA, m) {
-  m.impl("query_route", &detrx::query_route_cuda);
+  m.impl("query_route", &detrx::cuda::query_route_cuda);
 }

@@ -14,7 +14,7 @@
 #include "../../cuda/warps.cuh"
 #include "../query_routing.h"
 
-namespace detrx {
+namespace detrx::cuda {
 namespace {
 
 constexpr int kTileRows = 16;    // queries that a block of merge_kernel writes
@@ -246,11 +246,11 @@ std::vector<at::Tensor> query_clear_cuda(at::TensorList x, const at::Tensor& ind
 }
 
 }  // namespace
-}  // namespace detrx
+}  // namespace detrx::cuda
 
 TORCH_LIBRARY_IMPL(detrx, CUDA, m) {
-  m.impl("query_gather", &detrx::query_gather_cuda);
-  m.impl("query_scatter", &detrx::query_scatter_cuda);
-  m.impl("query_unpack", &detrx::query_unpack_cuda);
-  m.impl("query_clear", &detrx::query_clear_cuda);
+  m.impl("query_gather", &detrx::cuda::query_gather_cuda);
+  m.impl("query_scatter", &detrx::cuda::query_scatter_cuda);
+  m.impl("query_unpack", &detrx::cuda::query_unpack_cuda);
+  m.impl("query_clear", &detrx::cuda::query_clear_cuda);
 }
