@@ -98,6 +98,12 @@ void check_moe_combine_backward(const at::Tensor& grad_output, const at::Tensor&
   check_like(op, "grad_output", grad_output, "y", y);
 }
 
+MoePlaces places_of(const at::Tensor& order, const at::Tensor& place) {
+  return {
+      place.size(0), static_cast<int>(place.size(1)), order.const_data_ptr<int64_t>(),
+      place.const_data_ptr<int64_t>()};
+}
+
 }  // namespace detrx
 
 TORCH_LIBRARY_FRAGMENT(detrx, m) {
