@@ -3,7 +3,6 @@
 #include "query_routing.h"
 
 #include <ATen/ops/empty.h>
-#include <torch/library.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -105,6 +104,7 @@ RoutedCall plan(const char* op, const at::Tensor& index, const at::Tensor& valid
   check_row_count(op, index.size(0), queries, "queries", index);
   check_row_count(op, index.size(0), index.size(1), "slots", index);
   RoutedCall call;
+  call.op = op;
   call.sizes = {index.size(0), queries, index.size(1)};
   call.index = index.contiguous();
   call.valid = valid.contiguous();
@@ -116,6 +116,17 @@ int64_t queries_of(const char* op, const char* name, at::TensorList x) {
   TORCH_CHECK_VALUE(!x.empty(), op, ": ", name, " has no tensors");
   TORCH_CHECK_VALUE(x[0].dim() >= 2, op, ": ", name, "[0] has shape ", x[0].sizes(), ", expected (B, N, ...)");
   return x[0].size(1);
+}
+
+// Outputs of K or N rows for each image, filled from the queries of `x` alone.
+RoutedCall plan_from_queries(
+    const char* op, at::TensorList x, const at::Tensor& index, const at::Tensor& valid, int64_t RouteSizes::*rows) {
+  RoutedCall call = plan(op, index, valid, queries_of(op, "x", x));
+  for (size_t i = 0; i < x.size(); ++i) {
+    check_rows(op, element("x", i), x[i], call.sizes.N, index);
+    add_output(call, x[i], call.sizes.*rows, x[i], {});
+  }
+  return call;
 }
 
 }  // namespace
@@ -131,13 +142,7 @@ void check_query_route(const at::Tensor& keep, std::optional<int64_t> capacity) 
 }
 
 RoutedCall plan_gather(at::TensorList x, const at::Tensor& index, const at::Tensor& valid) {
-  constexpr auto op = "query_gather";
-  RoutedCall call = plan(op, index, valid, queries_of(op, "x", x));
-  for (size_t i = 0; i < x.size(); ++i) {
-    check_rows(op, element("x", i), x[i], call.sizes.N, index);
-    add_output(call, x[i], call.sizes.K, x[i], {});
-  }
-  return call;
+  return plan_from_queries("query_gather", x, index, valid, &RouteSizes::K);
 }
 
 RoutedCall plan_scatter(
@@ -168,13 +173,7 @@ RoutedCall plan_unpack(at::TensorList packed, const at::Tensor& index, const at:
 }
 
 RoutedCall plan_clear(at::TensorList x, const at::Tensor& index, const at::Tensor& valid) {
-  constexpr auto op = "query_clear";
-  RoutedCall call = plan(op, index, valid, queries_of(op, "x", x));
-  for (size_t i = 0; i < x.size(); ++i) {
-    check_rows(op, element("x", i), x[i], call.sizes.N, index);
-    add_output(call, x[i], call.sizes.N, x[i], {});
-  }
-  return call;
+  return plan_from_queries("query_clear", x, index, valid, &RouteSizes::N);
 }
 
 }  // namespace detrx

@@ -142,7 +142,7 @@ int64_t largest_count(const Mask& mask, const at::Tensor& keep) {
   return largest;
 }
 
-std::tuple<at::Tensor, at::Tensor> query_route_cuda(const at::Tensor& keep, std::optional<int64_t> capacity) {
+std::tuple<at::Tensor, at::Tensor> route(const at::Tensor& keep, std::optional<int64_t> capacity) {
   check_query_route(keep, capacity);
   const c10::cuda::CUDAGuard guard(keep.device());
   const at::Tensor contiguous = keep.contiguous();
@@ -164,5 +164,5 @@ std::tuple<at::Tensor, at::Tensor> query_route_cuda(const at::Tensor& keep, std:
 }  // namespace detrx::cuda
 
 TORCH_LIBRARY_IMPL(detrx, CUDA, m) {
-  m.impl("query_route", &detrx::cuda::query_route_cuda);
+  m.impl("query_route", &detrx::cuda::route);
 }

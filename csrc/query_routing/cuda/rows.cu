@@ -227,30 +227,9 @@ std::vector<at::Tensor> merge(const RoutedCall& call) {
   return call.outputs;
 }
 
-std::vector<at::Tensor> query_gather_cuda(at::TensorList x, const at::Tensor& index, const at::Tensor& valid) {
-  return gather(plan_gather(x, index, valid));
-}
-
-std::vector<at::Tensor> query_scatter_cuda(
-    at::TensorList base, at::TensorList packed, const at::Tensor& index, const at::Tensor& valid) {
-  return merge(plan_scatter(base, packed, index, valid));
-}
-
-std::vector<at::Tensor> query_unpack_cuda(
-    at::TensorList packed, const at::Tensor& index, const at::Tensor& valid, int64_t queries) {
-  return merge(plan_unpack(packed, index, valid, queries));
-}
-
-std::vector<at::Tensor> query_clear_cuda(at::TensorList x, const at::Tensor& index, const at::Tensor& valid) {
-  return merge(plan_clear(x, index, valid));
-}
-
 }  // namespace
 }  // namespace detrx::cuda
 
 TORCH_LIBRARY_IMPL(detrx, CUDA, m) {
-  m.impl("query_gather", &detrx::cuda::query_gather_cuda);
-  m.impl("query_scatter", &detrx::cuda::query_scatter_cuda);
-  m.impl("query_unpack", &detrx::cuda::query_unpack_cuda);
-  m.impl("query_clear", &detrx::cuda::query_clear_cuda);
+  detrx::RowOperators<&detrx::cuda::gather, &detrx::cuda::merge>::register_in(m);
 }
