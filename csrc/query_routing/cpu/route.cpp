@@ -6,12 +6,12 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "query_routing.h"
+#include "../query_routing.h"
 
-namespace detrx {
+namespace detrx::cpu {
 namespace {
 
-std::tuple<at::Tensor, at::Tensor> query_route_cpu(const at::Tensor& keep, std::optional<int64_t> capacity) {
+std::tuple<at::Tensor, at::Tensor> route(const at::Tensor& keep, std::optional<int64_t> capacity) {
   check_query_route(keep, capacity);
   const at::Tensor mask = keep.contiguous();
   const bool* kept = mask.const_data_ptr<bool>();
@@ -43,8 +43,8 @@ std::tuple<at::Tensor, at::Tensor> query_route_cpu(const at::Tensor& keep, std::
 }
 
 }  // namespace
-}  // namespace detrx
+}  // namespace detrx::cpu
 
 TORCH_LIBRARY_IMPL(detrx, CPU, m) {
-  m.impl("query_route", &detrx::query_route_cpu);
+  m.impl("query_route", &detrx::cpu::route);
 }

@@ -13,10 +13,10 @@
 
 #include <algorithm>
 
-#include "../warps.cuh"
-#include "query_routing.h"
+#include "../../cuda/warps.cuh"
+#include "../query_routing.h"
 
-namespace detrx {
+namespace detrx::cuda {
 namespace {
 
 constexpr int kRouteThreads = 512;  // per block
@@ -142,7 +142,7 @@ int64_t largest_count(const Mask& mask, const at::Tensor& keep) {
   return largest;
 }
 
-std::tuple<at::Tensor, at::Tensor> query_route_cuda(const at::Tensor& keep, std::optional<int64_t> capacity) {
+std::tuple<at::Tensor, at::Tensor> route(const at::Tensor& keep, std::optional<int64_t> capacity) {
   check_query_route(keep, capacity);
   const c10::cuda::CUDAGuard guard(keep.device());
   const at::Tensor contiguous = keep.contiguous();
@@ -161,8 +161,8 @@ std::tuple<at::Tensor, at::Tensor> query_route_cuda(const at::Tensor& keep, std:
 }
 
 }  // namespace
-}  // namespace detrx
+}  // namespace detrx::cuda
 
 TORCH_LIBRARY_IMPL(detrx, CUDA, m) {
-  m.impl("query_route", &detrx::query_route_cuda);
+  m.impl("query_route", &detrx::cuda::route);
 }

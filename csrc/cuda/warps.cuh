@@ -1,22 +1,17 @@
-// Blocks of warps, and how they share work: what the kernels have in common.
+// Blocks of warps, and how they share work: what the kernels of all families have in common.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
-#include <type_traits>
 
-namespace detrx {
+namespace detrx::cuda {
 
 constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = 0xffffffffu;
 constexpr int kThreads = 256;  // per block
 constexpr int kWarps = kThreads / kWarp;
 
-// The type of the arithmetic for tensors of type T: float32 for float16 and bfloat16.
-template <typename T>
-using Compute = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
-// kCount elements that are read and written together.
+// kCount elements that are read and written together, up to 16 bytes at a time.
 template <typename T, int kCount>
 struct alignas(kCount * sizeof(T) < 16 ? kCount * sizeof(T) : 16) Pack {
   T value[kCount];
@@ -49,4 +44,4 @@ __device__ __forceinline__ int64_t thread_stride() {
   return int64_t(gridDim.x) * kThreads;
 }
 
-}  // namespace detrx
+}  // namespace detrx::cuda

@@ -10,7 +10,7 @@
 #include <sys/mman.h>
 #endif
 
-namespace detrx {
+namespace detrx::cpu {
 
 // For a tensor just allocated and not written to yet.
 inline const at::Tensor& in_huge_pages(const at::Tensor& tensor) {
@@ -25,4 +25,4 @@ inline const at::Tensor& in_huge_pages(const at::Tensor& tensor) {
   return tensor;
 }
 
-}  // namespace detrx
+}  // namespace detrx::cpu

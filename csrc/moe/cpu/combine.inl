@@ -1,29 +1,11 @@
-// Row kernels of moe_combine for one instruction set. combine_cpu.cpp includes this file once per set, in a namespace of
-// its own, with
-//   DETRX_TARGET  the function attribute that selects the instruction set
-//   kVectorBytes  its vector width
-// Nothing here may call inline functions of other headers, except always_inline ones: the linker could keep a copy
-// that was compiled for the wrong processor.
+// Row kernels of moe_combine for one instruction set; see foreach_isa.inl.
 
-template <typename T>
-struct Lanes {
-  static constexpr int kCount = kVectorBytes / int(sizeof(T));
-  typedef T Vector __attribute__((vector_size(kVectorBytes)));
-
-  DETRX_TARGET DETRX_INLINE static Vector load(const T* source) {
-    Vector vector;
-    __builtin_memcpy(&vector, source, sizeof(vector));
-    return vector;
-  }
-  DETRX_TARGET DETRX_INLINE static void store(T* target, Vector vector) {
-    __builtin_memcpy(target, &vector, sizeof(vector));
-  }
-};
+#include "../../cpu/vectors.inl"
 
 // The output of tokens [begin, end).
 template <typename T>
 DETRX_TARGET void combine_range(const MoeCombine<T>& args, int64_t begin, int64_t end) {
-  typedef Lanes<T> Lanes;
+  typedef Tile<T, kVectorBytes / int(sizeof(T))> Tile;  // one vector
   const T* row[kMaxTopK];
   T weight[kMaxTopK];
   const int k = args.places.k;
@@ -34,12 +16,12 @@ DETRX_TARGET void combine_range(const MoeCombine<T>& args, int64_t begin, int64_
     }
     T* output = args.output + t * args.channels;
     int64_t c = 0;
-    for (; c + Lanes::kCount <= args.channels; c += Lanes::kCount) {
-      typename Lanes::Vector sum = weight[0] * Lanes::load(row[0] + c);
+    for (; c + Tile::kLanes <= args.channels; c += Tile::kLanes) {
+      typename Tile::Vector sum = weight[0] * Tile::load(row[0] + c);
       for (int j = 1; j < k; ++j) {
-        sum += weight[j] * Lanes::load(row[j] + c);
+        sum += weight[j] * Tile::load(row[j] + c);
       }
-      Lanes::store(output + c, sum);
+      Tile::store(output + c, sum);
     }
     for (; c < args.channels; ++c) {
       T sum = weight[0] * row[0][c];
@@ -54,22 +36,22 @@ DETRX_TARGET void combine_range(const MoeCombine<T>& args, int64_t begin, int64_
 // The gradients of the rows of tokens [begin, end), and of their weights.
 template <typename T>
 DETRX_TARGET void combine_backward_range(const MoeCombineBackward<T>& args, int64_t begin, int64_t end) {
-  typedef Lanes<T> Lanes;
+  typedef Tile<T, kVectorBytes / int(sizeof(T))> Tile;  // one vector
   const int k = args.places.k;
   for (int64_t assignment = begin * k; assignment < end * k; ++assignment) {
     const T weight = args.weights[assignment];
     const T* grad = args.grad_output + assignment / k * args.channels;
     const T* y = args.y + args.places.place[assignment] * args.channels;
     T* grad_y = args.grad_y + args.places.place[assignment] * args.channels;
-    typename Lanes::Vector sums = {};
+    typename Tile::Vector sums = {};
     int64_t c = 0;
-    for (; c + Lanes::kCount <= args.channels; c += Lanes::kCount) {
-      const typename Lanes::Vector g = Lanes::load(grad + c);
-      sums += g * Lanes::load(y + c);
-      Lanes::store(grad_y + c, weight * g);
+    for (; c + Tile::kLanes <= args.channels; c += Tile::kLanes) {
+      const typename Tile::Vector g = Tile::load(grad + c);
+      sums += g * Tile::load(y + c);
+      Tile::store(grad_y + c, weight * g);
     }
     T dot = 0;
-    for (int lane = 0; lane < Lanes::kCount; ++lane) {
+    for (int lane = 0; lane < Tile::kLanes; ++lane) {
       dot += sums[lane];
     }
     for (; c < args.channels; ++c) {

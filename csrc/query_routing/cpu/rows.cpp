@@ -8,9 +8,9 @@
 #include <cstdint>
 #include <cstring>
 
-#include "query_routing.h"
+#include "../query_routing.h"
 
-namespace detrx {
+namespace detrx::cpu {
 namespace {
 
 // Output rows that are worth a thread.
@@ -27,10 +27,10 @@ void write_row(const RowCopy& copy, int64_t row, const char* source) {
   }
 }
 
-void check_query(const char* op, const RoutedCall& call, int64_t b, int64_t k, int64_t query) {
+void check_query(const RoutedCall& call, int64_t b, int64_t k, int64_t query) {
   TORCH_CHECK_VALUE(
       query >= 0 && query < call.sizes.N,
-      op, ": index[", b, ", ", k, "] is ", query, ", expected 0 to ", call.sizes.N - 1);
+      call.op, ": index[", b, ", ", k, "] is ", query, ", expected 0 to ", call.sizes.N - 1);
 }
 
 std::vector<at::Tensor> gather(const RoutedCall& call) {
@@ -39,7 +39,7 @@ std::vector<at::Tensor> gather(const RoutedCall& call) {
   const bool* valid = call.valid.const_data_ptr<bool>();
   for (int64_t row = 0; row < n.B * n.K; ++row) {
     if (valid[row]) {
-      check_query("query_gather", call, row / n.K, row % n.K, index[row]);
+      check_query(call, row / n.K, row % n.K, index[row]);
     }
   }
   for (const RowCopy& copy : call.copies) {
@@ -53,7 +53,7 @@ std::vector<at::Tensor> gather(const RoutedCall& call) {
 }
 
 // For each query (B, N) its slot in the packed rows, or kNoSlot.
-std::vector<int64_t> find_slots(const char* op, const RoutedCall& call) {
+std::vector<int64_t> find_slots(const RoutedCall& call) {
   const RouteSizes& n = call.sizes;
   const int64_t* index = call.index.const_data_ptr<int64_t>();
   const bool* valid = call.valid.const_data_ptr<bool>();
@@ -62,9 +62,9 @@ std::vector<int64_t> find_slots(const char* op, const RoutedCall& call) {
     for (int64_t k = 0; k < n.K; ++k) {
       if (valid[b * n.K + k]) {
         const int64_t query = index[b * n.K + k];
-        check_query(op, call, b, k, query);
+        check_query(call, b, k, query);
         int64_t& slot = slots[b * n.N + query];
-        TORCH_CHECK_VALUE(slot == kNoSlot, op, ": index[", b, "] has query ", query, " at ", slot, " and at ", k);
+        TORCH_CHECK_VALUE(slot == kNoSlot, call.op, ": index[", b, "] has query ", query, " at ", slot, " and at ", k);
         slot = k;
       }
     }
@@ -72,9 +72,9 @@ std::vector<int64_t> find_slots(const char* op, const RoutedCall& call) {
   return slots;
 }
 
-std::vector<at::Tensor> merge(const char* op, const RoutedCall& call) {
+std::vector<at::Tensor> merge(const RoutedCall& call) {
   const RouteSizes& n = call.sizes;
-  const std::vector<int64_t> slots = find_slots(op, call);
+  const std::vector<int64_t> slots = find_slots(call);
   for (const RowCopy& copy : call.copies) {
     at::parallel_for(0, n.B * n.N, grain(copy), [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
@@ -85,30 +85,9 @@ std::vector<at::Tensor> merge(const char* op, const RoutedCall& call) {
   return call.outputs;
 }
 
-std::vector<at::Tensor> query_gather_cpu(at::TensorList x, const at::Tensor& index, const at::Tensor& valid) {
-  return gather(plan_gather(x, index, valid));
-}
-
-std::vector<at::Tensor> query_scatter_cpu(
-    at::TensorList base, at::TensorList packed, const at::Tensor& index, const at::Tensor& valid) {
-  return merge("query_scatter", plan_scatter(base, packed, index, valid));
-}
-
-std::vector<at::Tensor> query_unpack_cpu(
-    at::TensorList packed, const at::Tensor& index, const at::Tensor& valid, int64_t queries) {
-  return merge("query_unpack", plan_unpack(packed, index, valid, queries));
-}
-
-std::vector<at::Tensor> query_clear_cpu(at::TensorList x, const at::Tensor& index, const at::Tensor& valid) {
-  return merge("query_clear", plan_clear(x, index, valid));
-}
-
 }  // namespace
-}  // namespace detrx
+}  // namespace detrx::cpu
 
 TORCH_LIBRARY_IMPL(detrx, CPU, m) {
-  m.impl("query_gather", &detrx::query_gather_cpu);
-  m.impl("query_scatter", &detrx::query_scatter_cpu);
-  m.impl("query_unpack", &detrx::query_unpack_cpu);
-  m.impl("query_clear", &detrx::query_clear_cpu);
+  detrx::RowOperators<&detrx::cpu::gather, &detrx::cpu::merge>::register_in(m);
 }

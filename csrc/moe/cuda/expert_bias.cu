@@ -18,9 +18,9 @@
 #include <optional>
 #include <tuple>
 
-#include "../warps.cuh"
+#include "../../cuda/warps.cuh"
 
-namespace detrx {
+namespace detrx::cuda {
 namespace {
 
 constexpr int kCount = 8;                 // channels that are read and written together
@@ -185,7 +185,7 @@ unsigned column_blocks(int64_t channels) {
   return static_cast<unsigned>((channels + kColumns - 1) / kColumns);
 }
 
-void add_expert_bias_cuda(at::Tensor& y, const at::Tensor& bias, const at::Tensor& ends, bool relu) {
+void add_expert_bias(at::Tensor& y, const at::Tensor& bias, const at::Tensor& ends, bool relu) {
   check(y, 2, "the product");
   check(bias, 2, "bias");
   const c10::cuda::CUDAGuard guard(y.device());
@@ -197,7 +197,7 @@ void add_expert_bias_cuda(at::Tensor& y, const at::Tensor& bias, const at::Tenso
 }
 
 // The gradient before the ReLU, if `rectified`, what it gave, is defined; and the sums of its tiles (tiles + E, O).
-std::tuple<at::Tensor, at::Tensor> expert_bias_backward_cuda(
+std::tuple<at::Tensor, at::Tensor> expert_bias_backward(
     const at::Tensor& grad, const std::optional<at::Tensor>& rectified, const at::Tensor& ends) {
   check(grad, 2, "grad_output");
   const c10::cuda::CUDAGuard guard(grad.device());
@@ -217,7 +217,7 @@ std::tuple<at::Tensor, at::Tensor> expert_bias_backward_cuda(
   return {output, sums};
 }
 
-at::Tensor sum_expert_bias_cuda(at::Tensor& grad_weight, const at::Tensor& sums, const at::Tensor& ends) {
+at::Tensor sum_expert_bias(at::Tensor& grad_weight, const at::Tensor& sums, const at::Tensor& ends) {
   check(grad_weight, 3, "grad_weight");
   const c10::cuda::CUDAGuard guard(grad_weight.device());
   const Experts experts = experts_of(0, ends);
@@ -232,10 +232,10 @@ at::Tensor sum_expert_bias_cuda(at::Tensor& grad_weight, const at::Tensor& sums,
 }
 
 }  // namespace
-}  // namespace detrx
+}  // namespace detrx::cuda
 
 TORCH_LIBRARY_IMPL(detrx, CUDA, m) {
-  m.impl("_add_expert_bias_", &detrx::add_expert_bias_cuda);
-  m.impl("_expert_bias_backward", &detrx::expert_bias_backward_cuda);
-  m.impl("_sum_expert_bias_", &detrx::sum_expert_bias_cuda);
+  m.impl("_add_expert_bias_", &detrx::cuda::add_expert_bias);
+  m.impl("_expert_bias_backward", &detrx::cuda::expert_bias_backward);
+  m.impl("_sum_expert_bias_", &detrx::cuda::sum_expert_bias);
 }

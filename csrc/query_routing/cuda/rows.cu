@@ -11,10 +11,10 @@
 
 #include <algorithm>
 
-#include "../warps.cuh"
-#include "query_routing.h"
+#include "../../cuda/warps.cuh"
+#include "../query_routing.h"
 
-namespace detrx {
+namespace detrx::cuda {
 namespace {
 
 constexpr int kTileRows = 16;    // queries that a block of merge_kernel writes
@@ -227,30 +227,9 @@ std::vector<at::Tensor> merge(const RoutedCall& call) {
   return call.outputs;
 }
 
-std::vector<at::Tensor> query_gather_cuda(at::TensorList x, const at::Tensor& index, const at::Tensor& valid) {
-  return gather(plan_gather(x, index, valid));
-}
-
-std::vector<at::Tensor> query_scatter_cuda(
-    at::TensorList base, at::TensorList packed, const at::Tensor& index, const at::Tensor& valid) {
-  return merge(plan_scatter(base, packed, index, valid));
-}
-
-std::vector<at::Tensor> query_unpack_cuda(
-    at::TensorList packed, const at::Tensor& index, const at::Tensor& valid, int64_t queries) {
-  return merge(plan_unpack(packed, index, valid, queries));
-}
-
-std::vector<at::Tensor> query_clear_cuda(at::TensorList x, const at::Tensor& index, const at::Tensor& valid) {
-  return merge(plan_clear(x, index, valid));
-}
-
 }  // namespace
-}  // namespace detrx
+}  // namespace detrx::cuda
 
 TORCH_LIBRARY_IMPL(detrx, CUDA, m) {
-  m.impl("query_gather", &detrx::query_gather_cuda);
-  m.impl("query_scatter", &detrx::query_scatter_cuda);
-  m.impl("query_unpack", &detrx::query_unpack_cuda);
-  m.impl("query_clear", &detrx::query_clear_cuda);
+  detrx::RowOperators<&detrx::cuda::gather, &detrx::cuda::merge>::register_in(m);
 }
