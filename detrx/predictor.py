@@ -19,13 +19,13 @@ from torch import Tensor, nn
 
 from detrx import model_zoo
 from detrx.analysis.visualize import Box, class_colour, draw_boxes
+from detrx.coco.results import instances_on_host
 from detrx.d2.config import instantiate
 from detrx.d2.structures import Instances
 from detrx.data import class_names_of, read_image, upright_rgb
 from detrx.engine.config import load_config, override_config
 from detrx.engine.trained import load_model
 from detrx.errors import InvalidInputError, MissingImportError
-from detrx.evaluation.results import instances_on_host
 
 if TYPE_CHECKING:
     import supervision

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from detrx.coco.results import instances_on_host
 from detrx.d2.structures import Instances
 from detrx.errors import InvalidInputError, MissingImportError
-from detrx.evaluation.results import instances_on_host
 from detrx.modeling import DetectionTransformer, QueryContent
 
 LEAST_IMAGES = 4

@@ -2,9 +2,10 @@
 
 from typing import TYPE_CHECKING, Any
 
+from detrx.coco.metrics import BoxScores, coco_api, score_boxes
+from detrx.coco.results import check_results, read_ground_truth, read_results
+
 from .breakdown import PrecisionRecall, class_names, confusion_matrix, precision_recall, scores_by_size
-from .coco_scores import BoxScores, coco_api, score_boxes
-from .results import check_results, read_ground_truth, read_results
 from .saved import evaluate_file
 
 if TYPE_CHECKING:

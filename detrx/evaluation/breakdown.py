@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 import pycocotools.mask as mask_util
 
+from detrx.coco.metrics import BoxScores, coco_api, score_boxes
+from detrx.coco.results import check_results
 from detrx.errors import InvalidInputError
-
-from .coco_scores import BoxScores, coco_api, score_boxes
-from .results import check_results
 
 __all__ = ["PrecisionRecall", "class_names", "confusion_matrix", "precision_recall", "scores_by_size"]
 

@@ -5,13 +5,12 @@ import logging
 import os
 from collections.abc import Sequence
 
+from detrx.coco.metrics import table
+from detrx.coco.results import instances_on_host, read_ground_truth, to_results, with_category_ids, write_results
 from detrx.d2.data import MetadataCatalog
 from detrx.d2.evaluation import DatasetEvaluator
 from detrx.d2.utils import comm
 from detrx.errors import InvalidInputError, MissingImportError
-
-from .coco_scores import table
-from .results import instances_on_host, read_ground_truth, to_results, with_category_ids, write_results
 
 __all__ = ["LVISEvaluator", "import_lvis"]
 

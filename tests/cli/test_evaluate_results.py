@@ -5,7 +5,7 @@ import pytest
 
 from detrx.cli import evaluate_results as tool
 from detrx.d2.data import DatasetCatalog, MetadataCatalog, register_coco_instances
-from tests.evaluation.cases import found, ground_truth
+from tests.coco.cases import found, ground_truth
 
 TRUTH = ground_truth(
     [

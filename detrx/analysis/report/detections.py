@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from detrx.coco.results import instances_on_host
 from detrx.d2.config import instantiate
 from detrx.d2.data import MetadataCatalog
 from detrx.d2.structures import BoxMode, Instances
@@ -14,7 +15,6 @@ from detrx.data import get_detection_dataset_dicts
 from detrx.engine.trained import load_model
 from detrx.errors import user_message
 from detrx.evaluation import read_ground_truth, read_results
-from detrx.evaluation.results import instances_on_host
 from detrx.modeling import DetectionTransformer
 
 from .queries import QueryWatch

@@ -7,13 +7,13 @@ import logging
 import os
 from collections.abc import Sequence
 
+from detrx.coco.metrics import METRICS, coco_api, score_boxes, table, table_per_class
+from detrx.coco.results import instances_on_host, to_results, with_category_ids, write_results
 from detrx.d2.embedded import comm
 from detrx.d2.embedded.data_catalog import MetadataCatalog
 from detrx.d2.embedded.data_coco import read_coco_json
 from detrx.d2.embedded.evaluation import DatasetEvaluator
 from detrx.errors import InvalidInputError
-from detrx.evaluation.coco_scores import METRICS, coco_api, score_boxes, table, table_per_class
-from detrx.evaluation.results import instances_on_host, to_results, with_category_ids, write_results
 
 logger = logging.getLogger(__name__)
 

@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from detrx.coco.annotations import is_box
+from detrx.coco.problems import Findings, Problem, printable
 from detrx.d2.structures import BoxMode
-
-from ..datasets.coco_parse import is_box
-from .problems import Findings, Problem, printable
 
 __all__ = ["BoxTable", "check_boxes", "check_boxes_closely"]
 

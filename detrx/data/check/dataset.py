@@ -14,17 +14,17 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
+from detrx.coco.annotations import LARGEST_SIDE, parse_coco, read_json
+from detrx.coco.problems import Findings, Problem, printable
 from detrx.d2.data import DatasetCatalog, MetadataCatalog
 from detrx.d2.structures import BoxMode
 from detrx.d2.utils import PathManager
 from detrx.errors import InvalidInputError
 
 from ..datasets.coco import check_classes, check_registered
-from ..datasets.coco_parse import LARGEST_SIDE, parse_coco, read_json
 from ..datasets.custom import without_files
 from ..images import open_picture
 from .boxes import BoxTable, check_boxes, check_boxes_closely
-from .problems import Findings, Problem, printable
 
 __all__ = ["CheckedDataset", "check_coco_file", "check_config", "check_dataset"]
 
@@ -263,7 +263,7 @@ def _decode(record: dict[str, Any]) -> list[tuple[Problem, str]]:
         return [(Problem.IMAGE_MISSING, name)]
     except ValueError as error:
         return [(Problem.IMAGE_UNREADABLE, f"{name}: {printable(str(error).rpartition(' cannot be read: ')[2])}")]
-    problems = [(Problem.of_note(note), name) for note in picture.notes]
+    problems = [(Problem[f"IMAGE_{note.name}"], name) for note in picture.notes]
     if annotated not in (None, picture.image.size):
         width, height = picture.image.size
         problems.append((Problem.IMAGE_SIZE, f"{name}: {width} x {height}, annotated {annotated[0]} x {annotated[1]}"))

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from detrx.errors import InvalidInputError
 
-from .coco_file import IMAGE_SUFFIXES, Box, ConversionError, Labelled, LabelledImage, Problems, sizes_of_images
+from .labelled import IMAGE_SUFFIXES, Box, ConversionError, Labelled, LabelledImage, Problems, sizes_of_images
 
 __all__ = ["DIFFICULT", "VOC_CLASSES", "read_voc"]
 

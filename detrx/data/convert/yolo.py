@@ -13,7 +13,7 @@ import yaml
 
 from detrx.errors import InvalidInputError
 
-from .coco_file import IMAGE_SUFFIXES, Box, ConversionError, Labelled, LabelledImage, Problems, sizes_of_images
+from .labelled import IMAGE_SUFFIXES, Box, ConversionError, Labelled, LabelledImage, Problems, sizes_of_images
 
 __all__ = ["read_yolo"]
 

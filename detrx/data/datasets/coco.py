@@ -5,13 +5,12 @@ import difflib
 import os
 from collections.abc import Iterator
 
+from detrx.coco.annotations import parse_coco, read_json
+from detrx.coco.problems import Findings, Problem
 from detrx.d2.data import DatasetCatalog, MetadataCatalog
 from detrx.d2.data import get_detection_dataset_dicts as _get_detection_dataset_dicts
 from detrx.data.check.boxes import check_boxes
-from detrx.data.check.problems import Findings, Problem
 from detrx.errors import InvalidInputError
-
-from .coco_parse import parse_coco, read_json
 
 
 def load_coco(json_file: str | os.PathLike, image_root: str | os.PathLike, name: str | None = None) -> list[dict]:

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from detrx.data.check.problems import Findings
+from detrx.coco.annotations import parse_coco
+from detrx.coco.problems import Findings
 from detrx.errors import InvalidInputError
 
-from .coco_parse import parse_coco
 from .converted import missing_file, read_source
 from .file_classes import FileClasses
 

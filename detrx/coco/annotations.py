@@ -11,9 +11,9 @@ from typing import Any
 
 import pycocotools.mask as mask_util
 
+from detrx.coco.problems import Findings, Problem, printable
 from detrx.d2.structures import BoxMode
 from detrx.d2.utils import PathManager
-from detrx.data.check.problems import Findings, Problem, printable
 
 __all__ = ["LARGEST_SIDE", "is_box", "parse_coco", "read_json"]
 

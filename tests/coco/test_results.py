@@ -4,7 +4,7 @@ import json
 import pytest
 
 from detrx.evaluation import check_results, read_ground_truth, read_results
-from tests.evaluation.cases import found, ground_truth
+from tests.coco.cases import found, ground_truth
 
 TRUTH = ground_truth([(1, 3, [0, 0, 10, 10], {}), (1, 8, [5, 5, 20, 20], {})])
 RESULTS = found((1, 3, [0, 0, 10, 10], 0.5), (1, 8, [0.5, 0, 1e3, 10], 1))

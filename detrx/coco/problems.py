@@ -7,8 +7,6 @@ import functools
 import logging
 from typing import Any
 
-from ..images import ImageNote
-
 __all__ = ["Findings", "Problem", "printable"]
 
 logger = logging.getLogger(__name__)
@@ -61,10 +59,6 @@ class Problem(enum.Enum):
 
     def __init__(self, severity: str, text: str) -> None:
         self.severity, self.text = severity, text
-
-    @classmethod
-    def of_note(cls, note: ImageNote) -> Problem:
-        return cls[f"IMAGE_{note.name}"]
 
 
 class Findings:
