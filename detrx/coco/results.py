@@ -1,111 +1,58 @@
-"""Files of annotations and of detections in COCO's formats, checked."""
+"""A model's detections in COCO's result format."""
 
+import itertools
 import json
 import logging
-import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from numbers import Real
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from detrx.atomic import write_atomically
-from detrx.errors import InvalidInputError
 
-__all__ = [
-    "check_results",
-    "instances_on_host",
-    "read_ground_truth",
-    "read_results",
-    "to_results",
-    "with_category_ids",
-    "write_results",
-]
+__all__ = ["CollectedResults", "instances_on_host", "to_results", "with_category_ids", "write_results"]
 
 logger = logging.getLogger(__name__)
 
-_GROUND_TRUTH = {
-    "images": ("id",),
-    "annotations": ("id", "image_id", "category_id", "bbox"),
-    "categories": ("id", "name"),
-}
-_RESULT = ("image_id", "category_id", "bbox", "score")
 
-
-def read_ground_truth(path: str | os.PathLike) -> dict[str, Any]:
-    """The content of a COCO annotation file, without annotations of images that it does not list.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no COCO file, or one of its entries is faulty; the message names file and entry.
-    """
-    content = _read_json(path, "annotation")
-    if not isinstance(content, dict):
-        raise InvalidInputError(f"annotation file {path}: expected an object with {', '.join(_GROUND_TRUTH)}")
-    for section, keys in _GROUND_TRUTH.items():
-        if not isinstance(content.get(section), list):
-            raise InvalidInputError(f"annotation file {path} has no list {section!r}")
-        for position, entry in enumerate(content[section]):
-            if missing := _missing(entry, keys):
-                raise InvalidInputError(f"annotation file {path}: {section}[{position}] has no {missing!r}")
-    images, categories = _ids(content["images"]), _ids(content["categories"])
-    problem = _first_problem(content["annotations"], lambda entry: _problem_of_box(entry, categories))
-    if problem:
-        raise InvalidInputError(f"annotation file {path}: annotations[{problem[0]}] {problem[1]}")
-    if len(_ids(content["annotations"])) < len(content["annotations"]):
-        raise InvalidInputError(f"annotation file {path}: the ids of its annotations are not unique")
-    known = [entry for entry in content["annotations"] if _is_in(entry["image_id"], images)]
-    if stray := len(content["annotations"]) - len(known):
-        logger.warning("annotation file %s: %d annotations are of images that it does not list", path, stray)
-    return {**content, "annotations": known}
-
-
-def read_results(path: str | os.PathLike, ground_truth: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Detections in COCO's result format.
+class CollectedResults:
+    """The detections of an evaluation, taken in batch by batch. Category ids are class indices, as in `to_results`.
 
     Args:
-        path: file with a list of ``{"image_id", "category_id", "bbox": [x, y, w, h], "score"}``, boxes in pixels, such
-            as the ``coco_instances_results.json`` of an evaluation.
-        ground_truth: the content of the annotation file that they are for.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no such list, or an entry is faulty; the message names file and entry.
+        distributed: put those of all processes together; otherwise each process has its own.
+        comm: Detectron2's module of this name, or the embedded one.
     """
-    content = _read_json(path, "results")
-    if not isinstance(content, list):
-        raise InvalidInputError(
-            f"results file {path}: expected a list of detections with {', '.join(_RESULT)}, "
-            f"got {'an object' if isinstance(content, dict) else type(content).__name__}"
-        )
-    check_results(content, ground_truth, f"results file {path}")
-    return content
 
+    def __init__(self, distributed: bool, comm: Any) -> None:
+        self._distributed, self._comm = distributed, comm
+        self._by_image: list[list[dict[str, Any]]] = []
 
-def check_results(
-    results: Sequence[Mapping[str, Any]], ground_truth: Mapping[str, Any], source: str = "results"
-) -> None:
-    """Raise ``ValueError``, which names `source` and the entry, if a detection is malformed or of an unknown image or
-    category."""
-    images, categories = _ids(ground_truth["images"]), _ids(ground_truth["categories"])
+    def clear(self) -> None:
+        self._by_image = []
 
-    def problem_of(entry: Any) -> str | None:
-        if missing := _missing(entry, _RESULT):
-            return f"has no {missing!r}"
-        if not _is_finite(entry["score"]):
-            return f"has score {entry['score']!r}, expected a finite number"
-        if not _is_in(entry["image_id"], images):
-            return f"has image_id {entry['image_id']!r}, which is not in the 'images' of the annotations"
-        return _problem_of_box(entry, categories)
+    def add(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> None:
+        """Take in the "instances" of outputs that have them, under the "image_id" of their inputs."""
+        ids = [source["image_id"] for source, output in zip(inputs, outputs, strict=True) if "instances" in output]
+        found = instances_on_host([output["instances"] for output in outputs if "instances" in output])
+        self._by_image += [to_results(each, image_id) for each, image_id in zip(found, ids, strict=True)]
 
-    problem = _first_problem(results, problem_of)
-    if problem:
-        raise InvalidInputError(f"{source}: entry {problem[0]} {problem[1]}")
+    def gather(self) -> list[dict[str, Any]] | None:
+        """All detections; None if there were no images, or if they are gathered by another process, the main one."""
+        by_image = self._by_image
+        if self._distributed:
+            self._comm.synchronize()
+            by_image = list(itertools.chain.from_iterable(self._comm.gather(by_image, dst=0)))
+            if not self._comm.is_main_process():
+                return None
+        if not by_image:
+            logger.warning("There are no predictions to evaluate")
+            return None
+        return list(itertools.chain.from_iterable(by_image))
 
 
 def instances_on_host(instances: Sequence[Any]) -> list[Any]:
     """`Instances` of several images on the host, in one copy for all of them: `Instances.to` makes one for each field
     of each image, and waits for a GPU every time."""
-    from detrx.layers import to_host
+    from detrx.layers import to_host  # loads the kernels, which files of detections do not need
 
     places, tensors = [], []
     for index, each in enumerate(instances):
@@ -158,55 +105,3 @@ def write_results(path: str | os.PathLike, results: list[dict[str, Any]]) -> Non
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     write_atomically(path, lambda file: file.write(json.dumps(results).encode()))
     logger.info("Wrote %d detections to %s", len(results), path)
-
-
-def _read_json(path: str | os.PathLike, kind: str) -> Any:
-    try:
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{kind} file {path} does not exist") from error
-    except ValueError as error:  # also UnicodeDecodeError
-        raise InvalidInputError(f"{kind} file {path} is not valid JSON: {error}") from error
-
-
-def _ids(entries: Iterable[Mapping[str, Any]]) -> set:
-    return {entry["id"] for entry in entries}
-
-
-def _missing(entry: Any, keys: tuple[str, ...]) -> str | None:
-    return next((key for key in keys if not isinstance(entry, Mapping) or key not in entry), None)
-
-
-def _problem_of_box(entry: Mapping[str, Any], categories: set) -> str | None:
-    """What is wrong with the category or box of an annotation or detection."""
-    where = f"(image {entry['image_id']})"
-    if not _is_in(entry["category_id"], categories):
-        known = sorted(categories)
-        shown = ", ".join(map(str, known[:10])) + (", ..." if len(known) > 10 else "")
-        return f"{where} has category_id {entry['category_id']!r}, the categories of the annotations are {shown}"
-    box = entry["bbox"]
-    if not isinstance(box, (list, tuple)) or len(box) != 4 or not all(map(_is_finite, box)):
-        return f"{where} has bbox {box!r}, expected four finite numbers [x, y, width, height]"
-    if box[2] < 0 or box[3] < 0:
-        return f"{where} has bbox {box!r}, expected [x, y, width, height] with a width and height of 0 or more"
-    return None
-
-
-def _is_in(value: Any, ids: set) -> bool:
-    try:
-        return value in ids
-    except TypeError:  # a list or an object
-        return False
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _first_problem(
-    entries: Sequence[Mapping[str, Any]], problem_of: Callable[[Any], str | None]
-) -> tuple[int, str] | None:
-    """Position of the first faulty entry, and what is wrong with it."""
-    found = ((position, problem_of(entry)) for position, entry in enumerate(entries))
-    return next(((position, problem) for position, problem in found if problem), None)

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pycocotools.mask as mask_util
 
+from detrx.coco.files import check_results
 from detrx.coco.metrics import BoxScores, coco_api, score_boxes
-from detrx.coco.results import check_results
 from detrx.errors import InvalidInputError
 
 __all__ = ["PrecisionRecall", "class_names", "confusion_matrix", "precision_recall", "scores_by_size"]

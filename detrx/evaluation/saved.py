@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
+from detrx.coco.files import read_ground_truth, read_results
 from detrx.coco.metrics import coco_api, score_boxes, table, table_per_class
-from detrx.coco.results import read_ground_truth, read_results
 from detrx.errors import InvalidInputError
 
 __all__ = ["evaluate_file", "is_lvis", "tables", "without_duplicates"]

@@ -56,7 +56,7 @@ def test_results_of_another_form(write):
         read_results(write(TRUTH["annotations"]), TRUTH)
     with pytest.raises(ValueError, match=r"entry 0 has no 'image_id'"):
         check_results([5], TRUTH)
-    with pytest.raises(ValueError, match=r"results file .*file\.json is not valid JSON"):
+    with pytest.raises(ValueError, match=r"results file .*file\.json: not valid JSON"):
         read_results(write('[{"image_id": 1,'), TRUTH)
 
 
