@@ -7,6 +7,8 @@ import functools
 import logging
 from typing import Any
 
+from detrx.errors import InvalidInputError
+
 __all__ = ["Findings", "Problem", "printable"]
 
 logger = logging.getLogger(__name__)
@@ -17,8 +19,8 @@ ERROR, WARNING = "error", "warning"
 class Problem(enum.Enum):
     """Kinds of problems. The value is the severity, and what the problem means.
 
-    Errors stop a training or an evaluation, or make it meaningless. What there is a warning about is coped with, in
-    the way that the text says.
+    An error stops a training or an evaluation, or makes it meaningless. A warning does not: its text says how detrx
+    handles the problem.
     """
 
     FILE = ERROR, "the annotation file cannot be read as COCO's format"
@@ -94,13 +96,14 @@ class Findings:
             for problem, (count, examples) in sorted(self._found.items(), key=lambda item: order.index(item[0]))
         ]
 
-    def first_error(self) -> str | None:
-        """The first error in words, and how many others there are."""
+    def raise_first_error(self, source: str) -> None:
+        """Raise ``ValueError`` if there are errors: `source`, a file or a dataset, the first error, and how many others
+        there are."""
         errors = [entry for entry in self.entries() if entry["severity"] == ERROR]
-        if not errors:
-            return None
-        more = sum(entry["count"] for entry in errors) - 1
-        return errors[0]["examples"][0] + (f" ({more} more: tools/check_dataset.py lists them)" if more else "")
+        if errors:
+            more = sum(entry["count"] for entry in errors) - 1
+            others = f" ({more} more: tools/check_dataset.py lists them)" if more else ""
+            raise InvalidInputError(f"{source}: {errors[0]['examples'][0]}{others}")
 
     def log_warnings(self, source: str) -> None:
         """Log each kind of warning about `source`, a file or a dataset; the same one only once per process."""

@@ -14,15 +14,17 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from detrx.coco.annotations import LARGEST_SIDE, parse_coco, read_json
+from detrx.coco.annotations import LARGEST_SIDE, number_classes, parse_coco
+from detrx.coco.files import read_json
 from detrx.coco.problems import Findings, Problem, printable
+from detrx.coco.records import check_classes
 from detrx.d2.data import DatasetCatalog, MetadataCatalog
 from detrx.d2.structures import BoxMode
 from detrx.d2.utils import PathManager
 from detrx.errors import InvalidInputError
 
-from ..datasets.coco import check_classes, check_registered
 from ..datasets.custom import without_files
+from ..datasets.registered import check_registered
 from ..images import open_picture
 from .boxes import BoxTable, check_boxes, check_boxes_closely
 
@@ -158,17 +160,16 @@ def _parse(
     json_file: str, image_root: str, name: str | None, findings: Findings
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Records with annotation ids and contiguous classes, and the names of these."""
-    before = findings.count("error")
-    content = read_json(json_file, findings)
-    if findings.count("error") > before:
+    try:
+        content = read_json(json_file, open_file=PathManager.open)
+    except (OSError, InvalidInputError) as error:
+        findings.add(Problem.FILE, str(error))
         return [], []
-    records, categories = parse_coco(content, image_root, findings, with_ids=True)
+    records, categories = parse_coco(content, image_root, BoxMode.XYWH_ABS, findings, with_ids=True)
     classes = list(categories.values())
-    check_classes(classes, name, findings)
-    contiguous = {category_id: k for k, category_id in enumerate(categories)}
-    for record in records:
-        for annotation in record["annotations"]:
-            annotation["category_id"] = contiguous[annotation["category_id"]]
+    if name is not None:
+        check_classes(classes, MetadataCatalog.get(name), findings)
+    number_classes(records, categories)
     return records, classes
 
 

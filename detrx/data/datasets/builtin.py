@@ -12,8 +12,8 @@ from detrx.data.digits import CLASSES, SPLITS, VARIANTS, prepare
 
 from . import cityscapes, lvis, nuimages, objects365
 from .coco import load_coco
-from .coco_like import check_image_root
 from .file_classes import FileClasses
+from .files import check_image_root
 from .lazy_metadata import LazyMetadata
 
 
