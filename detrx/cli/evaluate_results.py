@@ -6,10 +6,12 @@ import math
 from pathlib import Path
 from typing import Any
 
+from detrx.atomic import write_atomically
 from detrx.cli._command import run_tool
-from detrx.d2.data import DatasetCatalog, MetadataCatalog
-from detrx.data import datasets_root
-from detrx.engine import ConfigError
+from detrx.d2.data import MetadataCatalog
+from detrx.data.datasets.files import missing_file
+from detrx.data.datasets.registered import check_registered
+from detrx.errors import InvalidInputError
 from detrx.evaluation.saved import evaluate_file, tables
 
 
@@ -30,7 +32,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--max-dets", type=int, metavar="N", help="detections per image that count (default: 100 per class; LVIS: 300)"
     )
     parser.add_argument(
-        "--nms", type=float, metavar="IOU", help="first leave out duplicates: which errors are those? (default: no)"
+        "--nms",
+        type=float,
+        metavar="IOU",
+        help="first remove detections that overlap a better one of their class by more than this IoU, to see what "
+        "duplicates cost (default: keep all)",
     )
     parser.add_argument(
         "--official", action="store_true", help="count with pycocotools, even where faster-coco-eval is installed"
@@ -45,13 +51,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def annotation_file(dataset: str) -> Path:
-    if dataset not in DatasetCatalog:
-        raise ConfigError(f"dataset {dataset!r} is not registered; known are {', '.join(sorted(DatasetCatalog))}")
+    check_registered([dataset])
     file = MetadataCatalog.get(dataset).get("json_file")
     if file is None:
-        raise ConfigError(f"dataset {dataset!r} has no annotation file in COCO's format")
+        raise InvalidInputError(f"dataset {dataset!r} has no annotation file in COCO's format")
     if not Path(file).is_file():
-        raise FileNotFoundError(f"annotation file {file} of {dataset!r} does not exist (datasets: {datasets_root()})")
+        raise missing_file(file, dataset=dataset)
     return Path(file)
 
 
@@ -71,7 +76,8 @@ def run(args: argparse.Namespace) -> None:
     if args.json:
         files = {"results": str(args.results), "annotations": str(annotations)}
         args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(without_nan({**files, **report}), indent=2) + "\n", encoding="utf-8")
+        text = json.dumps(without_nan({**files, **report}), indent=2) + "\n"
+        write_atomically(args.json, lambda file: file.write(text.encode()))
         print(f"\nfigures: {args.json}")
 
 

@@ -30,7 +30,7 @@ _DIM = 4096  # 16-bit images whose values all lie below this are nearly black as
 
 
 class ImageNote(enum.Enum):
-    """Something about an image file that does not prevent reading it, but that one should know of."""
+    """Something worth knowing about an image file that can be read."""
 
     NOT_TURNED = "its EXIF orientation is not applied, because its annotation gives the size of the unturned image"
     BAD_EXIF = "its EXIF data are broken, and its orientation is not applied"

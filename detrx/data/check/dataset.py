@@ -65,7 +65,7 @@ class CheckedDataset:
 def check_coco_file(
     json_file: str, image_root: str, decode: bool = True, workers: int = 1, max_examples: int = 3
 ) -> CheckedDataset:
-    """Check a COCO annotation file and its images; whatever is wrong with it is found, and not raised.
+    """Check a COCO annotation file and its images; problems are collected, and not raised.
 
     Args:
         image_root: folder that its file names are relative to.

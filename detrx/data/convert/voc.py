@@ -46,7 +46,7 @@ def read_voc(
         sources: folders such as VOCdevkit/VOC2007, with Annotations, JPEGImages and ImageSets/Main, whose images are
             put together by split; or VOCdevkit itself, for all of those in it. Without ImageSets, all annotations are
             the split "train"; without Annotations, XML files and images are expected in the folder itself.
-        splits: which to read: names of ImageSets/Main/*.txt; None reads what there is of train, val, trainval and test.
+        splits: which to read: names of ImageSets/Main/*.txt; None: all there are of train, val, trainval, test.
         difficult: "crowd" makes objects marked as difficult crowds, which training leaves out, and evaluation neither
             demands nor punishes (as VOC's own evaluation); "keep" treats them as all others; "drop" forgets them.
         zero_based: coordinates count from 0, and xmax, ymax are where the box ends, as some annotation programs write.
