@@ -9,8 +9,8 @@ from typing import Any
 from detrx.atomic import write_atomically
 from detrx.cli._command import run_tool
 from detrx.d2.data import MetadataCatalog
-from detrx.data.datasets.files import missing_file
 from detrx.data.datasets.registered import check_registered
+from detrx.data.datasets.sources import missing_file
 from detrx.errors import InvalidInputError
 from detrx.evaluation.saved import evaluate_file, tables
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .annotations import number_classes, parse_categories, parse_coco
-from .files import read_json
+from .json_files import read_json
 from .problems import Findings, Problem
 
 __all__ = ["categories_of", "check_classes", "load_records", "read_categories"]

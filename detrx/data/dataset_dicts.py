@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 
 from detrx.coco.annotations import parse_coco
-from detrx.coco.files import read_json
+from detrx.coco.json_files import read_json
 from detrx.coco.problems import Findings
 from detrx.coco.records import check_classes
 from detrx.d2.data import MetadataCatalog
@@ -14,8 +14,8 @@ from detrx.d2.structures import BoxMode
 from detrx.errors import InvalidInputError
 
 from .check.boxes import check_boxes
-from .datasets.files import missing_file
 from .datasets.registered import check_registered
+from .datasets.sources import missing_file
 
 __all__ = ["get_detection_dataset_dicts"]
 

@@ -1,6 +1,6 @@
 """Scoring detections: the COCO and LVIS metrics, and where the errors are."""
 
-from detrx.coco.files import check_results, read_ground_truth, read_results
+from detrx.coco.json_files import check_results, read_ground_truth, read_results
 from detrx.coco.metrics import BoxScores, coco_api, score_boxes
 
 from .breakdown import PrecisionRecall, class_names, confusion_matrix, precision_recall, scores_by_size

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pycocotools.mask as mask_util
 
-from detrx.coco.files import check_results
+from detrx.coco.json_files import check_results
 from detrx.coco.metrics import BoxScores, coco_api, score_boxes
 from detrx.errors import InvalidInputError
 

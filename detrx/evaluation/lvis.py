@@ -4,7 +4,7 @@ import logging
 import os
 from collections.abc import Sequence
 
-from detrx.coco.files import read_ground_truth
+from detrx.coco.json_files import read_ground_truth
 from detrx.coco.metrics import table
 from detrx.coco.results import CollectedResults, with_category_ids, write_results
 from detrx.d2.data import MetadataCatalog

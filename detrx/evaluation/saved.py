@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from detrx.coco.files import read_ground_truth, read_results
+from detrx.coco.json_files import read_ground_truth, read_results
 from detrx.coco.metrics import coco_api, score_boxes, table, table_per_class
 from detrx.errors import InvalidInputError
 

@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Sequence
 
-from detrx.coco.files import read_annotations
+from detrx.coco.json_files import read_annotations
 from detrx.coco.metrics import METRICS, coco_api, score_boxes, table, table_per_class
 from detrx.coco.results import CollectedResults, with_category_ids, write_results
 from detrx.d2.embedded import comm

@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from detrx.coco.annotations import number_classes, parse_coco
-from detrx.coco.files import read_json
+from detrx.coco.json_files import read_json
 from detrx.coco.problems import Findings, Problem, printable
 from detrx.coco.records import check_classes
 from detrx.d2.data import DatasetCatalog, MetadataCatalog
@@ -20,8 +20,8 @@ from detrx.errors import InvalidInputError
 from ..datasets.custom import without_files
 from ..datasets.registered import check_registered
 from .boxes import check_boxes, check_boxes_closely
+from .entries import check_labels, usable_records
 from .image_files import check_images
-from .records import check_labels, usable_records
 from .statistics import statistics_of
 
 __all__ = ["CheckedDataset", "check_coco_file", "check_config", "check_dataset"]

@@ -13,8 +13,8 @@ from detrx.data.digits import CLASSES, SPLITS, VARIANTS, prepare
 from . import cityscapes, lvis, nuimages, objects365
 from .coco import load_coco
 from .file_classes import FileClasses
-from .files import check_image_root
 from .lazy_metadata import LazyMetadata
+from .sources import check_image_root
 
 
 def datasets_root() -> Path:

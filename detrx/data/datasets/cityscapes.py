@@ -11,7 +11,7 @@ from tqdm import tqdm
 from detrx.errors import InvalidInputError
 
 from .converted import converted_file
-from .files import missing_file, read_source
+from .sources import missing_file, read_source
 
 SPLITS = ("train", "val")
 CLASSES = ("person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle")

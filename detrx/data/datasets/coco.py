@@ -7,7 +7,7 @@ from detrx.d2.data import MetadataCatalog
 from detrx.d2.structures import BoxMode
 from detrx.d2.utils import PathManager
 
-from .files import missing_file
+from .sources import missing_file
 
 
 def load_coco(json_file: str | os.PathLike, image_root: str | os.PathLike, name: str | None = None) -> list[dict]:

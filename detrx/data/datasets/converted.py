@@ -13,7 +13,7 @@ from iopath.common.file_io import file_lock
 
 from detrx.atomic import write_atomically
 
-from .files import missing_file
+from .sources import missing_file
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from detrx.coco.problems import Findings
 from detrx.coco.records import categories_of
 from detrx.d2.structures import BoxMode
 
-from .files import read_source
+from .sources import read_source
 
 
 class FileClasses:

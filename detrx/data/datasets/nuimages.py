@@ -7,7 +7,7 @@ from typing import Any
 from detrx.errors import InvalidInputError
 
 from .converted import converted_file
-from .files import read_source
+from .sources import read_source
 
 SPLITS = ("train", "val", "mini")
 CLASSES = (

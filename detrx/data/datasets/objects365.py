@@ -7,7 +7,7 @@ from typing import Any
 from detrx.errors import InvalidInputError
 
 from .file_classes import FileClasses
-from .files import check_image_root, read_source
+from .sources import check_image_root, read_source
 
 FILES = {split: f"objects365/annotations/zhiyuan_objv2_{split}.json" for split in ("train", "val")}
 # Annotated, but in none of the official archives.

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from detrx.coco.files import read_annotations, read_json
+from detrx.coco.json_files import read_annotations, read_json
 
 __all__ = ["check_image_root", "missing_file", "read_source"]
 
