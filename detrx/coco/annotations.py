@@ -25,13 +25,13 @@ LARGEST_SIDE = 2**24  # beyond any image, and exact in float32
 def parse_coco(
     content: Any, image_root: str | os.PathLike, box_mode: Any, findings: Findings, with_ids: bool = False
 ) -> tuple[list[dict[str, Any]], dict[int, str]]:
-    """Dataset dicts of the content of a COCO file. Entries with errors are left out, and found.
+    """Dataset dicts of the content of a COCO file. Entries with errors are left out and reported.
 
     Args:
         content: what the JSON file holds, of any type.
         image_root: folder that its file names are relative to.
         box_mode: the `bbox_mode` of the annotations: Detectron2's `BoxMode.XYWH_ABS`.
-        findings: gets all errors and warnings about the content (none about images).
+        findings: gets all errors and warnings about the content (none about image files).
         with_ids: give each annotation its `id`, too.
 
     Returns:
@@ -64,7 +64,7 @@ def parse_coco(
 
 
 def parse_categories(content: Any, findings: Findings) -> dict[int, str]:
-    """Only the categories of a COCO file: id -> name, ordered by id. Entries with errors are left out, and found."""
+    """Only the categories of a COCO file: id -> name, ordered by id. Entries with errors are left out and reported."""
     if not isinstance(content, dict):
         findings.add(Problem.FILE, f"expected an object with {', '.join(_KEYS)}, got a {type(content).__name__}")
         return {}
