@@ -123,10 +123,11 @@ def test_register_twice_is_allowed_if_nothing_changes(register, tmp_path):
         (coco([1], [], {}), ValueError, "list 'categories' is empty"),
         (coco([1], [(1, 1, [0, 0, 5, 5], {"id": 4})] * 2, {1: "a"}), AssertionError, "annotation id 4 occurs twice"),
         ('{"images": [', ValueError, "not valid JSON"),
-        (
+        pytest.param(
             coco([1], [(1, 1, [0, 0, 5, 5], {"bbox": [0, 0, 5]})], {1: "a"}),
             ValueError,
             r"annotation 1 .* bbox \[0, 0, 5\]",
+            marks=embedded_only,
         ),
     ],
 )
