@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from detrx.coco.results import instances_on_host
 from detrx.d2.structures import Instances
 from detrx.errors import InvalidInputError
-from detrx.evaluation.results import instances_on_host
 from detrx.modeling import DetectionTransformer
 
 from .figure import new_figure

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from detrx.atomic import write_atomically
 from detrx.errors import InvalidInputError, UserError
 
 from .curves import read_metrics
@@ -129,11 +130,10 @@ def result_of(run: Run, command: Sequence[str] = TRAIN, threads: int | None = No
     result = finished_result(run)
     if result is None:
         result = train(run, command, threads)
+    text = json.dumps({"run": run.signature, "result": result}, indent=2) + "\n"
     for file in run.result_files:
         file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(".partial")
-        partial.write_text(json.dumps({"run": run.signature, "result": result}, indent=2) + "\n")
-        partial.replace(file)
+        write_atomically(file, lambda stream: stream.write(text.encode()))
     return result
 
 

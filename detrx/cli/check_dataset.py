@@ -15,7 +15,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Checks annotations and decodes every image file. Prints statistics and each kind of problem with "
         "its number and examples. Exit status: 1 if there are errors (a training or an evaluation would stop, or be "
-        "meaningless), 0 otherwise; a warning says how detrx handles what it found.",
+        "meaningless), otherwise 0 (see --strict). The text of a warning says how detrx handles the problem.",
         epilog="example: check_dataset.py --annotations shapes/train.json --images shapes/train",
     )
     source = parser.add_mutually_exclusive_group(required=True)

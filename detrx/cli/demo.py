@@ -15,14 +15,14 @@ from tqdm import tqdm
 
 from detrx.analysis import compare_with_truth, contact_sheet, draw_boxes
 from detrx.cli._command import add_config, add_device, add_overrides, add_weights, at_least, fraction, parse, run_tool
+from detrx.coco.results import to_results
 from detrx.d2.data import MetadataCatalog
 from detrx.d2.structures import BoxMode, Instances
 from detrx.data import class_names_of, get_detection_dataset_dicts, read_image
+from detrx.data.images import IMAGE_SUFFIXES
 from detrx.data.video import VIDEO_SUFFIXES, Video, VideoWriter
 from detrx.engine.config import load_config
 from detrx.predictor import Predictor
-
-IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -119,17 +119,18 @@ def find_inputs(args: argparse.Namespace, cfg: Any) -> Inputs:
     return Inputs(names if isinstance(names, str) else names[0], records, count, videos)
 
 
-def to_coco(record: dict[str, Any], found: Instances, category_ids: dict[int, int]) -> list[dict[str, Any]]:
-    boxes = BoxMode.convert(found.pred_boxes.tensor, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS).tolist()
-    where = {key: record[key] for key in ("image_id", "file_name", "frame", "timestamp") if key in record}
+def results_of(record: dict[str, Any], found: Instances, category_ids: dict[int, int]) -> list[dict[str, Any]]:
+    """Detections in COCO's result format, rounded, each with the file, and of a video with the frame, that it is in."""
+    where = {key: record[key] for key in ("file_name", "frame", "timestamp") if key in record}
     return [
         {
+            "image_id": result["image_id"],
             **where,
-            "category_id": category_ids.get(label, label),
-            "bbox": [round(value, 2) for value in box],
-            "score": round(score, 5),
+            "category_id": category_ids.get(result["category_id"], result["category_id"]),
+            "bbox": [round(value, 2) for value in result["bbox"]],
+            "score": round(result["score"], 5),
         }
-        for box, label, score in zip(boxes, found.pred_classes.tolist(), found.scores.tolist(), strict=True)
+        for result in to_results(found, record["image_id"])
     ]
 
 
@@ -197,7 +198,7 @@ def run(args: argparse.Namespace) -> None:
     done = 0
     with Drawings(args.output, inputs.videos if args.video_output else {}) as drawings:
         for record, found in tqdm(predictor.stream(inputs.records), total=inputs.count, desc="detecting", unit="img"):
-            results += to_coco(record, found, category_ids)
+            results += results_of(record, found, category_ids)
             drawing = drawing_of(predictor, record, found)
             drawings.write(record, drawing)
             done += 1

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from detrx.cli._command import at_least, run_tool, write_json
-from detrx.d2.data import DatasetCatalog, MetadataCatalog
-from detrx.data import datasets_root
-from detrx.engine import ConfigError
+from detrx.d2.data import MetadataCatalog
+from detrx.data.datasets.registered import check_registered
+from detrx.data.datasets.sources import missing_file
+from detrx.errors import InvalidInputError
 from detrx.evaluation.saved import evaluate_file, tables
 
 
@@ -35,7 +36,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--nms",
         type=float,
         metavar="IOU",
-        help="apply non-maximum suppression first, to see how much of the error is duplicates (default: do not)",
+        help="first remove detections that overlap a better one of their class by more than this IoU, to see what "
+        "duplicates cost (default: keep all)",
     )
     parser.add_argument(
         "--official", action="store_true", help="count with pycocotools, even where faster-coco-eval is installed"
@@ -47,13 +49,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def annotation_file(dataset: str) -> Path:
-    if dataset not in DatasetCatalog:
-        raise ConfigError(f"dataset {dataset!r} is not registered; known are {', '.join(sorted(DatasetCatalog))}")
+    check_registered([dataset])
     file = MetadataCatalog.get(dataset).get("json_file")
     if file is None:
-        raise ConfigError(f"dataset {dataset!r} has no annotation file in COCO's format")
+        raise InvalidInputError(f"dataset {dataset!r} has no annotation file in COCO's format")
     if not Path(file).is_file():
-        raise FileNotFoundError(f"annotation file {file} of {dataset!r} does not exist (datasets: {datasets_root()})")
+        raise missing_file(file, dataset=dataset)
     return Path(file)
 
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from detrx.analysis.figure import new_figure
 from detrx.analysis.queries import QUERY_ANALYSES, QueryAnalysis, Subject
+from detrx.coco.results import instances_on_host
 from detrx.d2.structures import Instances
 from detrx.errors import InvalidInputError, MissingImportError
-from detrx.evaluation.results import instances_on_host
 from detrx.modeling import DetectionTransformer
 
 from .patterns import PatternContent

@@ -7,7 +7,7 @@ import functools
 import logging
 from typing import Any
 
-from ..images import ImageNote
+from detrx.errors import InvalidInputError
 
 __all__ = ["Findings", "Problem", "printable"]
 
@@ -19,8 +19,8 @@ ERROR, WARNING = "error", "warning"
 class Problem(enum.Enum):
     """Kinds of problems. The value is the severity, and what the problem means.
 
-    Errors stop a training or an evaluation, or make it meaningless. What there is a warning about is coped with, in
-    the way that the text says.
+    An error stops a training or an evaluation, or makes it meaningless. A warning does not: its text says how detrx
+    handles the problem.
     """
 
     FILE = ERROR, "the annotation file cannot be read as COCO's format"
@@ -62,10 +62,6 @@ class Problem(enum.Enum):
     def __init__(self, severity: str, text: str) -> None:
         self.severity, self.text = severity, text
 
-    @classmethod
-    def of_note(cls, note: ImageNote) -> Problem:
-        return cls[f"IMAGE_{note.name}"]
-
 
 class Findings:
     """Counts of problems, with the first few examples of each kind."""
@@ -100,13 +96,14 @@ class Findings:
             for problem, (count, examples) in sorted(self._found.items(), key=lambda item: order.index(item[0]))
         ]
 
-    def first_error(self) -> str | None:
-        """The first error in words, and how many others there are."""
+    def raise_first_error(self, source: str) -> None:
+        """Raise ``ValueError`` if there are errors: `source`, a file or a dataset, the first error, and how many others
+        there are."""
         errors = [entry for entry in self.entries() if entry["severity"] == ERROR]
-        if not errors:
-            return None
-        more = sum(entry["count"] for entry in errors) - 1
-        return errors[0]["examples"][0] + (f" ({more} more: tools/check_dataset.py lists them)" if more else "")
+        if errors:
+            more = sum(entry["count"] for entry in errors) - 1
+            others = f" ({more} more: tools/check_dataset.py lists them)" if more else ""
+            raise InvalidInputError(f"{source}: {errors[0]['examples'][0]}{others}")
 
     def log_warnings(self, source: str) -> None:
         """Log each kind of warning about `source`, a file or a dataset; the same one only once per process."""

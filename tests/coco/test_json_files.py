@@ -4,7 +4,7 @@ import json
 import pytest
 
 from detrx.evaluation import check_results, read_ground_truth, read_results
-from tests.evaluation.cases import found, ground_truth
+from tests.coco.cases import found, ground_truth
 
 TRUTH = ground_truth([(1, 3, [0, 0, 10, 10], {}), (1, 8, [5, 5, 20, 20], {})])
 RESULTS = found((1, 3, [0, 0, 10, 10], 0.5), (1, 8, [0.5, 0, 1e3, 10], 1))
@@ -56,7 +56,7 @@ def test_results_of_another_form(write):
         read_results(write(TRUTH["annotations"]), TRUTH)
     with pytest.raises(ValueError, match=r"entry 0 has no 'image_id'"):
         check_results([5], TRUTH)
-    with pytest.raises(ValueError, match=r"results file .*file\.json is not valid JSON"):
+    with pytest.raises(ValueError, match=r"results file .*file\.json: not valid JSON"):
         read_results(write('[{"image_id": 1,'), TRUTH)
 
 

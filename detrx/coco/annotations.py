@@ -1,21 +1,18 @@
-"""The content of a COCO file as dataset dicts, together with everything that is wrong with it."""
+"""The parser of COCO annotation files: their content as dataset dicts, and everything that is wrong with it."""
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pycocotools.mask as mask_util
 
-from detrx.d2.structures import BoxMode
-from detrx.d2.utils import PathManager
-from detrx.data.check.problems import Findings, Problem, printable
+from detrx.coco.problems import Findings, Problem, printable
 
-__all__ = ["LARGEST_SIDE", "is_box", "parse_coco", "read_json"]
+__all__ = ["LARGEST_SIDE", "is_box", "number_classes", "parse_categories", "parse_coco"]
 
 _KEYS = {
     "images": ("id", "file_name", "width", "height"),
@@ -25,27 +22,16 @@ _KEYS = {
 LARGEST_SIDE = 2**24  # beyond any image, and exact in float32
 
 
-def read_json(json_file: str | os.PathLike, findings: Findings) -> Any:
-    """The content of a JSON file; None, and a finding, if it cannot be read."""
-    try:
-        with PathManager.open(os.fspath(json_file), encoding="utf-8") as file:
-            return json.load(file)
-    except OSError as error:
-        findings.add(Problem.FILE, f"cannot be opened ({error.strerror or error})")
-    except (ValueError, RecursionError) as error:
-        findings.add(Problem.FILE, f"not valid JSON ({error})")
-    return None
-
-
 def parse_coco(
-    content: Any, image_root: str | os.PathLike, findings: Findings, with_ids: bool = False
+    content: Any, image_root: str | os.PathLike, box_mode: Any, findings: Findings, with_ids: bool = False
 ) -> tuple[list[dict[str, Any]], dict[int, str]]:
-    """Dataset dicts of the content of a COCO file. Entries with errors are left out, and found.
+    """Dataset dicts of the content of a COCO file. Entries with errors are left out and reported.
 
     Args:
         content: what the JSON file holds, of any type.
         image_root: folder that its file names are relative to.
-        findings: gets all errors and warnings about the content (none about images).
+        box_mode: the `bbox_mode` of the annotations: Detectron2's `BoxMode.XYWH_ABS`.
+        findings: gets all errors and warnings about the content (none about image files).
         with_ids: give each annotation its `id`, too.
 
     Returns:
@@ -53,15 +39,14 @@ def parse_coco(
         pixels, `bbox_mode`, `category_id` as in the file, `iscrowd` and `segmentation` if given), and the categories:
         id -> name, ordered by id.
     """
+    categories = parse_categories(content, findings)
     if not isinstance(content, dict):
-        findings.add(Problem.FILE, f"expected an object with {', '.join(_KEYS)}, got a {type(content).__name__}")
         return [], {}
-    categories = _categories(_entries(content, "categories", findings), findings)
     images = _images(_entries(content, "images", findings), findings)
     annotations: Iterator[tuple[int, dict[str, Any]]] = iter(())
     if "annotations" in content:  # files for tests without public annotations have none
         annotations = _entries(content, "annotations", findings)
-    by_image = _annotations(annotations, images, categories, findings, with_ids)
+    by_image = _annotations(annotations, images, categories, box_mode, findings, with_ids)
 
     records = []
     for image_id in sorted(images, key=lambda key: (isinstance(key, str), key)):
@@ -75,7 +60,28 @@ def parse_coco(
                 "annotations": by_image[image_id],
             }
         )
-    return records, dict(sorted(categories.items()))
+    return records, categories
+
+
+def parse_categories(content: Any, findings: Findings) -> dict[int, str]:
+    """Only the categories of a COCO file: id -> name, ordered by id. Entries with errors are left out and reported."""
+    if not isinstance(content, dict):
+        findings.add(Problem.FILE, f"expected an object with {', '.join(_KEYS)}, got a {type(content).__name__}")
+        return {}
+    return dict(sorted(_categories(_entries(content, "categories", findings), findings).items()))
+
+
+def number_classes(records: list[dict[str, Any]], category_ids: Iterable[int]) -> dict[int, int]:
+    """Give the annotations of dataset dicts class indices, 0, 1, ... in the order of `category_ids`, in place.
+
+    Returns:
+        Category id -> class index.
+    """
+    index_of = {category_id: index for index, category_id in enumerate(category_ids)}
+    for record in records:
+        for annotation in record["annotations"]:
+            annotation["category_id"] = index_of[annotation["category_id"]]
+    return index_of
 
 
 def is_box(box: Any) -> bool:
@@ -151,6 +157,7 @@ def _annotations(
     entries: Iterator[tuple[int, dict[str, Any]]],
     images: dict[int | str, dict[str, Any]],
     categories: dict[int, str],
+    box_mode: Any,
     findings: Findings,
     with_ids: bool,
 ) -> defaultdict[int | str, list[dict[str, Any]]]:
@@ -187,7 +194,7 @@ def _annotations(
                 findings.add(Problem.ANNOTATION_ID_0, what)
             if "area" not in entry or "iscrowd" not in entry:
                 findings.add(Problem.NO_AREA_KEY, what)
-            annotation = {"bbox": box, "bbox_mode": BoxMode.XYWH_ABS, "category_id": category_id}
+            annotation = {"bbox": box, "bbox_mode": box_mode, "category_id": category_id}
             if "iscrowd" in entry:
                 annotation["iscrowd"] = int(crowd)
             if with_ids:

@@ -1,4 +1,4 @@
-"""Files of annotations and of detections in COCO's formats, checked."""
+"""JSON files of annotations and of detections in COCO's formats, checked for what scoring needs."""
 
 import json
 import logging
@@ -8,18 +8,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
-from detrx.atomic import write_atomically
 from detrx.errors import InvalidInputError
 
-__all__ = [
-    "check_results",
-    "instances_on_host",
-    "read_ground_truth",
-    "read_results",
-    "to_results",
-    "with_category_ids",
-    "write_results",
-]
+__all__ = ["check_results", "read_annotations", "read_ground_truth", "read_json", "read_results"]
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +22,47 @@ _GROUND_TRUTH = {
 _RESULT = ("image_id", "category_id", "bbox", "score")
 
 
+def read_json(path: str | os.PathLike, kind: str = "annotation file", open_file: Callable[..., Any] = open) -> Any:
+    """The content of a JSON file.
+
+    Args:
+        path: the file.
+        kind: what messages call it.
+        open_file: opens it, such as Detectron2's ``PathManager.open``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is a folder, or not valid JSON. The message begins with kind and path.
+    """
+    try:
+        with open_file(os.fspath(path), "rb") as file:
+            return json.load(file)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{kind} {path} does not exist") from error
+    except IsADirectoryError as error:
+        raise InvalidInputError(f"{kind} {path} is a folder") from error
+    except (ValueError, RecursionError) as error:  # also UnicodeDecodeError
+        raise InvalidInputError(f"{kind} {path}: not valid JSON ({error})") from error
+
+
+def read_annotations(
+    path: str | os.PathLike, sections: Sequence[str], open_file: Callable[..., Any] = open
+) -> dict[str, Any]:
+    """The content of an annotation file that has these lists ("images", ...); their entries are not looked at.
+
+    Raises:
+        FileNotFoundError, ValueError: see `read_json`; or a list is missing.
+    """
+    content = read_json(path, open_file=open_file)
+    if not isinstance(content, dict):
+        expected = f"expected an object with {', '.join(sections)}"
+        raise InvalidInputError(f"annotation file {path}: {expected}, got a {type(content).__name__}")
+    for section in sections:
+        if not isinstance(content.get(section), list):
+            raise InvalidInputError(f"annotation file {path}: has no list {section!r}")
+    return content
+
+
 def read_ground_truth(path: str | os.PathLike) -> dict[str, Any]:
     """The content of a COCO annotation file, without annotations of images that it does not list.
 
@@ -38,12 +70,8 @@ def read_ground_truth(path: str | os.PathLike) -> dict[str, Any]:
         FileNotFoundError: there is no such file.
         ValueError: it is no COCO file, or one of its entries is faulty; the message names file and entry.
     """
-    content = _read_json(path, "annotation")
-    if not isinstance(content, dict):
-        raise InvalidInputError(f"annotation file {path}: expected an object with {', '.join(_GROUND_TRUTH)}")
+    content = read_annotations(path, list(_GROUND_TRUTH))
     for section, keys in _GROUND_TRUTH.items():
-        if not isinstance(content.get(section), list):
-            raise InvalidInputError(f"annotation file {path} has no list {section!r}")
         for position, entry in enumerate(content[section]):
             if missing := _missing(entry, keys):
                 raise InvalidInputError(f"annotation file {path}: {section}[{position}] has no {missing!r}")
@@ -71,7 +99,7 @@ def read_results(path: str | os.PathLike, ground_truth: Mapping[str, Any]) -> li
         FileNotFoundError: there is no such file.
         ValueError: it is no such list, or an entry is faulty; the message names file and entry.
     """
-    content = _read_json(path, "results")
+    content = read_json(path, "results file")
     if not isinstance(content, list):
         raise InvalidInputError(
             f"results file {path}: expected a list of detections with {', '.join(_RESULT)}, "
@@ -100,74 +128,6 @@ def check_results(
     problem = _first_problem(results, problem_of)
     if problem:
         raise InvalidInputError(f"{source}: entry {problem[0]} {problem[1]}")
-
-
-def instances_on_host(instances: Sequence[Any]) -> list[Any]:
-    """`Instances` of several images on the host, in one copy for all of them: `Instances.to` makes one for each field
-    of each image, and waits for a GPU every time."""
-    from detrx.layers import to_host
-
-    places, tensors = [], []
-    for index, each in enumerate(instances):
-        for name, value in each.get_fields().items():
-            tensor = getattr(value, "tensor", value)  # of Boxes
-            if hasattr(tensor, "device") and tensor.device.type != "cpu":
-                places.append((index, name))
-                tensors.append(tensor)
-    if not tensors:
-        return list(instances)
-    fields = [dict(each.get_fields()) for each in instances]
-    for (index, name), tensor in zip(places, to_host(tensors), strict=True):
-        own = tensor.clone()  # not all of the batch is to live as long as one image's detections
-        value = fields[index][name]
-        fields[index][name] = type(value)(own) if hasattr(value, "tensor") else own
-    return [type(each)(each.image_size, **own) for each, own in zip(instances, fields, strict=True)]
-
-
-def to_results(instances: Any, image_id: int) -> list[dict[str, Any]]:
-    """Detections in COCO's result format, of `Instances` on the CPU with ``pred_boxes``, ``scores`` and
-    ``pred_classes``. Their category ids are still the model's class indices, see `with_category_ids`."""
-    boxes = instances.pred_boxes.tensor.clone()
-    boxes[:, 2:] -= boxes[:, :2]
-    columns = zip(instances.pred_classes.tolist(), boxes.tolist(), instances.scores.tolist(), strict=True)
-    return [{"image_id": image_id, "category_id": c, "bbox": box, "score": score} for c, box, score in columns]
-
-
-def with_category_ids(results: Iterable[dict[str, Any]], id_map: Mapping[int, int] | None) -> list[dict[str, Any]]:
-    """Detections whose category ids are class indices, with the original ids.
-
-    Args:
-        id_map: category id -> class index (``thing_dataset_id_to_contiguous_id``). None: ids are as they are.
-    """
-    if id_map is None:
-        return list(results)
-    ids = {index: category for category, index in id_map.items()}
-    converted = []
-    for result in results:
-        index = result["category_id"]
-        assert index in ids, (
-            f"A prediction for image {result['image_id']} has class {index}, the dataset has {len(ids)}"
-        )
-        converted.append({**result, "category_id": ids[index]})
-    return converted
-
-
-def write_results(path: str | os.PathLike, results: list[dict[str, Any]]) -> None:
-    """Write detections as JSON, replacing an earlier file at once; the folder is made."""
-    path = os.fspath(path)
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    write_atomically(path, lambda file: file.write(json.dumps(results).encode()))
-    logger.info("Wrote %d detections to %s", len(results), path)
-
-
-def _read_json(path: str | os.PathLike, kind: str) -> Any:
-    try:
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{kind} file {path} does not exist") from error
-    except ValueError as error:  # also UnicodeDecodeError
-        raise InvalidInputError(f"{kind} file {path} is not valid JSON: {error}") from error
 
 
 def _ids(entries: Iterable[Mapping[str, Any]]) -> set:

@@ -9,9 +9,9 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from detrx.coco.metrics import table, table_per_class
 from detrx.evaluation import coco_api, score_boxes
-from detrx.evaluation.coco_scores import table, table_per_class
-from tests.evaluation.cases import found, ground_truth, random_case
+from tests.coco.cases import found, ground_truth, random_case
 
 
 def official(content, results):

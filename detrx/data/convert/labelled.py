@@ -17,23 +17,21 @@ from detrx.data.images import image_sizes
 from detrx.errors import InvalidInputError
 
 __all__ = [
-    "IMAGE_SUFFIXES",
-    "ConversionError",
+    "DatasetConversionError",
     "Labelled",
     "LabelledImage",
-    "Problems",
+    "ReadErrors",
     "as_coco",
     "sizes_of_images",
     "write_coco_files",
 ]
 
-IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp"}
 _SHOWN = 20
 
 Box = tuple[float, float, float, float]
 
 
-class ConversionError(InvalidInputError):
+class DatasetConversionError(InvalidInputError):
     """A dataset that cannot be converted; the message has a line `file:line: reason` for each place at fault."""
 
 
@@ -55,7 +53,7 @@ class Labelled:
     splits: dict[str, list[LabelledImage]]
 
 
-class Problems:
+class ReadErrors:
     """Collects what is wrong with files, so that one run tells all of it."""
 
     def __init__(self) -> None:
@@ -68,14 +66,14 @@ class Problems:
             self._shown.append(f"{os.fspath(file)}:{line}: {reason}" if line else f"{os.fspath(file)}: {reason}")
 
     def raise_any(self) -> None:
-        """Raise a ConversionError if there are any."""
+        """Raise a DatasetConversionError if there are any."""
         if self.count:
             more = [f"and {self.count - len(self._shown)} more"] if self.count > len(self._shown) else []
-            raise ConversionError("\n".join([f"{self.count} problems, nothing is written", *self._shown, *more]))
+            raise DatasetConversionError("\n".join([f"{self.count} problems, nothing is written", *self._shown, *more]))
 
 
 def sizes_of_images(
-    paths: Sequence[Path], problems: Problems, workers: int
+    paths: Sequence[Path], problems: ReadErrors, workers: int
 ) -> dict[Path, tuple[tuple[int, int], tuple[int, int]]]:
     """Width and height of image files, upright and as stored (see `image_sizes`); only their headers are read."""
 
@@ -100,12 +98,12 @@ def write_coco_files(dataset: Labelled, folder: Path, overwrite: bool = False) -
     """Write SPLIT.json into a folder for each split of a dataset, and return the paths by split.
 
     Raises:
-        ConversionError: one of the files exists, and `overwrite` is not given.
+        DatasetConversionError: one of the files exists, and `overwrite` is not given.
     """
     files = {split: folder / f"{split}.json" for split in dataset.splits}
     existing = [file for file in files.values() if file.exists()]
     if existing and not overwrite:
-        raise ConversionError(f"{existing[0]} exists already; --overwrite replaces it")
+        raise DatasetConversionError(f"{existing[0]} exists already; --overwrite replaces it")
     folder.mkdir(parents=True, exist_ok=True)
     for split, file in files.items():
         text = json.dumps(as_coco(dataset.splits[split], dataset.classes, dataset.root))
