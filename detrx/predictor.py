@@ -9,7 +9,6 @@ import copy
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -23,7 +22,7 @@ from detrx.coco.results import instances_on_host
 from detrx.d2.config import instantiate
 from detrx.d2.structures import Instances
 from detrx.data import class_names_of, read_image, upright_rgb
-from detrx.engine.config import load_config, override_config
+from detrx.engine.config import override_config
 from detrx.engine.trained import load_model
 from detrx.errors import InvalidInputError, MissingImportError
 
@@ -90,12 +89,8 @@ class Predictor:
             ConfigError, FileNotFoundError: there is no such config, or an override does not fit it.
             CheckpointError: there is no such checkpoint, or it is of another model.
         """
-        overrides = list(overrides)
-        if isinstance(config, (str, os.PathLike)):
-            name = os.fspath(config)
-            cfg = load_config(name if Path(name).is_file() else model_zoo.get_config_file(name), overrides)
-        else:
-            cfg = override_config(copy.deepcopy(config), overrides)
+        named = isinstance(config, (str, os.PathLike))
+        cfg = override_config(model_zoo.read_config(config) if named else copy.deepcopy(config), list(overrides))
         mapper = instantiate(cfg.dataloader.test.mapper)
         datasets = cfg.dataloader.test.dataset.names
         names = class_names_of(datasets if isinstance(datasets, str) else datasets[0])

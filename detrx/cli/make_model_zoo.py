@@ -62,7 +62,7 @@ def paper_tables(papers: list[dict[str, Any]]) -> Iterator[str]:
         yield "|---|---|---|---|---|---|---|---|\n"
         for table in tables:
             for row in table["rows"]:
-                model_zoo.get_config_file(row["config"])
+                model_zoo.find(row["config"])
                 scores = " | ".join(f"{row[key]:.1f}" if key in row else "-" for key in ("AP", "AP50", "AP75"))
                 where = "; ".join([table["where"], row["note"]] if "note" in row else [table["where"]])
                 schedule = f"{row['backbone']} | {row['queries']} | {table.get('epochs', '-')}"

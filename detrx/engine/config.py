@@ -11,6 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from detrx import model_zoo
 from detrx.d2.config import LazyConfig
 from detrx.d2.utils import comm
 from detrx.data.datasets.custom import without_files
@@ -48,10 +49,13 @@ class ConfigError(InvalidInputError):
 
 
 def load_config(path: str, overrides: list[str]) -> DictConfig:
-    """Load a config file of a training and apply ``key=value`` overrides, as :func:`override_config` does.
+    """Load the config of a training and apply ``key=value`` overrides, as :func:`override_config` does.
+
+    Args:
+        path: a file, or a config's name in `detrx.model_zoo`.
 
     Raises:
-        ConfigError: the file does not exist or is no such config, or :func:`override_config` refuses it.
+        ConfigError: the config does not exist or is no such config, or :func:`override_config` refuses it.
     """
     return override_config(_load(path), overrides, f"config file {path}")
 
@@ -60,7 +64,7 @@ def configured_device(path: str, overrides: list[str]) -> str:
     """The ``train.device`` of :func:`load_config`, without looking at anything else; "cpu" if there is none.
 
     Raises:
-        ConfigError: the file does not exist or cannot be read, or the device cannot be set.
+        ConfigError: the config does not exist or cannot be read, or the device cannot be set.
     """
     cfg = _load(path)
     _apply(cfg, [text for text in overrides if text.lstrip("+").startswith(("train.device=", "train="))])
@@ -71,9 +75,9 @@ def _load(path: str) -> DictConfig:
     if not path:
         raise ConfigError("no config file: give --config-file FILE")
     try:
-        cfg = LazyConfig.load(path)
+        cfg = model_zoo.read_config(path)
     except FileNotFoundError as error:
-        raise ConfigError(f"config file {error.filename or path} does not exist") from error
+        raise ConfigError(f"config file {error.filename} does not exist" if error.filename else str(error)) from error
     except SyntaxError as error:
         raise ConfigError(f"config file {path} cannot be read: {error}") from error
     rename_targets(cfg)

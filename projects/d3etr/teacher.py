@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from detrx import model_zoo
 from detrx.checkpoint.checkpointer import AtomicCheckpointer, CheckpointError
-from detrx.d2.config import LazyConfig, instantiate
+from detrx.d2.config import instantiate
 from detrx.d2.structures import ImageList
 from detrx.engine.config import without_pretrained
 from detrx.engine.renamed import rename_targets
@@ -109,7 +108,7 @@ class Teacher:
             )
         config = self.config
         if isinstance(config, str):
-            config = LazyConfig.load(config) if os.path.isfile(config) else model_zoo.get_config(config)
+            config = model_zoo.read_config(config)
             rename_targets(config)
         model = instantiate(without_pretrained(copy.deepcopy(config["model"])))
         if self.checkpoint:
