@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from detrx import model_zoo
 from detrx.analysis.visualize import Box, class_colour, draw_boxes
 from detrx.coco.results import instances_on_host
+from detrx.config_zoo import read_config
 from detrx.d2.config import instantiate
 from detrx.d2.structures import Instances
 from detrx.data import class_names_of, read_image, upright_rgb
@@ -90,7 +90,7 @@ class Predictor:
             CheckpointError: there is no such checkpoint, or it is of another model.
         """
         named = isinstance(config, (str, os.PathLike))
-        cfg = override_config(model_zoo.read_config(config) if named else copy.deepcopy(config), list(overrides))
+        cfg = override_config(read_config(config) if named else copy.deepcopy(config), list(overrides))
         mapper = instantiate(cfg.dataloader.test.mapper)
         datasets = cfg.dataloader.test.dataset.names
         names = class_names_of(datasets if isinstance(datasets, str) else datasets[0])

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from detrx import model_zoo
+from detrx import config_zoo
 from detrx.atomic import write_atomically
 from detrx.errors import InvalidInputError, UserError
 
@@ -107,7 +107,7 @@ def load_study(path: str | os.PathLike) -> Study:
         config = variant.get("config", content.get("config"))
         if config is None:
             raise InvalidInputError(f"study {path}: neither variant {name!r} nor the study has a `config`")
-        if not Path(config).is_file() and model_zoo.name_of(config) is None:
+        if not Path(config).is_file() and config_zoo.name_of(config) is None:
             raise FileNotFoundError(f"study {path}: config {config} of {name!r} does not exist")
         overrides = (*content.get("overrides", ()), *variant.get("overrides", ()))
         variants.append(Variant(name, config, overrides))

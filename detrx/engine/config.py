@@ -11,7 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from detrx import model_zoo
+from detrx.config_zoo import read_config
 from detrx.d2.config import LazyConfig
 from detrx.d2.utils import comm
 from detrx.data.datasets.custom import without_files
@@ -75,7 +75,7 @@ def _load(path: str) -> DictConfig:
     if not path:
         raise ConfigError("no config file: give --config-file FILE")
     try:
-        cfg = model_zoo.read_config(path)
+        cfg = read_config(path)
     except FileNotFoundError as error:
         raise ConfigError(f"config file {error.filename} does not exist" if error.filename else str(error)) from error
     except SyntaxError as error:

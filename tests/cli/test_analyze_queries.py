@@ -42,7 +42,7 @@ def digits(tmp_path: Path) -> str:
 def test_tool_on_a_study(tmp_path: Path, digits: str, capsys: pytest.CaptureFixture):
     """From the runs of a study to pictures and the table."""
     from detrx import model_zoo
-    from detrx.d2.config import instantiate
+    from detrx.d2.config import LazyConfig, instantiate
 
     config, plain = (model_zoo.get_config_file(name) for name in (PATTERNS, PLAIN))
     study = tmp_path / "study.yaml"
@@ -51,7 +51,7 @@ def test_tool_on_a_study(tmp_path: Path, digits: str, capsys: pytest.CaptureFixt
         f"variants: {{plain: {{config: {plain}}}, patterns: {{config: {config}}}}}\n"
     )
     for name, file in (("plain", plain), ("patterns", config)):
-        cfg = model_zoo.LazyConfig.load(file).model
+        cfg = LazyConfig.load(file).model
         cfg.query_source.num_queries = 10
         folder = tmp_path / "runs" / name / "seed1"
         folder.mkdir(parents=True)
