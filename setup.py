@@ -150,7 +150,7 @@ class BuildPy(build_py):
             return
         for name in ("configs", "projects"):
             if (ROOT / name).is_dir():
-                target = Path(self.build_lib, "detrx", "model_zoo", name)
+                target = Path(self.build_lib, "detrx", "config_zoo", name)
                 shutil.copytree(ROOT / name, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
 
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import yaml
 
-from detrx import model_zoo
+from detrx import config_zoo
+from detrx.atomic import write_atomically
 from detrx.errors import InvalidInputError, UserError
 
 from .curves import read_metrics
@@ -106,7 +107,7 @@ def load_study(path: str | os.PathLike) -> Study:
         config = variant.get("config", content.get("config"))
         if config is None:
             raise InvalidInputError(f"study {path}: neither variant {name!r} nor the study has a `config`")
-        if not Path(config).is_file() and model_zoo.name_of(config) is None:
+        if not Path(config).is_file() and config_zoo.name_of(config) is None:
             raise FileNotFoundError(f"study {path}: config {config} of {name!r} does not exist")
         overrides = (*content.get("overrides", ()), *variant.get("overrides", ()))
         variants.append(Variant(name, config, overrides))
@@ -130,11 +131,10 @@ def result_of(run: Run, command: Sequence[str] = TRAIN, threads: int | None = No
     result = finished_result(run)
     if result is None:
         result = train(run, command, threads)
+    text = json.dumps({"run": run.signature, "result": result}, indent=2) + "\n"
     for file in run.result_files:
         file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(".partial")
-        partial.write_text(json.dumps({"run": run.signature, "result": result}, indent=2) + "\n")
-        partial.replace(file)
+        write_atomically(file, lambda stream: stream.write(text.encode()))
     return result
 
 

@@ -8,7 +8,7 @@ from os import PathLike
 import torch
 from torch import Tensor, nn
 
-from detrx.data.datasets.coco_classes import COCO_CATEGORIES
+from detrx.coco.classes import COCO_CATEGORIES
 
 from . import detrex, huggingface, original
 from .files import CheckpointError, read_weights

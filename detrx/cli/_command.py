@@ -1,9 +1,15 @@
-"""What the commands share."""
+"""What the commands share: arguments of one style, figures as JSON, and how a mistake of the user ends them."""
 
 import argparse
+import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
+import torch
+
+from detrx.atomic import write_atomically
 from detrx.errors import user_message
 
 
@@ -16,3 +22,70 @@ def run_tool(run: Callable[[argparse.Namespace], None], args: argparse.Namespace
         if message is None:
             raise
         sys.exit(f"error: {message}")
+
+
+def add_config(
+    parser: Any, help: str = "config that the model was trained with", required: bool = True, **how: Any
+) -> None:
+    """Add `--config-file` to a parser or a group of one."""
+    parser.add_argument("--config-file", metavar="FILE", help=help, **({"required": True} if required else {}), **how)
+
+
+def add_weights(parser: Any) -> None:
+    parser.add_argument(
+        "--weights", required=True, metavar="FILE", help="checkpoint (its averaged weights, if it has any)"
+    )
+
+
+def add_device(parser: Any) -> None:
+    """Add `--device`, whose value is a name of a device and not "auto"."""
+    parser.add_argument(
+        "--device", type=_device, default="auto", help="cpu, cuda, ... (default: auto, a GPU if there is one)"
+    )
+
+
+def add_overrides(parser: Any, help: str = "config overrides") -> None:
+    """Add the overrides of a config, as the last arguments or after `--opts`; parse the arguments with `parse`."""
+    parser.add_argument("opts", nargs="*", metavar="KEY=VALUE", help=help)
+    parser.add_argument("--opts", dest="more_opts", nargs="+", default=[], metavar="KEY=VALUE", help="the same")
+
+
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments, with all overrides in `opts`."""
+    args = parser.parse_intermixed_args(argv)
+    if hasattr(args, "more_opts"):
+        args.opts = [*args.opts, *args.more_opts]
+        del args.more_opts
+    return args
+
+
+def at_least(minimum: int) -> Callable[[str], int]:
+    """The type of an argument that is a whole number from `minimum` on."""
+
+    def number(text: str) -> int:
+        value = int(text)
+        if value < minimum:
+            raise argparse.ArgumentTypeError(f"must be {minimum} or more, got {value}")
+        return value
+
+    number.__name__ = "int"  # argparse names the type of what is no number
+    return number
+
+
+def fraction(text: str) -> float:
+    """The type of an argument that is a number from 0 to 1."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must be between 0 and 1, got {text}")
+    return value
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write figures and say where; the folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda file: file.write((json.dumps(content, indent=2) + "\n").encode()))
+    print(f"figures: {path}")
+
+
+def _device(name: str) -> str:
+    return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"

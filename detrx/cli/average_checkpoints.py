@@ -5,7 +5,7 @@ from pathlib import Path
 
 from detrx.checkpoint import CheckpointError, average_checkpoints, last_checkpoints, write_weights
 from detrx.checkpoint.files import WEIGHT_SUFFIXES
-from detrx.cli._command import run_tool
+from detrx.cli._command import at_least, run_tool
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -22,7 +22,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="SOURCE",
         help="checkpoints (.pth, .safetensors), or the output folder of one run with --last",
     )
-    parser.add_argument("--last", type=int, metavar="N", help="of a folder, the checkpoints of the last N iterations")
+    parser.add_argument(
+        "--last", type=at_least(1), metavar="N", help="of a folder, the checkpoints of the last N iterations"
+    )
     parser.add_argument(
         "--factors", nargs="+", type=float, metavar="F", help="share of each checkpoint, oldest first (default: alike)"
     )
@@ -37,8 +39,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.output.suffix not in WEIGHT_SUFFIXES:
         parser.error(f"--output must end in {' or '.join(WEIGHT_SUFFIXES)}, got {args.output}")
-    if args.last is not None and args.last < 1:
-        parser.error(f"--last must be 1 or more, got {args.last}")
     return args
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from detrx.checkpoint import CheckpointError, ConversionError, convert_checkpoint, write_weights
 from detrx.checkpoint.convert import FORMATS
 from detrx.checkpoint.files import WEIGHT_SUFFIXES
-from detrx.cli._command import run_tool
+from detrx.cli._command import add_config, add_overrides, parse, run_tool
 from detrx.d2.config import instantiate
 from detrx.engine.config import load_config, without_pretrained
 
@@ -24,7 +24,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="SOURCE",
         help=".safetensors or .pth file, index of a sharded checkpoint (*.index.json), or from_pretrained folder",
     )
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="config of the model the weights are for")
+    add_config(parser, help="config of the model that the weights are for")
     parser.add_argument(
         "--output", required=True, type=Path, metavar="FILE", help=f"file to write: {' or '.join(WEIGHT_SUFFIXES)}"
     )
@@ -42,8 +42,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         action="store_true",
         help="read files that hold more than tensors. They can run any code: only where you trust the origin",
     )
-    parser.add_argument("--opts", nargs="+", default=[], metavar="key=value", help="changes to the config")
-    args = parser.parse_args(argv)
+    add_overrides(parser)
+    args = parse(parser, argv)
     if args.output.suffix not in WEIGHT_SUFFIXES:
         parser.error(f"--output must end in {' or '.join(WEIGHT_SUFFIXES)}, got {args.output}")
     return args

@@ -5,7 +5,7 @@ import os
 import shlex
 from pathlib import Path
 
-from detrx.cli._command import run_tool
+from detrx.cli._command import at_least, run_tool
 from detrx.data.convert import DIFFICULT, Labelled, read_voc, read_yolo, write_coco_files
 
 
@@ -43,15 +43,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--overwrite", action="store_true", help="replace annotation files that exist")
     parser.add_argument(
-        "--workers", type=int, default=min(8, os.cpu_count() or 1), metavar="N", help="threads that look at images"
+        "--workers",
+        type=at_least(1),
+        default=min(8, os.cpu_count() or 1),
+        metavar="N",
+        help="threads that look at images",
     )
     args = parser.parse_args(argv)
     if args.format == "yolo" and len(args.input) > 1:
         parser.error(f"--format yolo takes one --input, got {len(args.input)}")
     if args.format == "yolo" and (args.classes or args.zero_based):
         parser.error("--classes and --zero-based are for --format voc")
-    if args.workers < 1:
-        parser.error(f"--workers must be 1 or more, got {args.workers}")
     return args
 
 

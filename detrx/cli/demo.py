@@ -14,15 +14,15 @@ from PIL import Image
 from tqdm import tqdm
 
 from detrx.analysis import compare_with_truth, contact_sheet, draw_boxes
-from detrx.cli._command import run_tool
+from detrx.cli._command import add_config, add_device, add_overrides, add_weights, at_least, fraction, parse, run_tool
+from detrx.coco.results import to_results
 from detrx.d2.data import MetadataCatalog
 from detrx.d2.structures import BoxMode, Instances
 from detrx.data import class_names_of, get_detection_dataset_dicts, read_image
+from detrx.data.images import IMAGE_SUFFIXES
 from detrx.data.video import VIDEO_SUFFIXES, Video, VideoWriter
 from detrx.engine.config import load_config
 from detrx.predictor import Predictor
-
-IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -34,15 +34,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         epilog="example: demo.py --config-file configs/deformable_detr/deformable_detr_digits.py --weights "
         "output/demo/model_final.pth --dataset digits_val --num 16 --contact-sheet --output output/demo/images",
     )
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="config that the model was trained with")
-    parser.add_argument(
-        "--weights", required=True, metavar="FILE", help="checkpoint (its averaged weights, if it has any)"
-    )
+    add_config(parser)
+    add_weights(parser)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--input", nargs="+", metavar="PATH", help="image or video files, folders, or glob patterns")
     source.add_argument("--dataset", metavar="NAME", help="a registered dataset, such as digits_val")
-    parser.add_argument("--num", type=int, metavar="N", help="only the first N images and frames")
-    parser.add_argument("--every", type=int, default=1, metavar="N", help="of a video, every N-th frame (default: 1)")
+    parser.add_argument("--num", type=at_least(1), metavar="N", help="only the first N images and frames")
+    parser.add_argument(
+        "--every", type=at_least(1), default=1, metavar="N", help="of a video, every N-th frame (default: 1)"
+    )
     parser.add_argument(
         "--video-output",
         action="store_true",
@@ -52,18 +52,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--output", type=Path, default=Path("output/images"), metavar="DIR", help="default: output/images"
     )
     parser.add_argument(
-        "--score-threshold", type=float, default=0.3, metavar="S", help="leave out detections below (default: 0.3)"
+        "--score-threshold", type=fraction, default=0.3, metavar="S", help="leave out detections below (default: 0.3)"
     )
-    parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="images at once (default: 1)")
+    parser.add_argument("--batch-size", type=at_least(1), default=1, metavar="N", help="images at once (default: 1)")
     parser.add_argument("--contact-sheet", action="store_true", help="also write all images into contact_sheet.png")
-    parser.add_argument("--columns", type=int, default=4, metavar="N", help="of the contact sheet (default: 4)")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, ... (default: auto, a GPU if there is one)")
-    parser.add_argument("--opts", nargs="+", default=[], metavar="key=value", help="changes to the config")
-    args = parser.parse_args(argv)
-    for name in ("num", "every", "batch_size", "columns"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} must be 1 or more, got {getattr(args, name)}")
-    return args
+    parser.add_argument("--columns", type=at_least(1), default=4, metavar="N", help="of the contact sheet (default: 4)")
+    add_device(parser)
+    add_overrides(parser)
+    return parse(parser, argv)
 
 
 def find_files(patterns: list[str]) -> list[Path]:
@@ -123,17 +119,18 @@ def find_inputs(args: argparse.Namespace, cfg: Any) -> Inputs:
     return Inputs(names if isinstance(names, str) else names[0], records, count, videos)
 
 
-def to_coco(record: dict[str, Any], found: Instances, category_ids: dict[int, int]) -> list[dict[str, Any]]:
-    boxes = BoxMode.convert(found.pred_boxes.tensor, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS).tolist()
-    where = {key: record[key] for key in ("image_id", "file_name", "frame", "timestamp") if key in record}
+def results_of(record: dict[str, Any], found: Instances, category_ids: dict[int, int]) -> list[dict[str, Any]]:
+    """Detections in COCO's result format, rounded, each with the file, and of a video with the frame, that it is in."""
+    where = {key: record[key] for key in ("file_name", "frame", "timestamp") if key in record}
     return [
         {
+            "image_id": result["image_id"],
             **where,
-            "category_id": category_ids.get(label, label),
-            "bbox": [round(value, 2) for value in box],
-            "score": round(score, 5),
+            "category_id": category_ids.get(result["category_id"], result["category_id"]),
+            "bbox": [round(value, 2) for value in result["bbox"]],
+            "score": round(result["score"], 5),
         }
-        for box, label, score in zip(boxes, found.pred_classes.tolist(), found.scores.tolist(), strict=True)
+        for result in to_results(found, record["image_id"])
     ]
 
 
@@ -201,7 +198,7 @@ def run(args: argparse.Namespace) -> None:
     done = 0
     with Drawings(args.output, inputs.videos if args.video_output else {}) as drawings:
         for record, found in tqdm(predictor.stream(inputs.records), total=inputs.count, desc="detecting", unit="img"):
-            results += to_coco(record, found, category_ids)
+            results += results_of(record, found, category_ids)
             drawing = drawing_of(predictor, record, found)
             drawings.write(record, drawing)
             done += 1

@@ -1,15 +1,15 @@
 """Score a saved file of detections, without a model: detections and annotations in, tables of AP and AR out."""
 
 import argparse
-import json
 import math
 from pathlib import Path
 from typing import Any
 
-from detrx.cli._command import run_tool
-from detrx.d2.data import DatasetCatalog, MetadataCatalog
-from detrx.data import datasets_root
-from detrx.engine import ConfigError
+from detrx.cli._command import at_least, run_tool, write_json
+from detrx.d2.data import MetadataCatalog
+from detrx.data.datasets.registered import check_registered
+from detrx.data.datasets.sources import missing_file
+from detrx.errors import InvalidInputError
 from detrx.evaluation.saved import evaluate_file, tables
 
 
@@ -27,10 +27,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     source.add_argument("--annotations", type=Path, metavar="FILE", help="or its annotation file")
     parser.add_argument("--per-class", action="store_true", help="also print the AP of every class")
     parser.add_argument(
-        "--max-dets", type=int, metavar="N", help="detections per image that count (default: 100 per class; LVIS: 300)"
+        "--max-dets",
+        type=at_least(1),
+        metavar="N",
+        help="detections per image that count (default: 100 per class; LVIS: 300)",
     )
     parser.add_argument(
-        "--nms", type=float, metavar="IOU", help="first leave out duplicates: which errors are those? (default: no)"
+        "--nms",
+        type=float,
+        metavar="IOU",
+        help="first remove detections that overlap a better one of their class by more than this IoU, to see what "
+        "duplicates cost (default: keep all)",
     )
     parser.add_argument(
         "--official", action="store_true", help="count with pycocotools, even where faster-coco-eval is installed"
@@ -38,20 +45,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="also write the figures, with those of all classes, to this file"
     )
-    args = parser.parse_args(argv)
-    if args.max_dets is not None and args.max_dets < 1:
-        parser.error(f"--max-dets must be 1 or more, got {args.max_dets}")
-    return args
+    return parser.parse_args(argv)
 
 
 def annotation_file(dataset: str) -> Path:
-    if dataset not in DatasetCatalog:
-        raise ConfigError(f"dataset {dataset!r} is not registered; known are {', '.join(sorted(DatasetCatalog))}")
+    check_registered([dataset])
     file = MetadataCatalog.get(dataset).get("json_file")
     if file is None:
-        raise ConfigError(f"dataset {dataset!r} has no annotation file in COCO's format")
+        raise InvalidInputError(f"dataset {dataset!r} has no annotation file in COCO's format")
     if not Path(file).is_file():
-        raise FileNotFoundError(f"annotation file {file} of {dataset!r} does not exist (datasets: {datasets_root()})")
+        raise missing_file(file, dataset=dataset)
     return Path(file)
 
 
@@ -70,9 +73,7 @@ def run(args: argparse.Namespace) -> None:
     print(tables(report, args.per_class))
     if args.json:
         files = {"results": str(args.results), "annotations": str(annotations)}
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(without_nan({**files, **report}), indent=2) + "\n", encoding="utf-8")
-        print(f"\nfigures: {args.json}")
+        write_json(args.json, without_nan({**files, **report}))
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from detrx.analysis import plot_runs, read_metrics
-from detrx.cli._command import run_tool
+from detrx.cli._command import at_least, run_tool
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -23,13 +23,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--title", default="", help="title of the figure")
     parser.add_argument(
-        "--smooth", type=int, default=10, metavar="N", help="average losses over N logged values (default: 10)"
+        "--smooth", type=at_least(1), default=10, metavar="N", help="average losses over N logged values (default: 10)"
     )
     args = parser.parse_args(argv)
     if args.names and len(args.names) != len(args.runs):
         parser.error(f"--names needs one name per run: got {len(args.names)} for {len(args.runs)} runs")
-    if args.smooth < 1:
-        parser.error(f"--smooth must be 1 or more, got {args.smooth}")
     return args
 
 

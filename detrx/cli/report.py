@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from detrx.analysis.report import Options, read_run, write_report
-from detrx.cli._command import run_tool
+from detrx.cli._command import add_config, add_device, add_overrides, at_least, fraction, parse, run_tool
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -18,9 +18,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("run", type=Path, metavar="OUTPUT_DIR", help="output folder of the training (train.output_dir)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="default: report.html in OUTPUT_DIR")
-    parser.add_argument(
-        "--config-file", metavar="FILE", help="config of the model (default: config.yaml in OUTPUT_DIR)"
-    )
+    add_config(parser, help="config of the model (default: config.yaml in OUTPUT_DIR)", required=False)
     parser.add_argument(
         "--weights", type=Path, metavar="FILE", help="checkpoint (default: model_final.pth in OUTPUT_DIR)"
     )
@@ -28,24 +26,19 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--results", type=Path, metavar="FILE", help="detections in COCO's result format, instead of the run's own"
     )
     parser.add_argument(
-        "--num", type=int, default=200, metavar="N", help="run the model on the first N images (default: 200)"
+        "--num", type=at_least(1), default=200, metavar="N", help="run the model on the first N images (default: 200)"
     )
     parser.add_argument(
         "--score-threshold",
-        type=float,
+        type=fraction,
         default=0.3,
         metavar="S",
         help="least score of detections that are drawn and counted (default: 0.3)",
     )
     parser.add_argument("--no-model", action="store_true", help="do not run the model: only what is on disk")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, ... (default: auto, a GPU if there is one)")
-    parser.add_argument("opts", nargs="*", metavar="KEY=VALUE", help="config overrides")
-    args = parser.parse_intermixed_args(argv)
-    if args.num < 1:
-        parser.error(f"--num must be 1 or more, got {args.num}")
-    if not 0 <= args.score_threshold <= 1:
-        parser.error(f"--score-threshold must be between 0 and 1, got {args.score_threshold}")
-    return args
+    add_device(parser)
+    add_overrides(parser)
+    return parse(parser, argv)
 
 
 def run(args: argparse.Namespace) -> None:

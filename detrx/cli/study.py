@@ -1,7 +1,6 @@
 """Train the variants of a study with several seeds and compare them."""
 
 import argparse
-import json
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from tqdm import tqdm
 
 from detrx.analysis import model_cost, random_image, random_model
 from detrx.analysis.study import Run, Study, Variant, load_study, markdown_table, plot_study, result_of, summarise
-from detrx.cli._command import run_tool
+from detrx.cli._command import at_least, run_tool, write_json
 from detrx.collect_env import machine
 from detrx.errors import InvalidInputError
 
@@ -26,15 +25,19 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--seeds", type=int, nargs="+", metavar="N", help="other seeds than the study's")
     parser.add_argument("--variants", nargs="+", metavar="NAME", help="only these variants")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="trainings side by side (default: 1)")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of each training (default: torch's)")
+    parser.add_argument("--jobs", type=at_least(1), default=1, metavar="N", help="trainings side by side (default: 1)")
+    parser.add_argument(
+        "--threads", type=at_least(1), metavar="N", help="CPU threads of each training (default: torch's)"
+    )
     parser.add_argument(
         "--record",
         type=Path,
         metavar="FILE",
         help="keep the results here, too, with FILE.png, FILE.md and one JSON per run; runs kept here are not repeated",
     )
-    parser.add_argument("--rounds", type=int, default=20, metavar="N", help="timed calls per variant (default: 20)")
+    parser.add_argument(
+        "--rounds", type=at_least(1), default=20, metavar="N", help="timed calls per variant (default: 20)"
+    )
     return parser.parse_args(argv)
 
 
@@ -83,11 +86,9 @@ def run(args: argparse.Namespace) -> None:
     record = {**head, "size": study.size, **machine("cuda" if torch.cuda.is_available() else "cpu"), "variants": rows}
     print(markdown_table(record))
     for path in filter(None, (args.output / "study.json", args.record)):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(record, indent=2) + "\n")
+        write_json(path, record)
         path.with_suffix(".md").write_text(markdown_table(record))
         plot_study(record, path.with_suffix(".png"))
-        print(f"figures: {path}")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -11,11 +11,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from detrx import model_zoo
+from detrx.config_zoo import read_config
 from detrx.d2.config import LazyConfig
 from detrx.d2.utils import comm
 from detrx.data.datasets.custom import without_files
 from detrx.engine.dataset_config import DATASET_DEFAULTS, check_dataset, use_dataset
+from detrx.engine.renamed import rename_targets
 from detrx.errors import InvalidInputError
 
 __all__ = [
@@ -74,11 +75,13 @@ def _load(path: str) -> DictConfig:
     if not path:
         raise ConfigError("no config file: give --config-file FILE")
     try:
-        return model_zoo.read_config(path)
+        cfg = read_config(path)
     except FileNotFoundError as error:
         raise ConfigError(f"config file {error.filename} does not exist" if error.filename else str(error)) from error
     except SyntaxError as error:
         raise ConfigError(f"config file {path} cannot be read: {error}") from error
+    rename_targets(cfg)
+    return cfg
 
 
 def override_config(cfg: DictConfig, overrides: list[str], source: str = "config") -> DictConfig:

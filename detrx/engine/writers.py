@@ -8,6 +8,7 @@ import sys
 
 import torch
 
+from detrx.atomic import write_atomically
 from detrx.d2.utils import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
 
 __all__ = ["build_writers"]
@@ -65,7 +66,7 @@ def _truncate(path: str, first: int) -> int:
     if not os.path.exists(path):
         return -1
     kept, last = [], -1
-    with open(path) as file:
+    with open(path, "rb") as file:
         for line in file:
             try:
                 iteration = json.loads(line)["iteration"]
@@ -74,10 +75,5 @@ def _truncate(path: str, first: int) -> int:
             if iteration < first:
                 kept.append(line)
                 last = max(last, iteration)
-    temporary = path + ".tmp"
-    with open(temporary, "w") as file:
-        file.writelines(kept)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    write_atomically(path, lambda file: file.writelines(kept))
     return last

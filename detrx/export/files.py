@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from detrx.atomic import replacing
 from detrx.errors import InvalidInputError, MissingImportError
 
 from .graph import DetectionGraph
@@ -28,7 +29,7 @@ def save_program(program: ExportedProgram, file: Path, metadata: Mapping[str, st
     Returns:
         what `check` returns.
     """
-    with _replacing(file) as temporary:
+    with replacing(file, _temporary(file)) as temporary:
         with _quiet():
             torch.export.save(program, temporary, extra_files={"metadata.json": json.dumps(dict(metadata))})
             loaded = torch.export.load(temporary).module()
@@ -71,7 +72,7 @@ def save_onnx(program: ExportedProgram, file: Path, metadata: Mapping[str, str],
             onnx_program.rename_axes({batch: "batch"})
         ClearMetadataAndDocStringPass()(onnx_program.model)  # where each node comes from, with paths of this machine
     onnx_program.model.metadata_props.update(metadata)
-    with _replacing(file) as temporary:
+    with replacing(file, _temporary(file)) as temporary:
         onnx_program.save(temporary)
         return check(onnx_runner(temporary)) if is_installed("onnxruntime") else None
 
@@ -99,16 +100,10 @@ def is_installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
 
-@contextmanager
-def _replacing(file: Path) -> Iterator[Path]:
-    """A file beside `file` that becomes it, if nothing is raised; else it is removed."""
+def _temporary(file: Path) -> Path:
+    """A path beside a file, of the same suffix, which says the format; the folder is made."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.stem}.{os.getpid()}{file.suffix}")
-    try:
-        yield temporary
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    return file.with_name(f".{file.stem}.{os.getpid()}{file.suffix}")
 
 
 @contextmanager

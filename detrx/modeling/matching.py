@@ -91,6 +91,22 @@ class Assigner(ABC):
         """Pairs of all layers and images."""
 
 
+@dataclass(frozen=True)
+class MatchingQuality:
+    """score_weight * (score of the class of the ground truth) + iou_weight * IoU, of every pair."""
+
+    score_weight: float = 0.3
+    iou_weight: float = 0.7
+
+    @torch.no_grad()
+    def __call__(self, predictions: Predictions, targets: Targets) -> Tensor:
+        """(T, B, N, G) float32; columns beyond an image's boxes are meaningless."""
+        boxes, truth = predictions.boxes.float(), targets.boxes[None, :, None]
+        iou, _ = iou_xyxy(cxcywh_to_xyxy(boxes)[..., None, :], cxcywh_to_xyxy(truth))
+        labels = targets.labels[None, :, None].expand(iou.shape)
+        return self.score_weight * predictions.logits.float().sigmoid().gather(-1, labels) + self.iou_weight * iou
+
+
 class HungarianMatcher(Assigner):
     """Assignment of least total cost, for each layer and image by itself (DETR, arXiv 2005.12872).
 

@@ -8,7 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
+from detrx.analysis.figure import new_figure
+from detrx.analysis.queries import QUERY_ANALYSES, QueryAnalysis, Subject
 from detrx.d2.structures import Instances
 from detrx.errors import InvalidInputError
 from detrx.modeling import DetectionTransformer
@@ -18,7 +21,8 @@ from .matching import AdaptiveMatcher, SoftClasses, least_cost_pairs
 from .teacher import has_softmax
 
 
-class PairsAnalysis:
+@QUERY_ANALYSES.register()
+class PairsAnalysis(QueryAnalysis):
     """Counts, layer by layer, how often adaptive matching pairs each of the student's main queries with each of the
     teacher's. Where a query has the same partner in all images, matching is settled.
 
@@ -29,6 +33,20 @@ class PairsAnalysis:
     Raises:
         ValueError: the model has no distillation.
     """
+
+    name = "pairs"
+    help = (
+        "D3ETR: which of the teacher's queries adaptive matching pairs with each of the student's, and in how many "
+        "images it is the same one (pairs.json, pairs.png)"
+    )
+
+    @classmethod
+    def applies_to(cls, model: nn.Module) -> bool:
+        return any(isinstance(method, Distillation) for method in getattr(model, "methods", ()))
+
+    @classmethod
+    def of(cls, subject: Subject) -> PairsAnalysis:
+        return cls(subject.model)
 
     def __init__(self, model: DetectionTransformer):
         methods = [method for method in model.methods if isinstance(method, Distillation)]
@@ -58,7 +76,7 @@ class PairsAnalysis:
         self.images += 1
 
     def figures(self) -> dict[str, Any]:
-        """What `pairs.json` has; layers are counted from the first one that has a counterpart in the teacher."""
+        """What `pairs.json` holds; layers are counted from the first one that has a counterpart in the teacher."""
         layers = []
         for counts in self.counts:
             place = np.arange(min(counts.shape))
@@ -94,14 +112,10 @@ class PairsAnalysis:
 
     def plot(self, file: Path) -> None:
         """A map for each layer: the student's queries in the order of their commonest partner, by the teacher's."""
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-
         layers = len(self.counts)
         columns = min(3, layers)
         rows = -(-layers // columns)
-        figure = Figure(figsize=(4 * columns + 1, 4 * rows), layout="constrained", dpi=120)
-        FigureCanvasAgg(figure)
+        figure = new_figure(4 * columns + 1, 4 * rows)
         panels = list(figure.subplots(rows, columns, squeeze=False).flat)
         for index, (panel, counts) in enumerate(zip(panels, self.counts, strict=False)):
             order = np.argsort(counts.argmax(1), kind="stable")

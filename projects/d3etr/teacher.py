@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from detrx import model_zoo
 from detrx.checkpoint.checkpointer import AtomicCheckpointer, CheckpointError
+from detrx.config_zoo import read_config
 from detrx.d2.config import instantiate
 from detrx.d2.structures import ImageList
 from detrx.engine.config import without_pretrained
+from detrx.engine.renamed import rename_targets
 from detrx.errors import InvalidInputError
 from detrx.layers import Attention, AttentionInputs, recording
 from detrx.modeling import CrossEntropyLoss, DecoderLayer, DetectionTransformer, Predictions, QueryGroup
@@ -107,7 +108,8 @@ class Teacher:
             )
         config = self.config
         if isinstance(config, str):
-            config = model_zoo.read_config(config)
+            config = read_config(config)
+            rename_targets(config)
         model = instantiate(without_pretrained(copy.deepcopy(config["model"])))
         if self.checkpoint:
             try:

@@ -25,10 +25,11 @@ from detrx.modeling import (
     Route,
     Step,
     Supervision,
-    VotingAssigner,
 )
 from detrx.modeling.heads import box_head, class_head
 from detrx.modeling.losses import Loss
+
+from .assignment import VotingAssigner
 
 COMPONENTS = ("self_attn", "cross_attn", "ffn")
 

@@ -201,6 +201,6 @@ def test_query_watch(routed):
     spread = expected[..., :2].std(0, unbiased=False)
     torch.testing.assert_close(torch.tensor(figures["spread"]), spread, rtol=1e-3, atol=1e-4)
     assert figures["activation"]["images"] == 3 and figures["activation"]["queries"] == 10
-    assert (figures["routing"] is not None) == routed
-    if routed:
-        assert [each["mean_passing"] for each in figures["routing"]["layers"]] == [5, 5, 5]
+    assert len(figures["tables"]) == routed
+    for table in figures["tables"]:
+        assert table.rows == ((0, "full", 5.0, 5, 5), (1, "self_attn", 5.0, 5, 5), (2, "cross_attn", 5.0, 5, 5))

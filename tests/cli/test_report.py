@@ -118,7 +118,7 @@ def test_wrong_arguments_end_with_one_clear_line(arguments, message, folder, mon
 
 
 def test_wrong_numbers(folder, capsys):
-    for arguments, message in ((["--num", "0"], "--num must be 1"), (["--score-threshold", "2"], "between 0 and 1")):
+    for arguments, message in ((["--num", "0"], "--num: must be 1"), (["--score-threshold", "2"], "between 0 and 1")):
         with pytest.raises(SystemExit):
             tool.main([str(folder), *arguments])
         assert message in capsys.readouterr().err

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from detrx import model_zoo
+from detrx import config_zoo, model_zoo
 from detrx.analysis.study import load_study
+from detrx.config_zoo import catalog
 from detrx.d2.config import LazyConfig
 from detrx.engine import ConfigError, check_overrides, load_config
 from detrx.errors import InvalidInputError
-from detrx.model_zoo import catalog
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "dino/dino_swin_l_36ep"
@@ -55,14 +55,14 @@ def test_names_and_paths_of_a_config(name: str):
     folder, config = name.rsplit("/", 1)
     path = f"projects/{folder}/configs/{config}.py" if folder == "h_detr" else f"configs/{name}.py"
     for given in (name, f"{name}.py", path, Path(path), ROOT / path, f"/projects/elsewhere/{path}"):
-        assert model_zoo.name_of(given) == f"{name}.py"
+        assert config_zoo.name_of(given) == f"{name}.py"
 
 
 @pytest.mark.parametrize(
     "given", ["dino_swin_l_36ep", "other/dino/dino_swin_l_36ep.py", "myconfigs/dino/dino_r50.py", ""]
 )
 def test_what_is_no_config_of_the_zoo(given: str):
-    assert model_zoo.name_of(given) is None
+    assert config_zoo.name_of(given) is None
 
 
 @pytest.mark.parametrize("given", [NAME, f"{NAME}.py", f"configs/{NAME}.py", str(ROOT / "configs" / f"{NAME}.py")])
@@ -78,8 +78,8 @@ def test_a_file_counts_before_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(tmp_path)
     (tmp_path / "dino").mkdir()
     (tmp_path / f"{NAME}.py").write_text("mine = dict(a=1)\n")
-    assert model_zoo.read_config(f"{NAME}.py") == {"mine": {"a": 1}}
-    assert "model" in model_zoo.read_config(NAME)
+    assert config_zoo.read_config(f"{NAME}.py") == {"mine": {"a": 1}}
+    assert "model" in config_zoo.read_config(NAME)
 
 
 def test_a_variant_has_no_file():
@@ -123,7 +123,7 @@ def test_the_config_that_the_readme_shows(tmp_path: Path):
 def test_mistakes_in_a_table(table: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
     (tmp_path / "configs" / "dino" / "variants.yaml").write_text(table)
-    for module in (model_zoo, catalog):
+    for module in (config_zoo, catalog):
         monkeypatch.setattr(module, "config_root", lambda: tmp_path / "configs")
     with pytest.raises(InvalidInputError, match=message):
         model_zoo.get_config("dino/dino_r9")

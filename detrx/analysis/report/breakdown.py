@@ -13,6 +13,7 @@ from tqdm import tqdm
 from detrx.analysis.visualize import Box, compare_with_truth
 from detrx.evaluation import BoxScores, class_names, coco_api, confusion_matrix, score_boxes
 from detrx.evaluation.breakdown import SIZES
+from detrx.evaluation.greedy import match_greedily
 
 from .detections import Detections
 
@@ -103,7 +104,8 @@ def judge(found: Detections, least_score: float = LEAST_SCORE) -> dict[Any, tupl
         crowds = [each for each in truth[image_id] if each.get("iscrowd", 0)]
         detections = [each for each in results[image_id] if each["score"] >= least_score]
         detections = sorted(detections, key=lambda each: -each["score"])
-        correct = _claiming(_overlaps(detections, objects))
+        overlaps = _overlaps(detections, objects)
+        correct = (match_greedily(np.where(overlaps >= 0.5, overlaps, -1.0)) >= 0).tolist()
         in_crowd = (_overlaps(detections, crowds) >= 0.5).any(1)
         rows = [
             (each["score"], right, each["category_id"])
@@ -112,19 +114,6 @@ def judge(found: Detections, least_score: float = LEAST_SCORE) -> dict[Any, tupl
         ]
         judged[image_id] = len(objects), rows
     return judged
-
-
-def _claiming(overlaps: np.ndarray) -> list[bool]:
-    """Which detections, sorted by falling score, claim an object as in average precision: the one that they overlap
-    most among those that no better one has claimed."""
-    overlaps = np.where(overlaps >= 0.5, overlaps, 0.0)
-    claiming = [False] * len(overlaps)
-    for i in np.flatnonzero(overlaps.any(1)).tolist():
-        best = int(overlaps[i].argmax())
-        if overlaps[i, best] > 0:
-            claiming[i] = True
-            overlaps[:, best] = 0.0
-    return claiming
 
 
 def _overlaps(detections: list[dict], objects: list[dict]) -> np.ndarray:

@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from detrx.coco.results import instances_on_host, to_results, with_category_ids
 from detrx.d2.config import instantiate
 from detrx.d2.data import MetadataCatalog
-from detrx.d2.structures import BoxMode, Instances
+from detrx.d2.structures import BoxMode
 from detrx.data import get_detection_dataset_dicts
 from detrx.engine.trained import load_model
 from detrx.errors import user_message
 from detrx.evaluation import read_ground_truth, read_results
-from detrx.evaluation.results import instances_on_host
 from detrx.modeling import DetectionTransformer
 
 from .queries import QueryWatch
@@ -112,27 +112,18 @@ def run_model(
             if (message := user_message(error)) is None:
                 raise
             watch = Absent(message)
-    ids = [each["id"] for each in sorted(dataset.ground_truth["categories"], key=lambda each: each["id"])]
+    ids = sorted(each["id"] for each in dataset.ground_truth["categories"])
+    index_of = {category_id: index for index, category_id in enumerate(ids)}
     results: list[dict[str, Any]] = []
     with torch.no_grad():
         for image_id, record in tqdm(dataset.records.items(), desc="detecting", unit="img"):
             inputs = mapper(record)
             (found,) = instances_on_host([output["instances"] for output in model([inputs])])
-            results += to_coco(found, image_id, ids)
+            results += with_category_ids(to_results(found, image_id), index_of)
             if isinstance(watch, QueryWatch):
                 watch.observe(inputs, found)
     figures = watch if isinstance(watch, Absent) else watch.figures()
     return Detections(dataset, results, f"of {weights.name} in {len(dataset.records)} images"), figures
-
-
-def to_coco(found: Instances, image_id: Any, category_ids: list[int]) -> list[dict[str, Any]]:
-    """Detections in COCO's result format; `category_ids` by class index."""
-    boxes = BoxMode.convert(found.pred_boxes.tensor, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS).tolist()
-    columns = zip(boxes, found.pred_classes.tolist(), found.scores.tolist(), strict=True)
-    return [
-        {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
-        for box, label, score in columns
-    ]
 
 
 def _truth_of(records: dict[Any, dict[str, Any]], name: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from detrx.analysis.queries import QueryTable
 from detrx.evaluation import BoxScores
 from detrx.evaluation.saved import is_lvis
 
@@ -175,8 +176,8 @@ def queries_part(figures: dict[str, Any]) -> dict[str, Any]:
             f"{activation['detections'] / activation['images']:.1f} per image",
         ),
     ]
-    routing = figures["routing"]
-    return {"images": activation["images"], "tiles": tiles, "charts": charts, "routing": routing and _routing(routing)}
+    tables = [_table(each) for each in figures["tables"]]
+    return {"images": activation["images"], "tiles": tiles, "charts": charts, "tables": tables}
 
 
 def _overall(values: dict[str, float], caption: str) -> Table:
@@ -228,19 +229,15 @@ def _by_class(figures: Breakdown, threshold: str) -> Table:
     return Table("By class", caption, heads, rows, [False] + [True] * 6, sortable=True)
 
 
-def _routing(figures: dict[str, Any]) -> Table:
-    rows = [
-        [
-            Cell(str(each["layer"]), each["layer"]),
-            Cell(each["wrapped"] or "–"),
-            Cell(f"{each['mean_passing']:.1f}"),
-            Cell(number(each["min_passing"])),
-            Cell(number(each["max_passing"])),
-        ]
-        for each in figures["layers"]
-    ]
-    caption = f"Of {figures['queries']} queries, in {figures['images']} images"
-    return Table("", caption, ["layer", "routed part", "mean", "least", "most"], rows, [True, False, True, True, True])
+def _table(table: QueryTable) -> Table:
+    def cell(value: str | int | float) -> Cell:
+        if isinstance(value, str):
+            return Cell(value)
+        return Cell(number(value) if isinstance(value, int) else f"{value:.1f}", value)
+
+    numeric = [not any(isinstance(row[column], str) for row in table.rows) for column in range(len(table.columns))]
+    rows = [[cell(value) for value in row] for row in table.rows]
+    return Table(table.title, table.caption, list(table.columns), rows, numeric)
 
 
 def _confusion(figures: Breakdown) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What the queries of a detector do, image by image: activation, places of their boxes, routing."""
+"""What the queries of a detector do, image by image: activation, places of their boxes, what methods analyse."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from detrx.analysis.activation import ActivationAnalysis
-from detrx.analysis.routing import RoutingAnalysis
+from detrx.analysis.queries import Subject, query_analyses
 from detrx.d2.structures import Instances
 from detrx.modeling import DetectionTransformer
 
@@ -26,9 +26,10 @@ class QueryWatch:
     """
 
     def __init__(self, model: DetectionTransformer, model_cfg: Any, class_names: Sequence[str], score_threshold: float):
-        self.activation = ActivationAnalysis(model, class_names, score_threshold)
-        routed = any(getattr(layer, "router", None) is not None for layer in model.decoder.layers)
-        self.routing = RoutingAnalysis(model, model_cfg, cost_images=0) if routed else None
+        subject = Subject(model, model_cfg, class_names, score_threshold)
+        self.activation = ActivationAnalysis.of(subject)
+        applying = [each for each in query_analyses().values() if each.in_report and each.applies_to(model)]
+        self.others = [each.of(subject) for each in applying]
         self.sums: Tensor | None = None
         model.decoder.register_forward_hook(self._note_boxes)
 
@@ -40,18 +41,17 @@ class QueryWatch:
     def observe(self, inputs: dict[str, Any], instances: Instances) -> None:
         """Take account of an image that the model was called with."""
         self.activation.observe(inputs, instances)
-        if self.routing is not None:
-            self.routing.observe(inputs, instances)
+        for analysis in self.others:
+            analysis.observe(inputs, instances)
 
     def figures(self) -> dict[str, Any]:
         """`activation`: see `ActivationAnalysis.figures`; `boxes` (N, 4): mean box of each query, cxcywh in fractions
-        of the image; `spread` (N, 2): standard deviation of its centre; `routing`: see `RoutingAnalysis.figures`, or
-        None.
+        of the image; `spread` (N, 2): standard deviation of its centre; `tables`: those of the other analyses.
         """
         mean, square = self.sums / self.activation.images
         return {
             "activation": self.activation.figures(),
             "boxes": mean.tolist(),
             "spread": (square - mean**2).clamp(min=0).sqrt()[:, :2].tolist(),
-            "routing": None if self.routing is None else self.routing.figures(),
+            "tables": [analysis.table() for analysis in self.others],
         }
