@@ -199,7 +199,7 @@ def test_dataset_that_is_not_registered(folder):
         ("config.yaml", "model: [1", r"config\.yaml is damaged, it cannot be read as YAML"),
         ("config.yaml", "just text", r"config\.yaml is damaged: expected a mapping"),
         ("config.yaml", "", r"config\.yaml is damaged: expected a mapping"),
-        ("inference/coco_instances_results.json", '[{"image_id": 1', r"coco_instances_results\.json is not valid JSON"),
+        ("inference/coco_instances_results.json", '[{"image_id": 1', r"coco_instances_results\.json: not valid JSON"),
         (
             "inference/coco_instances_results.json",
             '[{"image_id": 9, "category_id": 3, "bbox": [0, 0, 1, 1], "score": 1}]',
