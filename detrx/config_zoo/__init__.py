@@ -56,6 +56,6 @@ def read_config(config: str | os.PathLike) -> "DictConfig":
     name = name_of(path)
     if name is None:
         near = similar(path)
-        hint = f", and no config of the zoo has that name; similar ones: {', '.join(near)}" if near else ""
+        hint = f", and there is no config {path!r} in the model zoo; similar ones: {', '.join(near)}" if near else ""
         raise FileNotFoundError(f"config file {path} does not exist{hint}")
     return get_config(name)

@@ -20,8 +20,8 @@ from detrx.modeling import Predictions
 CONFIGS = [name.removesuffix(".py") for name in model_zoo.list_models()]
 COCO = [name for name in CONFIGS if not name.endswith("_digits")]
 
-# <detector>[_<variant>]_<backbone>[_c5|_dc5][_5scale][_900q][_50ep][_<dataset>], on COCO for 12 epochs where the name
-# does not say; or <detector>[_<variant>]_digits. See configs/README.md.
+# <detector>[_<form>]_<backbone>[_c5|_dc5][_5scale][_900q][_50ep][_<dataset>], on COCO for 12 epochs where the name
+# does not say; or <detector>[_<form>]_digits. See configs/README.md.
 NAME = re.compile(
     r"(?P<detector>[a-z0-9_]+?)_(digits|(?P<backbone>r18|r50|r101|swin_t|swin_l|convnext_[tsbl])"
     r"(_(?P<level>c5|dc5))?(_(?P<levels>5)scale)?(_(?P<queries>\d+)q)?(_(?P<epochs>24|36|50)ep)?"
