@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from detrx import model_zoo
-from detrx.analysis.report.breakdown import boxes_to_draw, break_down, judge
 from detrx.analysis.report.charts import MOST_POINTS, Series, bar_chart, line_chart, scatter_chart
+from detrx.analysis.report.detection_statistics import boxes_to_draw, break_down, judge
 from detrx.analysis.report.detections import Dataset, Detections
-from detrx.analysis.report.queries import QueryWatch
+from detrx.analysis.report.query_watch import QueryWatch
 from detrx.analysis.visualize import CORRECT, MISSED, WRONG
 from detrx.d2.config import LazyCall as L
 from detrx.projects.qr_detr import FixedRouter, QueryRouting

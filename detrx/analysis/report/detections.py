@@ -17,7 +17,7 @@ from detrx.errors import user_message
 from detrx.evaluation import read_ground_truth, read_results
 from detrx.modeling import DetectionTransformer
 
-from .queries import QueryWatch
+from .query_watch import QueryWatch
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,15 @@ from detrx.analysis.visualize import LEGEND
 from detrx.engine.config import load_config
 from detrx.errors import user_message
 
-from .breakdown import break_down
-from .curves import draw_curves
+from .curves_section import draw_curves
+from .detection_statistics import break_down
 from .detections import Absent, Dataset, Detections, load_dataset, read_detections, run_model
-from .findings import ap_part, detections_part, queries_part
-from .pictures import draw_sheets
+from .detections_section import detections_part
+from .example_images import draw_sheets
+from .precision_section import ap_part
+from .queries_section import queries_part
 from .run_folder import RunFolder
-from .summary import config_facts, summary_part
+from .run_section import config_facts, summary_part
 
 RESULTS = ("coco_instances_results.json", "lvis_instances_results.json")
 """What evaluations leave in the folder `inference` of a run."""
@@ -108,7 +110,7 @@ def render(context: dict[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.tests["absent"] = lambda part: isinstance(part, Absent)
-    style, script = (Markup((folder / name).read_text(encoding="utf-8")) for name in ("style.css", "script.js"))
+    style, script = (Markup((folder / name).read_text(encoding="utf-8")) for name in ("style.css", "page.js"))
     return environment.get_template("report.html").render(style=style, script=script, **context)
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from detrx.analysis.visualize import draw_boxes
 from detrx.data import read_image
 
-from .breakdown import Breakdown, ImageCount, boxes_to_draw
+from .detection_statistics import Breakdown, ImageCount, boxes_to_draw
 from .detections import Absent, Detections
 
 LONGEST_SIDE = 560

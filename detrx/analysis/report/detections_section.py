@@ -1,0 +1,127 @@
+"""The sections on detections: confusion matrix, precision over recall, scores."""
+
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+
+from detrx.evaluation import BoxScores
+
+from .charts import Chart, Series, bar_chart, line_chart, small_curve
+from .detection_statistics import LEAST_SCORE, Breakdown
+from .detections import Absent, Detections
+from .example_images import Sheets
+
+MOST_CLASSES, MOST_CURVES = 30, 80
+
+
+def detections_part(found: Detections, figures: Breakdown, sheets: Sheets | Absent) -> dict[str, Any]:
+    names = figures.names
+    counts = figures.confusion[:-1].sum(1)
+    shown = sorted(np.argsort(-counts, kind="stable")[:MOST_CURVES].tolist())
+    scores = figures.scores
+    ap50 = scores.precision[0, :, :, 0, -1]  # (recall, class)
+    curves = [
+        (
+            names[k],
+            _percent(_mean(ap50[:, k])),
+            small_curve(scores.recall_thresholds, _existing(ap50[:, k]), _pr(names[k])),
+        )
+        for k in shown
+        if counts[k]
+    ]
+    return {
+        "source": found.source,
+        "sheets": sheets,
+        "confusion": _confusion(figures),
+        "curves": [chart for chart in (_mean_curve(scores), _thresholds(figures)) if chart is not None],
+        "class_curves": curves,
+        "curves_left_out": int((counts > 0).sum()) - len(curves),
+        "score_charts": [chart for chart in _score_charts(figures) if chart is not None],
+    }
+
+
+def _confusion(figures: Breakdown) -> dict[str, Any]:
+    matrix, names = figures.confusion, [*figures.names, "background"]
+    errors = (matrix.sum(0) + matrix.sum(1) - 2 * matrix.diagonal())[:-1]
+    kept = sorted(np.argsort(-errors, kind="stable")[:MOST_CLASSES].tolist())
+    rows = []
+    for k in [*kept, len(names) - 1]:
+        total = max(int(matrix[k].sum()), 1)
+        row = [(int(matrix[k, j]), f"{0.6 * matrix[k, j] / total:.3f}") for j in [*kept, len(names) - 1]]
+        rows.append((names[k], row))
+    rows[-1][1][-1] = ("", "0")
+    return {"names": [names[k] for k in kept], "rows": rows, "left_out": len(figures.names) - len(kept)}
+
+
+def _mean_curve(scores: BoxScores) -> Chart | None:
+    chosen = (("IoU 0.50", slice(0, 1)), ("IoU 0.75", slice(5, 6)), ("mean of 0.50 to 0.95", slice(None)))
+    curves = []
+    for name, thresholds in chosen:
+        precision = scores.precision[thresholds, :, :, 0, -1]
+        kept = precision[:, :, (precision > -1).all((0, 1))]
+        if kept.size:
+            curves.append(Series(name, scores.recall_thresholds, kept.mean((0, 2))))
+    unit = {"x_range": (0, 1), "y_range": (0, 1)}
+    title = "Precision over recall, mean over classes"
+    return line_chart(title, curves, "recall", "precision", last_values=False, **unit)
+
+
+def _thresholds(figures: Breakdown) -> Chart | None:
+    """Precision and recall over the score threshold, of all classes together."""
+    scores, right = figures.judged
+    places = np.linspace(LEAST_SCORE, 1, 96)
+    order = np.argsort(scores)
+    kept = len(scores) - np.searchsorted(scores[order], places)
+    correct = right.sum() - np.concatenate([[0], right[order].cumsum()])[len(scores) - kept]
+    precision = np.divide(correct, kept, out=np.full(len(places), np.nan), where=kept > 0)
+    recall = correct / max(figures.objects, 1)
+    curves = [Series("precision", places, precision), Series("recall", places, recall)]
+    unit = {"x_range": (0, 1), "y_range": (0, 1)}
+    title = "Precision and recall over the score threshold, IoU 0.5"
+    return line_chart(
+        title, curves, "score threshold", "share", last_values=False, note="All classes together.", **unit
+    )
+
+
+def _score_charts(figures: Breakdown) -> list[Chart | None]:
+    scores, right = figures.judged
+    edges = np.linspace(LEAST_SCORE, 1, 20)
+    correct, wrong = (np.histogram(scores[kind], edges)[0] for kind in (right, ~right))
+    labels = [f"score {low:.2f} to {high:.2f}" for low, high in itertools.pairwise(edges)]
+    note = f"Correct by an IoU of 0.5 and the class. Detections with scores below {LEAST_SCORE:g} are left out."
+    series = [("correct", correct.tolist()), ("wrong", wrong.tolist())]
+    title = "Detections by score"
+    counts = bar_chart(title, labels, series, "score", "detections", edges=edges.tolist(), note=note)
+    total = correct + wrong
+    share = np.divide(correct, total, out=np.full(len(total), np.nan), where=total > 0)
+    calibration = line_chart(
+        "Share of correct detections by score",
+        [Series("correct", (edges[:-1] + edges[1:]) / 2, share)],
+        "score",
+        "share",
+        x_range=(0, 1),
+        y_range=(0, 1),
+        markers=True,
+        diagonal=True,
+        last_values=False,
+        note="Along the dashed line scores would be probabilities.",
+    )
+    return [counts, calibration]
+
+
+def _existing(precision: np.ndarray) -> np.ndarray:
+    return np.where(precision > -1, precision, np.nan)
+
+
+def _mean(precision: np.ndarray) -> float:
+    return float(np.mean(precision)) if (precision > -1).all() else math.nan
+
+
+def _percent(value: float) -> str:
+    return "–" if math.isnan(value) else f"{100 * value:.1f}"
+
+
+def _pr(name: str) -> str:
+    return f"Precision over recall of class {name} at an IoU of 0.5"
