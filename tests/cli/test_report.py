@@ -94,7 +94,7 @@ def test_trained_folder(dataset, folder):
     queries = page.sections["queries"]
     assert "did in 3 images" in queries and "Gini coefficient" in queries and "QueryRouting" in page.sections["run"]
     count = cfg.model.query_source.num_queries
-    titles = [a["aria-label"] for tag, a in page.tags if tag == "svg" and "aria-label" in a]
+    titles = [a["aria-label"] for _, a in page.tags if a.get("class") == "plot"]
     assert any(title == f"Mean box of each query. Scatter plot of {count} points." for title in titles)
     rows = page.rows["queries"][1:]
     assert [row[0] for row in rows] == ["0", "1", "2"] and all(0 <= float(row[2]) <= count for row in rows)

@@ -31,7 +31,7 @@ def draw_curves(run: Run) -> list[Chart] | Absent:
     kinds = [Series(_NAMES.get(k, k), x, smooth(y, WINDOW)) for k, (x, y) in run.loss_kinds().items()]
     charts.append(line_chart("Losses by kind, over all layers and groups", kinds, y_label="loss", log=True, **over))
     aps = [Series(name, *series[f"bbox/{name}"]) for name in _PRECISIONS if f"bbox/{name}" in series]
-    charts.append(line_chart("Average precision", aps, y_label="percent", y_range=(0, None), markers=True, **over))
+    charts.append(line_chart("Average precision", aps, y_label="percent", from_zero=True, markers=True, **over))
     for key, title, label in (
         ("lr", "Learning rate", "learning rate"),
         ("grad_norm", "Norm of the gradient", "norm"),
@@ -39,7 +39,7 @@ def draw_curves(run: Run) -> list[Chart] | Absent:
     ):
         if key in series:
             values = [Series(label, *series[key])]
-            charts.append(line_chart(title, values, y_label=label, y_range=(0, None), **over))
+            charts.append(line_chart(title, values, y_label=label, from_zero=True, **over))
     for (title, label), found in _further(run).items():
         charts.append(line_chart(title, found, y_label=label, **over))
     charts = [chart for chart in charts if chart is not None]

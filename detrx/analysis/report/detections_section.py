@@ -1,14 +1,13 @@
 """The sections on detections: confusion matrix, precision over recall, scores."""
 
 import itertools
-import math
 from typing import Any
 
 import numpy as np
 
 from detrx.evaluation import BoxScores
 
-from .charts import Chart, Series, bar_chart, line_chart, small_curve
+from .charts import Chart, Series, bar_chart, share_chart
 from .detection_statistics import LEAST_SCORE, Breakdown
 from .detections import Absent, Detections
 from .example_images import Sheets
@@ -17,27 +16,13 @@ MOST_CLASSES, MOST_CURVES = 30, 80
 
 
 def detections_part(found: Detections, figures: Breakdown, sheets: Sheets | Absent) -> dict[str, Any]:
-    names = figures.names
-    counts = figures.confusion[:-1].sum(1)
-    shown = sorted(np.argsort(-counts, kind="stable")[:MOST_CURVES].tolist())
-    scores = figures.scores
-    ap50 = scores.precision[0, :, :, 0, -1]  # (recall, class)
-    curves = [
-        (
-            names[k],
-            _percent(_mean(ap50[:, k])),
-            small_curve(scores.recall_thresholds, _existing(ap50[:, k]), _pr(names[k])),
-        )
-        for k in shown
-        if counts[k]
-    ]
+    charts = [_mean_curve(figures.scores), _thresholds(figures)]
     return {
         "source": found.source,
         "sheets": sheets,
         "confusion": _confusion(figures),
-        "curves": [chart for chart in (_mean_curve(scores), _thresholds(figures)) if chart is not None],
-        "class_curves": curves,
-        "curves_left_out": int((counts > 0).sum()) - len(curves),
+        "curves": [chart for chart in charts if chart is not None],
+        "class_curves": _class_curves(figures),
         "score_charts": [chart for chart in _score_charts(figures) if chart is not None],
     }
 
@@ -63,9 +48,30 @@ def _mean_curve(scores: BoxScores) -> Chart | None:
         kept = precision[:, :, (precision > -1).all((0, 1))]
         if kept.size:
             curves.append(Series(name, scores.recall_thresholds, kept.mean((0, 2))))
-    unit = {"x_range": (0, 1), "y_range": (0, 1)}
-    title = "Precision over recall, mean over classes"
-    return line_chart(title, curves, "recall", "precision", last_values=False, **unit)
+    return share_chart("Precision over recall, mean over classes", curves, "recall", "precision")
+
+
+def _class_curves(figures: Breakdown) -> Chart | None:
+    """A curve for each of the `MOST_CURVES` classes with most objects."""
+    scores = figures.scores
+    precision = scores.precision[0, :, :, 0, -1]  # IoU 0.5: (recall, class)
+    counts = figures.confusion[:-1].sum(1)
+    shown = [k for k in np.argsort(-counts, kind="stable")[:MOST_CURVES].tolist() if counts[k]]
+    curves = [
+        Series(
+            f"{figures.names[k]}: AP50 {100 * precision[:, k].mean():.1f}", scores.recall_thresholds, precision[:, k]
+        )
+        for k in sorted(shown)
+    ]
+    left_out = int((counts > 0).sum()) - len(shown)
+    note = "A click in the legend hides a class, a double click hides all others."
+    if left_out:
+        note += f" The {len(shown)} classes with most objects are shown; {left_out} are left out."
+    chart = share_chart("Precision over recall of each class, IoU 0.5", curves, "recall", "precision", note=note)
+    if chart is not None:
+        legend = {"orientation": "v", "x": 1.02, "y": 1, "yanchor": "top"}
+        chart.figure.update_layout(hovermode="closest", height=520, showlegend=True, legend=legend)
+    return chart
 
 
 def _thresholds(figures: Breakdown) -> Chart | None:
@@ -78,11 +84,8 @@ def _thresholds(figures: Breakdown) -> Chart | None:
     precision = np.divide(correct, kept, out=np.full(len(places), np.nan), where=kept > 0)
     recall = correct / max(figures.objects, 1)
     curves = [Series("precision", places, precision), Series("recall", places, recall)]
-    unit = {"x_range": (0, 1), "y_range": (0, 1)}
     title = "Precision and recall over the score threshold, IoU 0.5"
-    return line_chart(
-        title, curves, "score threshold", "share", last_values=False, note="All classes together.", **unit
-    )
+    return share_chart(title, curves, "score threshold", "share", note="All classes together.")
 
 
 def _score_charts(figures: Breakdown) -> list[Chart | None]:
@@ -96,32 +99,13 @@ def _score_charts(figures: Breakdown) -> list[Chart | None]:
     counts = bar_chart(title, labels, series, "score", "detections", edges=edges.tolist(), note=note)
     total = correct + wrong
     share = np.divide(correct, total, out=np.full(len(total), np.nan), where=total > 0)
-    calibration = line_chart(
+    calibration = share_chart(
         "Share of correct detections by score",
         [Series("correct", (edges[:-1] + edges[1:]) / 2, share)],
         "score",
         "share",
-        x_range=(0, 1),
-        y_range=(0, 1),
         markers=True,
         diagonal=True,
-        last_values=False,
         note="Along the dashed line scores would be probabilities.",
     )
     return [counts, calibration]
-
-
-def _existing(precision: np.ndarray) -> np.ndarray:
-    return np.where(precision > -1, precision, np.nan)
-
-
-def _mean(precision: np.ndarray) -> float:
-    return float(np.mean(precision)) if (precision > -1).all() else math.nan
-
-
-def _percent(value: float) -> str:
-    return "–" if math.isnan(value) else f"{100 * value:.1f}"
-
-
-def _pr(name: str) -> str:
-    return f"Precision over recall of class {name} at an IoU of 0.5"

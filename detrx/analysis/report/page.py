@@ -10,6 +10,7 @@ from typing import Any
 
 import jinja2
 from markupsafe import Markup
+from plotly.offline import get_plotlyjs
 
 import detrx
 from detrx.analysis.visualize import LEGEND
@@ -110,8 +111,11 @@ def render(context: dict[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.tests["absent"] = lambda part: isinstance(part, Absent)
-    style, script = (Markup((folder / name).read_text(encoding="utf-8")) for name in ("style.css", "page.js"))
-    return environment.get_template("report.html").render(style=style, script=script, **context)
+    style, charts, page = (
+        Markup((folder / name).read_text(encoding="utf-8")) for name in ("style.css", "charts.js", "page.js")
+    )
+    scripts = [Markup(get_plotlyjs()), charts, page]
+    return environment.get_template("report.html").render(style=style, scripts=scripts, **context)
 
 
 def observe(run: RunFolder, options: Options) -> Observed:

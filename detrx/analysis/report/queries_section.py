@@ -7,7 +7,7 @@ import numpy as np
 
 from detrx.analysis.queries import QueryTable
 
-from .charts import Series, bar_chart, line_chart, number, scatter_chart
+from .charts import Series, bar_chart, number, scatter_chart, share_chart
 from .page_table import Cell, Table
 
 
@@ -31,15 +31,12 @@ def queries_part(figures: dict[str, Any]) -> dict[str, Any]:
             "queries, by falling count",
             "images",
         ),
-        line_chart(
+        share_chart(
             "Lorenz curve of the activations",
-            [Series("share of detections", x, y)],
+            [Series("share of activations", x, y)],
             "share of queries",
             "share of activations",
-            x_range=(0, 1),
-            y_range=(0, 1),
             diagonal=True,
-            last_values=False,
             note="Along the dashed line all queries would be equally active.",
         ),
         scatter_chart(
