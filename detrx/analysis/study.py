@@ -17,7 +17,7 @@ from detrx import config_zoo
 from detrx.atomic import write_atomically
 from detrx.errors import InvalidInputError, UserError
 
-from .curves import read_metrics
+from .metrics import read_metrics
 
 TRAIN = (sys.executable, "-m", "detrx.cli", "lazyconfig_train_net")
 METRICS = ("bbox/AP", "bbox/AP50", "bbox/AP75")

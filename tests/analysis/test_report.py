@@ -116,12 +116,17 @@ def charts(page):
 def test_curves(folder):
     page, _ = report(folder)
     found = charts(page)
-    assert {"Total loss", "Average precision", "Learning rate", "Effective number of experts"} <= set(found)
-    routers = found["Queries that pass the routers"]["data"]
+    assert {
+        "Total loss",
+        "Average precision",
+        "Learning rate",
+        "Experts in use (exponential of the entropy of their loads)",
+    } <= set(found)
+    routers = found["Queries that pass the routers, per image"]["data"]
     assert {each["name"]: each["y"][-1] for each in routers} == {"mean: 15": 15, "layer 0: 20": 20}
     ap = found["Average precision"]["data"][0]
     assert (ap["name"], ap["x"], ap["y"]) == ("AP: 41.25", [100, 200], [20, 41.25])
-    kinds = found["Losses by kind, over all layers and groups"]["data"]
+    kinds = found["Losses by kind, summed over layers and groups"]["data"]
     assert [each["name"].partition(":")[0] for each in kinds] == ["classification", "box L1"]
     classes = found["Precision over recall of each class, IoU 0"]["data"]
     assert [each["name"].partition(":")[0] for each in classes] == [escape(EVIL, quote=False), "b &amp; c"]

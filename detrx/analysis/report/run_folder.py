@@ -14,7 +14,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from detrx.analysis.curves import Run, read_metrics
+from detrx.analysis.metrics import RunMetrics, read_metrics
 from detrx.errors import InvalidInputError
 
 _ENTRY = re.compile(r"^\[\d\d/\d\d \d\d:\d\d:\d\d\] ", re.MULTILINE)
@@ -57,7 +57,7 @@ class RunFolder:
     path: Path
     config: DictConfig | None
     config_text: str
-    metrics: Run | None
+    metrics: RunMetrics | None
     log: Log
 
     def get(self, key: str) -> Any:
