@@ -1,4 +1,4 @@
-"""Looking at what models do: drawings of detections, training curves, costs."""
+"""Analysis of models and trainings: drawings of detections, training curves, costs."""
 
 from .cost import model_cost, random_image, random_model
 from .curves import plot_runs

@@ -1,4 +1,4 @@
-"""Studies: several variants of a training, each with several seeds, and the table of what came out."""
+"""Studies: several variants of a training, each with several seeds, and the table of their results."""
 
 import json
 import os
@@ -41,7 +41,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Run:
-    """One training of a variant: where it works, and where its result is kept, if it is, beside the output."""
+    """One training of a variant with one seed: the output folder, and `kept`, a folder for a copy of its result."""
 
     variant: Variant
     seed: int

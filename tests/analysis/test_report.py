@@ -166,7 +166,7 @@ def test_incomplete_run(folder, name):
         assert "these figures are of the detections of this report" in page.sections["ap"]
     if name == "config.yaml":
         assert "There is no config.yaml" in page.sections["run"] and "Total loss" in page.sections["curves"]
-        assert "No config tells the test dataset" in page.sections["confusion"]
+        assert "The test dataset is unknown" in page.sections["confusion"]
         assert f"tools/report.py {folder} --config-file FILE" in page.sections["confusion"]
     if name == "log.txt":
         assert "Machine and versions are not recorded" in page.sections["run"]

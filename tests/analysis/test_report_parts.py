@@ -11,7 +11,7 @@ import torch
 
 from detrx import model_zoo
 from detrx.analysis.report.charts import Series, bar_chart, line_chart, scatter_chart, share_chart
-from detrx.analysis.report.detection_statistics import boxes_to_draw, break_down, judge
+from detrx.analysis.report.detection_statistics import boxes_to_draw, compute_statistics, match_detections
 from detrx.analysis.report.detections import Dataset, Detections
 from detrx.analysis.report.query_watch import QueryWatch
 from detrx.analysis.visualize import CORRECT, MISSED, WRONG
@@ -150,13 +150,13 @@ def test_correct_and_wrong_detections():
             (3, box, 0.01),  # below all thresholds
         ],
     )
-    assert judge(case) == {1: (1, [(0.9, False, 7), (0.7, False, 3), (0.6, True, 3), (0.5, False, 3)])}
-    (image,) = break_down(case, 0.65).images
+    assert match_detections(case) == {1: (1, [(0.9, False, 7), (0.7, False, 3), (0.6, True, 3), (0.5, False, 3)])}
+    (image,) = compute_statistics(case, 0.65).images
     assert (image.correct, image.wrong, image.missed) == (0, 2, 1)
-    (image,) = break_down(case, 0.3).images
+    (image,) = compute_statistics(case, 0.3).images
     assert (image.correct, image.wrong, image.missed) == (1, 3, 0)
-    assert break_down(case, 0.3).classes.tolist() == [[1, 1, 2], [0, 0, 1]]
-    (image,) = break_down(case, 0.0).images
+    assert compute_statistics(case, 0.3).classes.tolist() == [[1, 1, 2], [0, 0, 1]]
+    (image,) = compute_statistics(case, 0.0).images
     assert (image.correct, image.wrong) == (1, 4)
 
 
@@ -169,17 +169,17 @@ def test_counts_agree_with_the_drawings():
         scores = generator.permutation(16) / 16
         objects = [(label, box, 0) for label, box in zip(labels[:8], boxes[:8], strict=True)]
         case = found(objects, list(zip(labels[8:], boxes[8:], scores.tolist(), strict=True)))
-        (image,) = break_down(case, 0.3).images
+        (image,) = compute_statistics(case, 0.3).images
         colours = [box.colour for box in boxes_to_draw(case, 1, 0.3)]
         counts = image.correct, image.wrong, image.missed
         assert counts == tuple(colours.count(colour) for colour in (CORRECT, WRONG, MISSED))
 
 
 def test_no_detections_and_no_objects():
-    figures = break_down(found([(3, [0, 0, 10, 10], 0)], []), 0.3)
+    figures = compute_statistics(found([(3, [0, 0, 10, 10], 0)], []), 0.3)
     assert figures.objects == 1 and figures.scores.average_precision()["AP"] == 0
     assert [(each.correct, each.wrong, each.missed) for each in figures.images] == [(0, 0, 1)]
-    figures = break_down(found([], [(3, [0, 0, 10, 10], 0.9)]), 0.3)
+    figures = compute_statistics(found([], [(3, [0, 0, 10, 10], 0.9)]), 0.3)
     assert math.isnan(figures.scores.average_precision()["AP"]) and figures.confusion[-1].tolist() == [1, 0, 0]
 
 

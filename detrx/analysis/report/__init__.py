@@ -8,7 +8,8 @@ Vega-Lite's scripts are smaller, 0.8 MB, but compile expressions as code, which 
 their Python package is 88 MB. Without scripts the page has no charts; its tables and images remain.
 """
 
-from .page import Options, build_report, write_report
+from .page import build_report, write_report
 from .run_folder import RunFolder, read_run
+from .sources import Options
 
 __all__ = ["Options", "RunFolder", "build_report", "read_run", "write_report"]

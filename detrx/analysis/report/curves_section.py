@@ -14,7 +14,7 @@ WINDOW = 10
 """Losses are averaged over so many logged values."""
 
 
-def draw_curves(run: RunMetrics) -> list[Chart] | Absent:
+def curves_section(run: RunMetrics) -> list[Chart] | Absent:
     """The charts of a run; absent if none of its scalars is finite."""
     series = run.series
     last = max(float(x[-1]) for x, _ in series.values())

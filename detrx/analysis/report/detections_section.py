@@ -8,18 +8,20 @@ import numpy as np
 from detrx.evaluation import BoxScores
 
 from .charts import Chart, Series, bar_chart, share_chart
-from .detection_statistics import LEAST_SCORE, Breakdown
+from .detection_statistics import LEAST_SCORE, DetectionStatistics
 from .detections import Absent, Detections
-from .example_images import Sheets
+from .example_images import ExampleImages
 
 MOST_CLASSES, MOST_CURVES = 30, 80
 
 
-def detections_part(found: Detections, figures: Breakdown, sheets: Sheets | Absent) -> dict[str, Any]:
+def detections_section(
+    found: Detections, figures: DetectionStatistics, examples: ExampleImages | Absent
+) -> dict[str, Any]:
     charts = [_mean_curve(figures.scores), _thresholds(figures)]
     return {
         "source": found.source,
-        "sheets": sheets,
+        "examples": examples,
         "confusion": _confusion(figures),
         "curves": [chart for chart in charts if chart is not None],
         "class_curves": _class_curves(figures),
@@ -27,7 +29,7 @@ def detections_part(found: Detections, figures: Breakdown, sheets: Sheets | Abse
     }
 
 
-def _confusion(figures: Breakdown) -> dict[str, Any]:
+def _confusion(figures: DetectionStatistics) -> dict[str, Any]:
     matrix, names = figures.confusion, [*figures.names, "background"]
     errors = (matrix.sum(0) + matrix.sum(1) - 2 * matrix.diagonal())[:-1]
     kept = sorted(np.argsort(-errors, kind="stable")[:MOST_CLASSES].tolist())
@@ -51,7 +53,7 @@ def _mean_curve(scores: BoxScores) -> Chart | None:
     return share_chart("Precision over recall, mean over classes", curves, "recall", "precision")
 
 
-def _class_curves(figures: Breakdown) -> Chart | None:
+def _class_curves(figures: DetectionStatistics) -> Chart | None:
     """A curve for each of the `MOST_CURVES` classes with most objects."""
     scores = figures.scores
     precision = scores.precision[0, :, :, 0, -1]  # IoU 0.5: (recall, class)
@@ -64,7 +66,7 @@ def _class_curves(figures: Breakdown) -> Chart | None:
         for k in sorted(shown)
     ]
     left_out = int((counts > 0).sum()) - len(shown)
-    note = "A click in the legend hides a class, a double click hides all others."
+    note = "Click a class in the legend to hide it, double-click it to hide all others."
     if left_out:
         note += f" The {len(shown)} classes with most objects are shown; {left_out} are left out."
     chart = share_chart("Precision over recall of each class, IoU 0.5", curves, "recall", "precision", note=note)
@@ -74,9 +76,9 @@ def _class_curves(figures: Breakdown) -> Chart | None:
     return chart
 
 
-def _thresholds(figures: Breakdown) -> Chart | None:
+def _thresholds(figures: DetectionStatistics) -> Chart | None:
     """Precision and recall over the score threshold, of all classes together."""
-    scores, right = figures.judged
+    scores, right = figures.matches
     places = np.linspace(LEAST_SCORE, 1, 96)
     order = np.argsort(scores)
     kept = len(scores) - np.searchsorted(scores[order], places)
@@ -88,12 +90,12 @@ def _thresholds(figures: Breakdown) -> Chart | None:
     return share_chart(title, curves, "score threshold", "share", note="All classes together.")
 
 
-def _score_charts(figures: Breakdown) -> list[Chart | None]:
-    scores, right = figures.judged
+def _score_charts(figures: DetectionStatistics) -> list[Chart | None]:
+    scores, right = figures.matches
     edges = np.linspace(LEAST_SCORE, 1, 20)
     correct, wrong = (np.histogram(scores[kind], edges)[0] for kind in (right, ~right))
     labels = [f"score {low:.2f} to {high:.2f}" for low, high in itertools.pairwise(edges)]
-    note = f"Correct by an IoU of 0.5 and the class. Detections with scores below {LEAST_SCORE:g} are left out."
+    note = f"Correct: an IoU of 0.5 with an object of the class. Scores below {LEAST_SCORE:g} are left out."
     series = [("correct", correct.tolist()), ("wrong", wrong.tolist())]
     title = "Detections by score"
     counts = bar_chart(title, labels, series, "score", "detections", edges=edges.tolist(), note=note)
@@ -106,6 +108,6 @@ def _score_charts(figures: Breakdown) -> list[Chart | None]:
         "share",
         markers=True,
         diagonal=True,
-        note="Along the dashed line scores would be probabilities.",
+        note="On the dashed line, the score equals the share of correct detections.",
     )
     return [counts, calibration]

@@ -7,7 +7,7 @@ from detrx.evaluation import BoxScores
 from detrx.evaluation.saved import is_lvis
 
 from .charts import number
-from .detection_statistics import Breakdown
+from .detection_statistics import DetectionStatistics
 from .detections import Absent, Detections
 from .page_table import Cell, Table, percent_cell
 from .run_folder import RunFolder
@@ -26,9 +26,10 @@ _MEANING = {
 }
 
 
-def ap_part(run: RunFolder, found: Detections | Absent, figures: Breakdown | Absent, threshold: str) -> dict[str, Any]:
-    """Tiles, tables, notes and what is absent on average precision: that of the training's last evaluation, and what
-    detections tell beyond that."""
+def precision_section(
+    run: RunFolder, found: Detections | Absent, figures: DetectionStatistics | Absent, threshold: str
+) -> dict[str, Any]:
+    """Tiles, tables, notes and absent parts: average precision of the last evaluation, figures on detections."""
     logged = last_evaluation(run)
     tables, notes, absent = [], [], []
     scored = {} if isinstance(figures, Absent) else figures.scores.average_precision()
@@ -51,8 +52,8 @@ def ap_part(run: RunFolder, found: Detections | Absent, figures: Breakdown | Abs
     else:
         if is_lvis(found.dataset.ground_truth):
             notes.append(
-                "The dataset is annotated as LVIS, not every class in every image. What is counted from the detections "
-                "follows COCO: detections of classes that nobody looked for are wrong there."
+                "The dataset is annotated as LVIS, not every class in every image. Counts follow COCO, so detections "
+                "of classes that are not annotated in an image count as wrong."
             )
         elif logged and not math.isclose(logged["AP"], scored["AP"], abs_tol=0.05):
             notes.append(
@@ -79,7 +80,7 @@ def _overall(values: dict[str, float], caption: str) -> Table:
     return Table("Overall", caption, ["metric", "over", "value"], rows, [False, False, True])
 
 
-def _by_size(figures: Breakdown) -> Table:
+def _by_size(figures: DetectionStatistics) -> Table:
     rows = [
         [
             Cell(name),
@@ -106,7 +107,7 @@ def _recall(scores: BoxScores) -> Table:
     return Table("Recall", caption, ["metric", "with", "value"], rows, [False, False, True])
 
 
-def _by_class(figures: Breakdown, threshold: str) -> Table:
+def _by_class(figures: DetectionStatistics, threshold: str) -> Table:
     rows = []
     for name, aps, counts in zip(figures.names, figures.scores.per_class(), figures.classes.tolist(), strict=True):
         objects, correct, wrong = counts

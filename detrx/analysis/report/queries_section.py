@@ -11,7 +11,7 @@ from .charts import Series, bar_chart, number, scatter_chart, share_chart
 from .page_table import Cell, Table
 
 
-def queries_part(figures: dict[str, Any]) -> dict[str, Any]:
+def queries_section(figures: dict[str, Any]) -> dict[str, Any]:
     activation, boxes = figures["activation"], np.array(figures["boxes"])
     counts = np.array(activation["counts"])
     order = np.argsort(-counts, kind="stable")
@@ -37,7 +37,7 @@ def queries_part(figures: dict[str, Any]) -> dict[str, Any]:
             "share of queries",
             "share of activations",
             diagonal=True,
-            note="Along the dashed line all queries would be equally active.",
+            note="The dashed line stands for queries that are all equally active.",
         ),
         scatter_chart(
             "Mean box of each query",
@@ -45,10 +45,9 @@ def queries_part(figures: dict[str, Any]) -> dict[str, Any]:
             labels,
             "x, share of the width",
             "y, share of the height",
-            note="Each circle is at the mean centre of a query's boxes over the images. It grows with their mean size, "
-            "and the more often it is active, the more opaque it is; open circles are never active. Queries that are "
-            "proposals of an encoder, ranked anew for each image, have boxes all over it, and their means are near the "
-            "middle.",
+            note="Each circle marks the mean centre of a query's boxes over the images. It grows with the mean size of "
+            "the boxes and is the more opaque the more often the query is active; open circles are never active. "
+            "Queries that are encoder proposals are ranked anew in each image, so their means lie near the middle.",
         ),
     ]
     tiles = [
