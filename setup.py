@@ -264,6 +264,7 @@ setup(
         "safetensors>=0.4",
         "scikit-learn>=1.2",
         "matplotlib>=3.6",
+        "plotly>=5.24",
         "tensorboard>=2.11",
         *(VISION if importlib.util.find_spec("torchvision") else []),
     ],

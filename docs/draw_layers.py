@@ -106,39 +106,35 @@ def direct(graph: dict[str, set[str]]) -> dict[str, set[str]]:
 
 
 def draw(file: Path, root: Path = ROOT) -> None:
-    """Write the picture as SVG; the same imports and line counts give the same file."""
+    """Write the picture as SVG; the same imports give the same file."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     graph = arrows(root)
-    floors, lines = levels(graph), dict.fromkeys(graph, 0)
-    for name, path in modules(root).items():
-        if room := room_of(name):
-            lines[room] += len(path.read_text(encoding="utf-8").splitlines())
+    floors = levels(graph)
     places = {}
     for floor in range(max(floors.values()) + 1):
         rooms = sorted(room for room, level in floors.items() if level == floor)
         for index, room in enumerate(rooms):
             # Alternate floors are shifted, so that arrows over several floors pass between the boxes.
-            places[room] = (2.4 * (index - (len(rooms) - 1) / 2) + (0.35 if floor % 2 else -0.35), 1.1 * floor)
+            places[room] = (2.4 * (index - (len(rooms) - 1) / 2) + (0.35 if floor % 2 else -0.35), 0.9 * floor)
     with pyplot.rc_context({"svg.fonttype": "none", "svg.hashsalt": "layers", "font.family": "sans-serif"}):
-        figure, axes = pyplot.subplots(figsize=(8, 0.85 * (max(floors.values()) + 1)))
+        figure, axes = pyplot.subplots(figsize=(8, 0.7 * (max(floors.values()) + 1)))
         for room, others in sorted(direct(graph).items()):
             for other in sorted(others):
                 axes.annotate(
                     "",
-                    xy=(places[other][0], places[other][1] + 0.3),
-                    xytext=(places[room][0], places[room][1] - 0.3),
+                    xy=(places[other][0], places[other][1] + 0.24),
+                    xytext=(places[room][0], places[room][1] - 0.24),
                     arrowprops={"arrowstyle": "->", "color": "#888888", "linewidth": 0.9},
                 )
         for room, (x, y) in sorted(places.items()):
-            label = f"{room}\n{lines[room]:,} lines"
             box = {"boxstyle": "round,pad=0.35", "facecolor": COLOURS.get(room, "#dbe7f5"), "edgecolor": "#555555"}
-            axes.text(x, y, label, ha="center", va="center", fontsize=8, color="black", bbox=box)
+            axes.text(x, y, room, ha="center", va="center", fontsize=9, color="black", bbox=box)
         width = max(abs(x) for x, _ in places.values()) + 1.3
-        axes.set(xlim=(-width, width), ylim=(-0.6, 1.1 * max(floors.values()) + 0.6))
+        axes.set(xlim=(-width, width), ylim=(-0.6, 0.9 * max(floors.values()) + 0.6))
         axes.axis("off")
         figure.savefig(file, bbox_inches="tight", facecolor="white", metadata={"Date": None, "Description": key(graph)})
         pyplot.close(figure)

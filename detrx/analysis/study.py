@@ -1,4 +1,4 @@
-"""Studies: several variants of a training, each with several seeds, and the table of what came out."""
+"""Studies: several variants of a training, each with several seeds, and the table of their results."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from detrx import config_zoo
 from detrx.atomic import write_atomically
 from detrx.errors import InvalidInputError, UserError
 
-from .curves import read_metrics
+from .metrics import read_metrics
 
 TRAIN = (sys.executable, "-m", "detrx.cli", "lazyconfig_train_net")
 METRICS = ("bbox/AP", "bbox/AP50", "bbox/AP75")
@@ -41,7 +41,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Run:
-    """One training of a variant: where it works, and where its result is kept, if it is, beside the output."""
+    """One training of a variant with one seed: the output folder, and `kept`, a folder for a copy of its result."""
 
     variant: Variant
     seed: int

@@ -46,7 +46,7 @@ class Box:
 
 
 def class_colour(index: int) -> str:
-    """A colour for a class; they repeat after nine."""
+    """A colour for a class; they repeat after ten."""
     return _PALETTE[index % len(_PALETTE)]
 
 
@@ -92,10 +92,10 @@ def compare_with_truth(
     class_names: Sequence[str],
     iou_threshold: float = 0.5,
 ) -> list[Box]:
-    """Boxes that show which detections are right.
+    """Match detections to the ground truth, and mark each box as correct, wrong or missed.
 
     As in average precision, detections claim ground truth of their class in the order of their scores, each the
-    unclaimed one that it overlaps most, if their IoU reaches the threshold. What nobody claims was missed.
+    unclaimed one that it overlaps most, if their IoU reaches the threshold. Unclaimed ground truth is missed.
 
     Args:
         true_boxes, pred_boxes: (N, 4) and (M, 4) XYXY in pixels.

@@ -12,17 +12,17 @@ from tqdm import tqdm
 from detrx.errors import InvalidInputError
 
 from .files import CheckpointError, averaged_weights, read_entries, read_weights
+from .messages import differences
 
 __all__ = ["average_checkpoints", "last_checkpoints"]
 
 _SAVED_BY_TRAINING = re.compile(r"model_(\d+|final)\.pth")
-_SHOWN = 5
 
 
 def last_checkpoints(folder: str | os.PathLike, count: int) -> list[Path]:
     """The checkpoints of the last ``count`` saved iterations in the output folder of a training, oldest first.
 
-    These are ``model_{number}.pth`` and ``model_final.pth``; ``model_best.pth`` is a copy of no certain age.
+    These are ``model_{number}.pth`` and ``model_final.pth``, not ``model_best.pth``, which can be of any iteration.
 
     Raises:
         CheckpointError: there are fewer, or one of them is damaged or has no "iteration".
@@ -35,8 +35,8 @@ def last_checkpoints(folder: str | os.PathLike, count: int) -> list[Path]:
     for file in files:
         iteration = read_entries(file).get("iteration")
         if not isinstance(iteration, int):
-            raise CheckpointError(f"checkpoint {file} does not say of which iteration it is: list the files instead")
-        by_iteration[iteration] = file  # model_final comes behind a file of the same iteration
+            raise CheckpointError(f"checkpoint {file} does not say which iteration it is from: list the files instead")
+        by_iteration[iteration] = file  # model_final comes last and replaces a file of the same iteration
     if len(by_iteration) < count:
         raise CheckpointError(f"{folder} has checkpoints of {len(by_iteration)} iterations, not {count}")
     return [by_iteration[iteration] for iteration in sorted(by_iteration)[-count:]]
@@ -45,21 +45,21 @@ def last_checkpoints(folder: str | os.PathLike, count: int) -> list[Path]:
 def average_checkpoints(
     paths: Sequence[str | os.PathLike], factors: Sequence[float] | None = None, use_ema: bool | None = None
 ) -> dict[str, Tensor]:
-    """The weighted mean of the weights in several files, as Izmailov et al. have it (https://arxiv.org/abs/1803.05407).
+    """The weighted mean of the weights in several files (Izmailov et al., arXiv 1803.05407).
 
-    Floating-point tensors are averaged in float64 and get the type that they have in the last file; others (counters,
-    flags) are those of the last file. Running statistics of batch normalisation are averaged like the rest, which is
-    exact for frozen ones only.
+    Floating-point tensors are averaged in float64 and then converted to their type in the last file. All others
+    (counters, flags) are taken from the last file. Running statistics of batch normalisation are averaged like weights,
+    which is exact only if they are frozen.
 
     Args:
-        paths: .pth or .safetensors files of one model, the last one last.
-        factors: one per file, 0 or more; they are divided by their sum. Default: all alike.
-        use_ema: average the averaged (EMA) weights of the checkpoints. Default: if all of them have such weights.
+        paths: .pth or .safetensors files of one model, oldest first.
+        factors: one per file, 0 or more; they are divided by their sum. Default: equal factors.
+        use_ema: average the EMA weights of the checkpoints. Default: whether all of them have such weights.
 
     Raises:
-        ValueError: no files, or factors that do not fit.
-        CheckpointError: a file is missing, damaged, has infinite numbers, other tensors than the first, or no averaged
-            weights although it should.
+        ValueError: there are no files, or the factors do not fit.
+        CheckpointError: a file is missing or damaged, has values that are not finite or other tensors than the first
+            file, or lacks the EMA weights that were asked for.
     """
     if not paths:
         raise InvalidInputError("there are no checkpoints to average")
@@ -73,11 +73,13 @@ def average_checkpoints(
         forms = {name: _form(tensor) for name, tensor in weights.items()}
         first = first or forms
         if forms != first:
-            raise CheckpointError(f"checkpoint {path} is of another model than {paths[0]}: {_difference(forms, first)}")
+            raise CheckpointError(
+                f"checkpoint {path} is from another model than {paths[0]}: {_difference(forms, first)}"
+            )
         kept = weights
         for name, tensor in _floating(weights):
             if not tensor.isfinite().all():
-                raise CheckpointError(f"checkpoint {path}: {name} has numbers that are not finite")
+                raise CheckpointError(f"checkpoint {path}: {name} has values that are not finite")
             total[name] = tensor.double() * share + total.get(name, 0)
     return {
         name: total[name].to(tensor.dtype) if tensor.is_floating_point() else tensor.clone()
@@ -95,14 +97,14 @@ def _shares(factors: Sequence[float] | None, count: int) -> list[float]:
 
 
 def _have_ema(paths: Sequence[str | os.PathLike], wanted: bool | None) -> bool:
-    """Whether to take averaged weights; all files must agree."""
+    """Whether to average the EMA weights: all files must have them, or none."""
     if wanted is False:
         return False
     without = [path for path in paths if averaged_weights(read_entries(path)) is None]
     if without and (wanted or len(without) < len(paths)):
         raise CheckpointError(
-            f"checkpoint {without[0]} has no averaged (EMA) weights{'' if wanted else ', but others have'}; "
-            "the trained weights of all are taken with --no-ema"
+            f"checkpoint {without[0]} has no averaged (EMA) weights{'' if wanted else ', but others do'}; "
+            "--no-ema takes the trained weights of all"
         )
     return not without
 
@@ -117,13 +119,10 @@ def _form(tensor: Tensor) -> str:
 
 def _difference(forms: Mapping[str, str], first: Mapping[str, str]) -> str:
     changed = [name for name in first if name in forms and forms[name] != first[name]]
-    groups = {
-        "missing": sorted(first.keys() - forms.keys()),
-        "unexpected": sorted(forms.keys() - first.keys()),
-        "of another shape or type": [f"{name} {forms[name]} instead of {first[name]}" for name in changed],
-    }
-    return "; ".join(
-        f"{len(names)} {kind} ({', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''})"
-        for kind, names in groups.items()
-        if names
+    return differences(
+        {
+            "missing": sorted(first.keys() - forms.keys()),
+            "unexpected": sorted(forms.keys() - first.keys()),
+            "of another shape or type": [f"{name} {forms[name]} instead of {first[name]}" for name in changed],
+        }
     )

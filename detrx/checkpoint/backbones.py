@@ -1,8 +1,9 @@
-"""Backbone weights of other projects under timm's names.
+"""Renaming the backbone weights of other projects to timm's names.
 
-What the names do not tell: the ResNets of these detectors have the stride of a bottleneck in its 3x3 convolution, and
-an eps of 1e-5 in batch norm, as torchvision and timm do. Detectron2's ImageNet weights from MSRA (R-50.pkl, R-101.pkl)
-have the same names, but want the stride in the first 1x1 convolution (STRIDE_IN_1X1) and BGR images, and do not fit.
+Names do not tell everything. The ResNets of these detectors, like torchvision's and timm's, have the stride of a
+bottleneck in its 3x3 convolution and an eps of 1e-5 in batch norm. Detectron2's ImageNet weights from MSRA (R-50.pkl,
+R-101.pkl) have the same names, but do not fit: they need the stride in the first 1x1 convolution (STRIDE_IN_1X1) and
+BGR images.
 """
 
 import re
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from detrx.errors import InvalidInputError
 
-# A key that only one naming has; what is before it is the prefix of the whole backbone.
+# A key that exists in one naming only. What precedes it is the prefix of the whole backbone.
 _ANCHORS = {
     "torchvision": r"layer1\.0\.conv1\.weight",  # and timm, the original DETR repositories, DETR in transformers
     "detectron2": r"res2\.0\.conv1\.weight",
@@ -66,17 +67,17 @@ _HF_SWIN_BLOCK = [
     (r"(\.blocks\.\d+)\.output\.dense\.", r"\1.mlp.fc2."),
 ]
 _HF_SWIN_QKV = re.compile(r"(.*\.)attention\.(?:self\.)?(query|key|value|q_proj|k_proj|v_proj)\.(weight|bias)")
-# Computed from sizes; timm's models do not store them. Batch norm reads its count only where momentum is None.
+# Computed from sizes, and not stored by timm; batch norm uses its count of batches only if momentum is None.
 _COMPUTED = ("relative_position_index", "attn_mask", "num_batches_tracked")
 
 
 def split_backbone(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The backbone's weights, without their common prefix, and all others, in a checkpoint of a detector or classifier.
+    """Split a checkpoint of a detector or classifier into the backbone's weights, without their prefix, and all others.
 
-    Weights under an unknown naming are all taken for the backbone's, as they are.
+    If the naming is unknown, all weights are taken for the backbone's and left as they are.
 
     Raises:
-        ValueError: there are several backbones.
+        ValueError: the checkpoint has several backbones.
     """
     naming, prefix = _recognise(state_dict)
     if naming is None:
@@ -86,11 +87,11 @@ def split_backbone(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor],
 
 
 def to_timm(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the weights of one backbone, with or without a prefix that all keys have, as timm's model has them.
+    """Rename the weights of one backbone, with or without a common prefix, to the names of timm's model.
 
-    Knows ResNets as in torchvision, the original DETR repositories, Detectron2 and transformers (timm's or its own),
-    and Swin as in the original code, Detectron2 and transformers. The layer norms that detectors put on Swin's maps
-    become "norms.res2.weight" etc. Buffers that timm computes, and batch norm's count of batches, are dropped.
+    Supported are ResNets from torchvision, the original DETR repositories, Detectron2 and transformers (timm's or its
+    own), and Swin from the original code, Detectron2 and transformers. The layer norms that detectors apply to Swin's
+    maps become "norms.res2.weight" etc. Buffers that timm computes and batch norm's counts of batches are dropped.
     Unknown names stay as they are.
 
     Raises:
@@ -106,14 +107,14 @@ def to_timm(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if naming == "hf_swin":
         weights = _join_query_key_value(weights)
     if "layers.0.downsample.reduction.weight" in weights:
-        # Swin's downsampling: at the end of a stage, in timm at the beginning of the next one.
+        # Swin downsamples at the end of a stage, timm at the beginning of the next one.
         shift = [(r"layers\.(\d)\.downsample\.", lambda m: f"layers.{int(m[1]) + 1}.downsample.")]
         weights = {_rename(key, shift): value for key, value in weights.items()}
     return weights
 
 
 def _recognise(state_dict: Mapping[str, Tensor]) -> tuple[str | None, str]:
-    """The naming of the backbone in `state_dict`, None if unknown, and its prefix."""
+    """The naming of the backbone in `state_dict` (None if unknown) and its prefix."""
     for naming, anchor in _ANCHORS.items():
         pattern = re.compile(rf"(.*?){anchor}")
         prefixes = [match[1] for match in map(pattern.fullmatch, state_dict) if match and match[1][-1:] in ("", ".")]
@@ -132,7 +133,7 @@ def _rename(key: str, rules: list) -> str:
 
 
 def _join_query_key_value(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The blocks of transformers' Swin, with one projection to query, key and value."""
+    """Join the projections to query, key and value in the blocks of transformers' Swin."""
     joined: dict[str, Tensor] = {}
     parts: dict[str, dict[str, Tensor]] = {}
     for key, value in weights.items():

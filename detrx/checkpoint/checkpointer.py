@@ -10,25 +10,24 @@ from torch import nn
 from detrx.atomic import TEMPORARY, write_atomically
 from detrx.d2.checkpoint import DetectionCheckpointer
 
-from .convert import ConversionError, detect_format
+from .convert import CheckpointConversionError, detect_format
 from .files import CheckpointError, read_weights
+from .messages import differences, first_line
 
 __all__ = ["AtomicCheckpointer", "CheckpointError"]
 
-_SHOWN_KEYS = 5
-
 
 class AtomicCheckpointer(DetectionCheckpointer):
-    """`DetectionCheckpointer` of either provider, whose files are complete or not there at all.
+    """The provider's `DetectionCheckpointer`, with checkpoints that are written atomically and checked when loaded.
 
-    A checkpoint is ``{"model": state dict, name: state of every checkpointable, ...}`` of plain tensors, numbers,
-    strings and containers, so that ``torch.load(weights_only=True)`` reads it.
+    A checkpoint is ``{"model": state dict, name: state of each checkpointable, ...}``. It holds only tensors, numbers,
+    strings and plain containers, so ``torch.load(weights_only=True)`` can read it.
 
     Args:
         model: the module, plain or wrapped by DistributedDataParallel.
         save_dir: local folder of the checkpoints.
-        tag_last: whether a saved checkpoint becomes the one to resume from.
-        prefer_ema: load the averaged weights (entry "ema") of a checkpoint instead of "model", if it has them.
+        tag_last: write the name of every saved checkpoint to ``last_checkpoint``, the file to resume from.
+        prefer_ema: load the averaged weights of a checkpoint (entry "ema") instead of "model", if it has them.
         checkpointables: objects with ``state_dict`` and ``load_state_dict``.
     """
 
@@ -48,11 +47,11 @@ class AtomicCheckpointer(DetectionCheckpointer):
         self._path = ""
 
     def save(self, name: str, **extra: Any) -> None:
-        """Write ``{name}.pth``. Where checkpointables communicate, every process must call it; only rank 0 writes.
+        """Write ``{name}.pth``. Only rank 0 writes, but every process must call it if checkpointables communicate.
 
         Args:
             name: file name without suffix.
-            extra: further entries of the checkpoint.
+            extra: additional entries of the checkpoint.
         """
         if not self.save_dir:
             return
@@ -70,31 +69,31 @@ class AtomicCheckpointer(DetectionCheckpointer):
             self.tag_last_checkpoint(f"{name}.pth")
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        """Make a file of the folder the one to resume from."""
+        """Write the ``last_checkpoint`` tag: the file of this folder to resume from."""
         tag = os.path.join(self.save_dir, "last_checkpoint")
         write_atomically(tag, lambda file: file.write(last_filename_basename.encode()))
 
     def forget_last_checkpoint(self) -> str:
-        """Make no file of the folder the one to resume from; returns the path of the one that was, or ""."""
+        """Delete the ``last_checkpoint`` tag. Returns the path it named, or "" if there was none."""
         last = self.get_checkpoint_file()
         if last and self.save_to_disk:
             os.remove(os.path.join(self.save_dir, "last_checkpoint"))
         return last
 
     def load(self, path: str, checkpointables: list[str] | None = None, *, strict: bool = False) -> dict[str, Any]:
-        """Load the model, and the checkpointables that the file has.
+        """Load the model and those checkpointables whose state is in the file.
 
         Args:
-            path: file or URL; "": nothing is loaded.
+            path: file or URL; nothing is loaded if it is "".
             checkpointables: names of those to load; None: all.
-            strict: whether the file must fit the model exactly.
+            strict: require that the file fits the model exactly.
 
         Returns:
             The entries of the checkpoint that were not used.
 
         Raises:
-            CheckpointError: the file is missing or broken, or it does not fit: any difference if ``strict``, nothing in
-                common otherwise.
+            CheckpointError: the file is missing or damaged, or does not fit the model: it differs in any way if
+                ``strict``, or has no tensor in common with it otherwise.
         """
         if not path:
             return super().load(path, checkpointables)
@@ -107,10 +106,10 @@ class AtomicCheckpointer(DetectionCheckpointer):
         return super().load(path, checkpointables)
 
     def resume(self) -> dict[str, Any]:
-        """Load everything from the last checkpoint of the folder, which must be one of this training.
+        """Load everything from the last checkpoint of the folder, which must be from this training.
 
         Raises:
-            CheckpointError: as for :meth:`load`, or the file has no training state.
+            CheckpointError: as in :meth:`load`, or the file has no training state.
         """
         path = self.get_checkpoint_file()
         try:
@@ -133,17 +132,17 @@ class AtomicCheckpointer(DetectionCheckpointer):
             checkpoint = super()._load_file(filename)
         except pickle.UnpicklingError as error:
             raise CheckpointError(
-                f"checkpoint {self._path} is damaged, or holds objects that are not safe to load: {_first_line(error)}"
+                f"checkpoint {self._path} is damaged, or holds objects that are not safe to load: {first_line(error)}"
             ) from error
         except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
             raise CheckpointError(
-                f"checkpoint {self._path} is damaged or no checkpoint: {_first_line(error)}{self._others()}"
+                f"checkpoint {self._path} is damaged or not a checkpoint: {first_line(error)}{self._others()}"
             ) from error
         if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("model"), dict):
-            raise CheckpointError(f"{self._path} is no checkpoint: it has no state dict of a model")
+            raise CheckpointError(f"{self._path} is not a checkpoint: it has no state dict of a model")
         if self._strict and "trainer" in self.checkpointables and "trainer" not in checkpoint:
             raise CheckpointError(
-                f"{self._path} has no training state to resume from; train.init_checkpoint takes its weights only"
+                f"{self._path} has no training state to resume from; train.init_checkpoint takes only its weights"
             )
         if self._prefer_ema and "ema" in checkpoint:
             checkpoint["model"] = checkpoint.pop("ema")["model"]
@@ -155,7 +154,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
         try:
             incompatible = super()._load_model(checkpoint)
         except ValueError as error:
-            raise CheckpointError(f"{self._path} is no checkpoint of a model: {_first_line(error)}") from error
+            raise CheckpointError(f"{self._path} is not a checkpoint of a model: {first_line(error)}") from error
         wrong_shapes = [f"{key} {there} instead of {here}" for key, there, here in incompatible.incorrect_shapes]
         missing = sorted(set(incompatible.missing_keys) - {key for key, *_ in incompatible.incorrect_shapes})
         problems = {
@@ -163,41 +162,33 @@ class AtomicCheckpointer(DetectionCheckpointer):
             "unexpected": sorted(incompatible.unexpected_keys),
             "of another shape": sorted(wrong_shapes),
         }
-        problems = {kind: keys for kind, keys in problems.items() if keys}
-        if not problems:
+        if not any(problems.values()):
             return None
         matched = len(keys) - len(incompatible.unexpected_keys) - len(wrong_shapes)
         if self._strict or matched <= 0:
-            text = "; ".join(f"{len(names)} {kind} ({_some(names)})" for kind, names in problems.items())
-            raise CheckpointError(f"checkpoint {self._path} is of another model: {text}{_foreign(keys)}")
-        lists = "".join(f"\n  {kind}: " + ", ".join(names) for kind, names in problems.items())
+            raise CheckpointError(
+                f"checkpoint {self._path} is from another model: {differences(problems)}{_foreign(keys)}"
+            )
+        lists = "".join(f"\n  {kind}: {', '.join(names)}" for kind, names in problems.items() if names)
         self.logger.warning("Checkpoint %s fits the model in part: %d tensors loaded.%s", self._path, matched, lists)
         return None
 
     def _others(self) -> str:
-        """The end of an error message: which checkpoints the folder has."""
+        """The end of an error message: the checkpoints in the folder."""
         files = sorted(os.listdir(self.save_dir)) if self.save_dir and os.path.isdir(self.save_dir) else []
         files = [file for file in files if file.endswith(".pth")]
         return f"; {self.save_dir} has {', '.join(files)}" if files else ""
 
     def _remove_leftovers(self) -> None:
-        """Remove what killed processes left half-written."""
+        """Remove the unfinished files of killed processes."""
         for file in os.listdir(self.save_dir):
             if file.endswith(".pth" + TEMPORARY):
                 os.remove(os.path.join(self.save_dir, file))
 
 
 def _foreign(keys: list[str]) -> str:
-    """The end of an error message: how to make use of a checkpoint of another code base."""
+    """The end of an error message: how to use a checkpoint of another code base."""
     try:
-        return f". It is of the format {detect_format(keys)}: convert it with tools/convert_checkpoint.py"
-    except ConversionError:
+        return f". Its format is {detect_format(keys)}: convert it with tools/convert_checkpoint.py"
+    except CheckpointConversionError:
         return ""
-
-
-def _some(keys: list[str]) -> str:
-    return ", ".join(keys[:_SHOWN_KEYS]) + (", ..." if len(keys) > _SHOWN_KEYS else "")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

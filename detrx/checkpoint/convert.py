@@ -1,4 +1,4 @@
-"""Weights of other code bases for our models, with an account of every tensor."""
+"""Converting the weights of other code bases for our models, with a report on every tensor."""
 
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -14,22 +14,21 @@ from . import detrex, huggingface, original
 from .files import CheckpointError, read_weights
 from .rules import Report, apply_rules
 
-__all__ = ["FORMATS", "ConversionError", "convert_checkpoint", "detect_format"]
+__all__ = ["FORMATS", "CheckpointConversionError", "convert_checkpoint", "detect_format"]
 
 FORMATS = {"detrex": detrex, "huggingface": huggingface, "original": original}
-"""Each module knows one format: `matches(keys)` recognises it, `rules(source, model)` maps its keys to ours, and
-`settings(source)` gives hyper-parameters of its models that our configs may have otherwise, by attribute of our model.
+"""One module for each format: `matches(keys)` recognises it, `rules(source, model)` maps its keys to ours, and
+`settings(source)` gives the hyper-parameters in which our configs may differ, by attribute of our model.
 """
 
-_COCO_IDS = list(COCO_CATEGORIES)
 _CLASS_HEAD = re.compile(r".*\bclass_heads?\b.*")
 _LABEL_EMBEDDING = re.compile(r".*\blabel_\w+\b.*")
 _STATISTIC = re.compile(r".*\.num_batches_tracked")
 _SHOWN = 10
 
 
-class ConversionError(CheckpointError):
-    """A checkpoint that does not fit the model. Attribute `report` has the details."""
+class CheckpointConversionError(CheckpointError):
+    """A checkpoint cannot be converted for a model. The attribute `report` has the details, if the conversion began."""
 
     def __init__(self, message: str, report: Report | None = None):
         super().__init__(message)
@@ -45,23 +44,23 @@ def convert_checkpoint(
 ) -> tuple[dict[str, Tensor], Report]:
     """Weights of another code base under the names and with the shapes of `model`.
 
-    Class heads of the 91 COCO ids are cut to the 80 classes that exist if the model has 80.
+    If the model has 80 classes, class heads for the 91 COCO ids are cut to the 80 ids in use.
 
     Args:
         source: what :func:`read_weights` reads, or a state dict.
         model: a detector of the same kind and sizes.
         format: key of `FORMATS`; default: recognised by the keys.
-        skip: regular expressions; keys of the checkpoint and tensors of the model that one of them matches as a whole
-            are left out.
+        skip: regular expressions. Keys of the checkpoint and tensors of the model are left out if one of them matches
+            their whole name.
         allow_pickle: see :func:`read_weights`.
 
     Returns:
-        a state dict with exactly the tensors of `model` (but those in `skip`), and the report.
+        a state dict with exactly the tensors of `model`, except those in `skip`, and the report.
 
     Raises:
         CheckpointError: the source cannot be read.
-        ConversionError: the format is not recognised, or a tensor has no counterpart, no source, another shape, or two
-            sources of different values; the report lists all of them, the message the first.
+        CheckpointConversionError: the format is not recognised; or a tensor has no counterpart, no source, another
+            shape, or two sources with different values. The report lists all of them, the message the first ten.
     """
     where = "the state dict"
     if not isinstance(source, Mapping):
@@ -70,7 +69,7 @@ def convert_checkpoint(
     expected = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
     name = format or detect_format(source, expected, where)
     if name not in FORMATS:
-        raise ConversionError(f"unknown format {name!r}, expected one of {', '.join(FORMATS)}")
+        raise CheckpointConversionError(f"unknown format {name!r}, expected one of {', '.join(FORMATS)}")
     report = Report(name)
 
     left_out = re.compile("|".join(f"(?:{pattern})" for pattern in skip) or r"(?!)")
@@ -89,7 +88,7 @@ def convert_checkpoint(
     if problems := report.problems:
         shown = problems[:_SHOWN] + [f"... and {len(problems) - _SHOWN} more"] * (len(problems) > _SHOWN)
         listed = "".join(f"\n  {problem}" for problem in shown)
-        raise ConversionError(f"{where} ({name} format) does not fit the model:{listed}", report)
+        raise CheckpointConversionError(f"{where} ({name} format) does not fit the model:{listed}", report)
     # Chunks and copies must not share memory, and the types are those of the model.
     return {
         name: converted[name].to(tensor.dtype, memory_format=torch.contiguous_format, copy=True)
@@ -98,28 +97,34 @@ def convert_checkpoint(
 
 
 def detect_format(keys: Collection[str], names: Collection[str] = (), where: str = "the checkpoint") -> str:
-    """The format that these keys of a checkpoint are of; `names` are the tensors of the model it is for.
+    """The format of a checkpoint, recognised by its keys.
+
+    Args:
+        names: tensors of the model that it is for.
+        where: what it is called in errors.
 
     Raises:
-        ConversionError: none that is known.
+        CheckpointConversionError: the format is unknown.
     """
     found = [name for name, module in FORMATS.items() if module.matches(keys)]
     if len(found) == 1:
         return found[0]
     if set(keys) & set(names):
-        raise ConversionError(f"{where} has our names already: it needs no conversion")
+        raise CheckpointConversionError(f"{where} already has our names: it needs no conversion")
     some = ", ".join(list(keys)[:5])
-    raise ConversionError(f"{where} is of no known format ({', '.join(FORMATS)}); its keys begin with {some}")
+    raise CheckpointConversionError(f"{where} has no known format ({', '.join(FORMATS)}); its first keys are {some}")
 
 
 def _select_classes(
     converted: dict[str, Tensor], expected: Mapping[str, Tensor], model: nn.Module, report: Report
 ) -> None:
-    """Cut tensors with one row per COCO id to the rows of the 80 classes, where the model has those.
+    """Cut tensors with one row for each of the 91 COCO ids to the rows of the 80 classes, if the model has 80.
 
     DETR's class head ends with a row for "no object", which stays last.
     """
-    # There, only the first row was trained, to mean "an object", whatever id or class is number 0.
+    # Here: importing detrx.data registers all datasets.
+    ids = list(COCO_CATEGORIES)
+    # Of the encoder's class head only row 0 was trained, to mean "an object", so it is kept as class 0.
     objectness = getattr(getattr(model, "query_source", None), "rank_by", None) == "first_class"
     cut = []
     for name, tensor in converted.items():
@@ -127,9 +132,9 @@ def _select_classes(
             continue
         sizes = (len(tensor), len(expected[name]))
         if _CLASS_HEAD.fullmatch(name):
-            rows = {(91, 80): _COCO_IDS, (92, 81): [*_COCO_IDS, 91]}.get(sizes)
+            rows = {(91, 80): ids, (92, 81): [*ids, 91]}.get(sizes)
         elif _LABEL_EMBEDDING.fullmatch(name):
-            rows = {(91, 80): _COCO_IDS, (92, 80): _COCO_IDS, (92, 81): [*_COCO_IDS, 91]}.get(sizes)
+            rows = {(91, 80): ids, (92, 80): ids, (92, 81): [*ids, 91]}.get(sizes)
         else:
             continue
         if rows is None:
@@ -139,11 +144,11 @@ def _select_classes(
         converted[name] = tensor[rows]
         cut.append(name)
     if cut:
-        report.notes.append(f"rows of the 80 COCO classes taken from those of the 91 ids: {', '.join(cut)}")
+        report.notes.append(f"cut from 91 COCO ids to the 80 classes: {', '.join(cut)}")
 
 
 def _complete(converted: dict[str, Tensor], expected: Mapping[str, Tensor], report: Report) -> None:
-    """Compare with the model, and fill in what no checkpoint needs to have."""
+    """Compare with the model, and fill in statistics that checkpoints may lack."""
     for name, tensor in expected.items():
         if name in converted:
             if converted[name].shape != tensor.shape:

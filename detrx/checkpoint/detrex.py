@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 
 from torch import Tensor, nn
 
-from .common import backbone, denoising, heads, learned_content
+from .common import backbone, deformable_queries, denoising, heads, position_networks
 from .rules import Ignore, Rename, Rule, Split
 
 __all__ = ["matches", "rules", "settings"]
@@ -23,11 +23,11 @@ def settings(source: Mapping[str, Tensor]) -> dict[str, float]:
 def rules(source: Mapping[str, Tensor], model: nn.Module) -> list[Rule]:
     return [
         *backbone(source, model, r"backbone\."),
-        Ignore(r"(criterion\..*)", "weights of the loss, which are in the config"),
+        Ignore(r"(criterion\..*)", "weights of the losses, which are in the config"),
         *_neck(),
         *_multi_route(source, model),
         *_layers(),
-        *_queries(source, model),
+        *deformable_queries(source, model, r"query_embedding\.weight"),
         *_single_scale(source),
         *denoising(model, r"label_enc"),
         *heads(source, model, r"(?:transformer\.decoder\.)?class_embed", r"(?:transformer\.decoder\.)?bbox_embed"),
@@ -60,7 +60,7 @@ def _layers() -> list[Rule]:
 
 
 def _multi_route(source: Mapping[str, Tensor], model: nn.Module) -> list[Rule]:
-    """Mr. DETR: components of the auxiliary routes, and other places of those of the main route."""
+    """Mr. DETR: components of the auxiliary routes, and those of the main route that have other names than usual."""
     if not any(key.endswith(".norm_o2o.weight") for key in source):
         return []
     decoder = r"transformer\.decoder\.layers\.(\d+)"
@@ -104,38 +104,12 @@ def _multi_route(source: Mapping[str, Tensor], model: nn.Module) -> list[Rule]:
 
 def _single_scale(source: Mapping[str, Tensor]) -> list[Rule]:
     """DETR, Conditional DETR, DAB-DETR, DN-DETR: one map, heads that all layers share."""
-    # In Conditional DETR reference points come from positions, in DAB-DETR (and DINO) positions from references.
-    conditional = "query_embed.weight" in source
     return [
         Rename(r"input_proj\.(weight|bias)", r"neck.levels.0.0.\1"),
         Rename(r"query_embed\.weight", "query_source.pos.weight"),
         Split(r"anchor_box_embed\.weight", ["query_source.centres", "query_source.sizes"], dim=1),
-        Rename(r"transformer\.patterns\.weight", "query_source.patterns.weight"),
         Rename(r"denoising_generator\.label_encoder\.weight", "query_source.label_embedding.embed.weight"),
-        Rename(r"transformer\.encoder\.query_scale\.(.+)", r"encoder.pos_scale.\1"),
-        Rename(r"transformer\.decoder\.query_scale\.(.+)", r"decoder.position.scale.mlp.\1"),
-        Rename(r"transformer\.decoder\.ref_anchor_head\.(.+)", r"decoder.position.size.\1"),
-        Rename(
-            r"transformer\.decoder\.ref_point_head\.(.+)",
-            r"query_source.reference_point.\1" if conditional else r"decoder.position.mlp.\1",
-        ),
+        *position_networks("transformer", from_references="query_embed.weight" not in source),
         Rename(r"class_embed\.(weight|bias)", r"decoder.heads.class_heads.0.\1"),
         Rename(r"(?:transformer\.decoder\.)?bbox_embed\.layers\.(.+)", r"decoder.heads.box_heads.0.layers.\1"),
-    ]
-
-
-def _queries(source: Mapping[str, Tensor], model: nn.Module) -> list[Rule]:
-    # One-stage: position and content side by side. Two-stage with mixed query selection: content only, in H-DETR with
-    # that of the one-to-many queries below.
-    one_stage = "transformer.reference_points.weight" in source
-    position_and_content = ["query_source.pos.weight", "query_source.content.weight"]
-    query_embedding = r"query_embedding\.weight"
-    return [
-        Split(query_embedding, position_and_content, dim=1) if one_stage else learned_content(model, query_embedding),
-        Rename(r"transformer\.tgt_embed\.weight", "query_source.query_embed.weight"),
-        Rename(r"transformer\.reference_points\.(.+)", r"query_source.reference_point.\1"),
-        Rename(r"transformer\.enc_output\.(.+)", r"query_source.token_proj.\1"),
-        Rename(r"transformer\.enc_output_norm\.(.+)", r"query_source.token_norm.\1"),
-        Rename(r"transformer\.pos_trans\.(.+)", r"query_source.pos_proj.\1"),
-        Rename(r"transformer\.pos_trans_norm\.(.+)", r"query_source.pos_norm.\1"),
     ]

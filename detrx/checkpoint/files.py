@@ -1,4 +1,4 @@
-"""Files of weights: what is in them, read without running code from them, and written completely or not at all."""
+"""Reading files of weights without running code from them, and writing them atomically."""
 
 import json
 import os
@@ -15,6 +15,8 @@ from torch import Tensor
 
 from detrx.atomic import write_atomically
 from detrx.errors import UserError
+
+from .messages import first_line
 
 __all__ = [
     "CheckpointError",
@@ -35,7 +37,7 @@ _FOLDER_FILES = (
 
 
 class CheckpointError(UserError, RuntimeError):
-    """A checkpoint that is missing, broken or made for something else. The message names the file."""
+    """A checkpoint is missing, damaged, or made for something else. The message names the file."""
 
 
 def read_weights(path: str | os.PathLike, allow_pickle: bool = False, ema: bool = False) -> dict[str, Tensor]:
@@ -44,15 +46,16 @@ def read_weights(path: str | os.PathLike, allow_pickle: bool = False, ema: bool 
     Args:
         path: a .safetensors file, a file of `torch.save` or `pickle`, the index of a sharded checkpoint
             (*.index.json), or a folder of transformers' `save_pretrained`.
-        allow_pickle: unpickle files that hold more than tensors and plain containers. **Such a file runs any code its
-            author wanted to run**; only for files whose origin is trusted.
-        ema: read the averaged weights of a training checkpoint, which has them as entry "ema", instead of the model.
+        allow_pickle: unpickle files that hold more than tensors and plain containers. **Such a file can run arbitrary
+            code**: use this only for files whose origin you trust.
+        ema: read the averaged weights of a training checkpoint (entry "ema") instead of the trained ones.
 
     Returns:
-        tensors by name. Of a training checkpoint, the model; a prefix "module." of all names is removed.
+        tensors by name; those of the model if it is a training checkpoint. A prefix "module." that all names have is
+        removed.
 
     Raises:
-        CheckpointError: there is no such file, it is damaged, it has no weights, or it needs `allow_pickle`.
+        CheckpointError: the file does not exist, is damaged, holds no weights, or needs `allow_pickle`.
     """
     path = Path(path)
     if path.is_dir():
@@ -69,10 +72,10 @@ def read_weights(path: str | os.PathLike, allow_pickle: bool = False, ema: bool 
 
 
 def write_weights(path: str | os.PathLike, weights: Mapping[str, Tensor]) -> None:
-    """Write a state dict as .safetensors, or as {"model": state dict} to .pth.
+    """Write a state dict to a .safetensors file, or as {"model": state dict} to a .pth file.
 
     Raises:
-        CheckpointError: another suffix.
+        CheckpointError: the path has another suffix.
     """
     path = Path(path)
     if path.suffix == ".safetensors":
@@ -94,11 +97,11 @@ def _file_in(folder: Path) -> Path:
 
 
 def _shards(index: Path) -> list[Path]:
-    """The files that an index names, all in its folder."""
+    """The files that an index names. They must be in its folder."""
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index} is no index of a checkpoint: it has no weight_map") from error
+        raise CheckpointError(f"{index} is not the index of a checkpoint: it has no weight_map") from error
     for name in names:
         if not isinstance(name, str) or Path(name).name != name:
             raise CheckpointError(f"{index} names a file outside its folder: {name!r}")
@@ -108,12 +111,12 @@ def _shards(index: Path) -> list[Path]:
 
 
 def read_entries(path: str | os.PathLike) -> dict[str, Any]:
-    """The entries of a training checkpoint, such as "model", "ema" and "iteration"; none of a .safetensors file.
+    """The entries of a training checkpoint, such as "model", "ema" and "iteration"; a .safetensors file has none.
 
-    Tensors are mapped from the file, not read.
+    Tensors are memory-mapped.
 
     Raises:
-        CheckpointError: there is no such file, it is damaged or not safe to read.
+        CheckpointError: the file does not exist, is damaged, or is not safe to read.
     """
     path = Path(path)
     if not path.is_file():
@@ -125,7 +128,7 @@ def read_entries(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def averaged_weights(content: Any) -> Mapping[str, Tensor] | None:
-    """The averaged (EMA) weights in the content of a training checkpoint, or None."""
+    """The averaged (EMA) weights among the entries of a training checkpoint, or None."""
     ema = content.get("ema") if isinstance(content, Mapping) else None
     return ema.get("model") if isinstance(ema, Mapping) else None
 
@@ -140,7 +143,7 @@ def _read(path: Path, allow_pickle: bool, ema: bool) -> dict[str, Tensor]:
         try:
             return load_file(path)
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"checkpoint {path} is damaged: {_first_line(error)}") from error
+            raise CheckpointError(f"checkpoint {path} is damaged: {first_line(error)}") from error
     try:
         content = _load_safely(path)
     except CheckpointError:
@@ -170,9 +173,9 @@ def _refusal(path: Path, error: Exception) -> str:
     elif isinstance(error, pickle.UnpicklingError):
         reason = "is a pickle of more than tensors"
     else:
-        return f"checkpoint {path} is damaged or no checkpoint: {_first_line(error)}"
+        return f"checkpoint {path} is damaged or not a checkpoint: {first_line(error)}"
     return (
-        f"checkpoint {path} {reason}, and reading that can run any code in it. If you trust where it comes from, "
+        f"checkpoint {path} {reason}, and reading it can run arbitrary code. If you trust its origin, "
         "allow pickle (--allow-pickle)"
     )
 
@@ -185,27 +188,25 @@ def _unpickle(path: Path) -> Any:
             with open(path, "rb") as file:
                 return pickle.load(file, encoding="latin1")
     except Exception as error:
-        raise CheckpointError(f"checkpoint {path} is damaged or no checkpoint: {_first_line(error)}") from error
+        raise CheckpointError(f"checkpoint {path} is damaged or not a checkpoint: {first_line(error)}") from error
 
 
 def _state_dict(path: Path, content: Any) -> dict[str, Tensor]:
-    """The state dict in what a file holds."""
+    """The state dict in the content of a file."""
     for entry in _ENTRIES:
         if isinstance(content, Mapping) and isinstance(content.get(entry), Mapping):
             content = content[entry]
             break
     if not isinstance(content, Mapping) or not content:
-        raise CheckpointError(f"{path} is no checkpoint: it has no state dict, neither at the top nor in {_ENTRIES}")
+        raise CheckpointError(
+            f"{path} is not a checkpoint: it has no state dict, neither at the top level nor in {_ENTRIES}"
+        )
     weights = {
         name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value for name, value in content.items()
     }
     for name, value in weights.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise CheckpointError(
-                f"{path} is no checkpoint of a model: {name!r} is a {type(value).__name__}, not a tensor"
+                f"{path} is not a checkpoint of a model: {name!r} is a {type(value).__name__}, not a tensor"
             )
     return weights
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

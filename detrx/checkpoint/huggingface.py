@@ -1,10 +1,10 @@
-"""Checkpoints of Hugging Face transformers, by the names of its releases 4 and 5."""
+"""Checkpoints of Hugging Face transformers, releases 4 and 5."""
 
 from collections.abc import Collection, Mapping
 
 from torch import Tensor, nn
 
-from .common import backbone, heads, input_projections
+from .common import backbone, heads, input_projections, position_networks, query_projections
 from .rules import Rename, Rule, Split, pack
 
 __all__ = ["matches", "rules", "settings"]
@@ -35,7 +35,6 @@ def rules(source: Mapping[str, Tensor], model: nn.Module) -> list[Rule]:
 
 def _single_scale(source: Mapping[str, Tensor]) -> list[Rule]:
     """DETR, Conditional DETR, DAB-DETR: one map, heads that all layers share."""
-    # In Conditional DETR reference points come from positions, in DAB-DETR positions from reference boxes.
     anchors = "model.query_refpoint_embeddings.weight" in source
     conditional = "model.decoder.query_scale.layers.0.weight" in source
     return [
@@ -43,14 +42,7 @@ def _single_scale(source: Mapping[str, Tensor]) -> list[Rule]:
         Rename(r"model\.input_projection\.(.+)", r"neck.levels.0.0.\1"),
         Rename(r"model\.query_position_embeddings\.weight", "query_source.pos.weight"),
         Split(r"model\.query_refpoint_embeddings\.weight", ["query_source.centres", "query_source.sizes"], dim=1),
-        Rename(r"model\.patterns\.weight", "query_source.patterns.weight"),
-        Rename(r"model\.encoder\.query_scale\.(.+)", r"encoder.pos_scale.\1"),
-        Rename(r"model\.decoder\.query_scale\.(.+)", r"decoder.position.scale.mlp.\1"),
-        Rename(r"model\.decoder\.ref_anchor_head\.(.+)", r"decoder.position.size.\1"),
-        Rename(
-            r"model\.decoder\.ref_point_head\.(.+)",
-            r"decoder.position.mlp.\1" if anchors else r"query_source.reference_point.\1",
-        ),
+        *position_networks("model", from_references=anchors),
         Rename(_LAYER + r"\.(?:mlp\.)?activation_fn\.(.+)", r"\1.layers.\2.ffn.activation.\3"),
         Rename(_DECODER + r"\.mlp\.final_layer_norm\.(.+)", r"\1.layers.\2.norm3.\3"),
         Rename(r"model\.decoder\.layernorm\.(.+)", r"decoder.norm.\1"),
@@ -69,7 +61,7 @@ def _dense_cross_attention() -> list[Rule]:
 
 
 def _conditional_attention() -> list[Rule]:
-    """The decoder's attentions in Conditional DETR (by release 4 and 5) and DAB-DETR."""
+    """The decoder's attentions in Conditional DETR (releases 4 and 5) and DAB-DETR."""
     rules: list[Rule] = []
     for ours, theirs, norm in (
         ("self_attn", r"(?:sa_|self_attn\.|self_attn\.self_attn_)", "norm1"),
@@ -125,9 +117,5 @@ def _queries() -> list[Rule]:
             ["query_source.pos.weight", "query_source.content.weight"],
             dim=1,
         ),
-        Rename(r"model\.reference_points\.(.+)", r"query_source.reference_point.\1"),
-        Rename(r"model\.enc_output\.(.+)", r"query_source.token_proj.\1"),
-        Rename(r"model\.enc_output_norm\.(.+)", r"query_source.token_norm.\1"),
-        Rename(r"model\.pos_trans\.(.+)", r"query_source.pos_proj.\1"),
-        Rename(r"model\.pos_trans_norm\.(.+)", r"query_source.pos_norm.\1"),
+        *query_projections("model"),
     ]

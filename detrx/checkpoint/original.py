@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 
 from torch import Tensor, nn
 
-from .common import backbone, denoising, heads, input_projections, learned_content
+from .common import backbone, deformable_queries, denoising, heads, input_projections, position_networks
 from .rules import Rename, Rule, Split
 
 __all__ = ["matches", "rules", "settings"]
@@ -64,24 +64,14 @@ def _layers() -> list[Rule]:
 
 
 def _deformable(source: Mapping[str, Tensor], model: nn.Module) -> list[Rule]:
-    # One-stage: position and content side by side. Two-stage with mixed query selection (H-DETR): content only.
-    one_stage = "transformer.reference_points.weight" in source
-    position_and_content = ["query_source.pos.weight", "query_source.content.weight"]
-    query_embedding = r"query_embed\.weight"
     return [
         *input_projections(model, r"input_proj"),
-        # Norms are numbered in the order of the constructor, not in that of the forward pass.
+        # Norms are numbered in the order of the constructor, not of the forward pass.
         Rename(_DECODER + r"\.norm1\.(.+)", r"\1.layers.\2.norm2.\3"),
         Rename(_DECODER + r"\.norm2\.(.+)", r"\1.layers.\2.norm1.\3"),
         Rename(_DECODER + r"\.norm3\.(.+)", r"\1.layers.\2.norm3.\3"),
         Rename(r"transformer\.level_embed", "tokenizer.level_embed"),
-        Split(query_embedding, position_and_content, dim=1) if one_stage else learned_content(model, query_embedding),
-        Rename(r"transformer\.tgt_embed\.weight", "query_source.query_embed.weight"),
-        Rename(r"transformer\.reference_points\.(.+)", r"query_source.reference_point.\1"),
-        Rename(r"transformer\.enc_output\.(.+)", r"query_source.token_proj.\1"),
-        Rename(r"transformer\.enc_output_norm\.(.+)", r"query_source.token_norm.\1"),
-        Rename(r"transformer\.pos_trans\.(.+)", r"query_source.pos_proj.\1"),
-        Rename(r"transformer\.pos_trans_norm\.(.+)", r"query_source.pos_norm.\1"),
+        *deformable_queries(source, model, r"query_embed\.weight"),
         Rename(r"transformer\.enc_out_class_embed\.(.+)", r"query_source.class_head.\1"),
         Rename(r"transformer\.enc_out_bbox_embed\.(.+)", r"query_source.box_head.\1"),
         Rename(r"transformer\.decoder\.ref_point_head\.(.+)", r"decoder.position.mlp.\1"),
@@ -90,8 +80,6 @@ def _deformable(source: Mapping[str, Tensor], model: nn.Module) -> list[Rule]:
 
 
 def _single_scale(source: Mapping[str, Tensor]) -> list[Rule]:
-    # In Conditional DETR reference points come from positions, in DAB-DETR positions from references.
-    conditional = "query_embed.weight" in source
     projections = [
         Rename(rf"{_DECODER}\.{block}_{theirs}_proj\.(.+)", rf"\1.layers.\2.{attention}.{ours}_proj.\3")
         for block, attention in (("sa", "self_attn"), ("ca", "cross_attn"))
@@ -103,15 +91,8 @@ def _single_scale(source: Mapping[str, Tensor]) -> list[Rule]:
         Rename(r"input_proj\.(.+)", r"neck.levels.0.0.\1"),
         Rename(r"query_embed\.weight", "query_source.pos.weight"),
         Split(r"refpoint_embed\.weight", ["query_source.centres", "query_source.sizes"], dim=1),
-        Rename(r"transformer\.patterns\.weight", "query_source.patterns.weight"),
         Rename(r"label_enc\.weight", "query_source.label_embedding.embed.weight"),
-        Rename(r"transformer\.encoder\.query_scale\.(.+)", r"encoder.pos_scale.\1"),
-        Rename(r"transformer\.decoder\.query_scale\.(.+)", r"decoder.position.scale.mlp.\1"),
-        Rename(r"transformer\.decoder\.ref_anchor_head\.(.+)", r"decoder.position.size.\1"),
-        Rename(
-            r"transformer\.decoder\.ref_point_head\.(.+)",
-            r"query_source.reference_point.\1" if conditional else r"decoder.position.mlp.\1",
-        ),
+        *position_networks("transformer", from_references="query_embed.weight" not in source),
         Rename(r"class_embed\.(weight|bias)", r"decoder.heads.class_heads.0.\1"),
         Rename(r"(?:transformer\.decoder\.)?bbox_embed\.layers\.(.+)", r"decoder.heads.box_heads.0.layers.\1"),
     ]

@@ -1,7 +1,7 @@
-"""Rules that turn the weights of another code base into ours, and the account of what became of every one of them.
+"""Rules that turn the weights of another code base into ours, and a report on what became of each of them.
 
-A rule says what one kind of key becomes; of a list of rules, the first whose pattern matches a whole key applies. Names
-are `re` templates: they may refer to groups of the pattern as `\\1`.
+A rule says what one kind of key becomes. From a list of rules, the first one applies whose pattern matches the whole
+key. Names are `re` templates, which may refer to groups of the pattern as `\\1`.
 
     Rename(r"transformer\\.encoder\\.layers\\.(\\d+)\\.norms\\.0\\.(.+)", r"encoder.layers.\\1.norm1.\\2")
     Split(r"query_embedding\\.weight", ["query_source.pos.weight", "query_source.content.weight"], dim=1)
@@ -24,13 +24,13 @@ __all__ = ["Ignore", "Pack", "Piece", "Rename", "Report", "Rule", "Split", "appl
 
 @dataclass(frozen=True)
 class Piece:
-    """One chunk of a tensor of a checkpoint, and the chunk of one of our tensors that it is.
+    """A piece of a checkpoint's tensor, and the piece of one of our tensors that it becomes.
 
     Attributes:
         name: our tensor.
-        chunk, chunks: which of how many equal parts of the checkpoint's tensor.
-        rows: where in the checkpoint's tensor, instead of an equal part: first and behind-the-last index.
-        part, parts: which of how many equal parts of our tensor.
+        chunk, chunks: index and number of equal parts of the checkpoint's tensor.
+        rows: start and stop of the rows of the checkpoint's tensor, if it is not divided into equal parts.
+        part, parts: index and number of equal parts of our tensor.
         dim: the dimension along which tensors are divided.
     """
 
@@ -43,7 +43,7 @@ class Piece:
     rows: tuple[int, int | None] | None = None
 
     def of_source(self, tensor: Tensor) -> Tensor:
-        """The piece of a tensor of the checkpoint; all of it if it does not have the dimension."""
+        """The piece of a checkpoint's tensor; the whole tensor if it does not have dimension `dim`."""
         if self.rows is not None:
             return tensor[slice(*self.rows)]
         whole = self.chunks == 1 or tensor.ndim <= self.dim
@@ -56,7 +56,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Rename:
-    """The tensor gets another name; with several names, a copy under each."""
+    """Rename the tensor; with several names, copy it to each of them."""
 
     pattern: str
     names: Sequence[str]
@@ -71,9 +71,9 @@ class Rename:
 
 @dataclass(frozen=True)
 class Split:
-    """Parts of the tensor along `dim` become tensors of ours.
+    """Split the tensor along `dim`, into equal parts or parts with the given numbers of rows.
 
-    They are equal parts, or have the given numbers of rows, the last one all that are left.
+    The last part gets all remaining rows.
     """
 
     pattern: str
@@ -92,7 +92,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Pack:
-    """The tensor becomes part number `part` of the `parts` equal ones of `name` along `dim`."""
+    """Make the tensor part number `part` of the `parts` equal parts of `name` along `dim`."""
 
     pattern: str
     name: str
@@ -106,7 +106,7 @@ class Pack:
 
 @dataclass(frozen=True)
 class Ignore:
-    """The tensor is not needed; `reason` says why."""
+    """Leave out the tensor, which is not needed; `reason` says why."""
 
     pattern: str
     reason: str
@@ -119,7 +119,7 @@ Rule = Rename | Split | Pack | Ignore
 
 
 def pack(patterns: Sequence[str], name: str, dim: int = 0) -> list[Pack]:
-    """Rules that put several tensors together into one, in the order of `patterns`."""
+    """Rules that concatenate several tensors along `dim`, in the order of `patterns`."""
     return [Pack(pattern, name, part, len(patterns), dim) for part, pattern in enumerate(patterns)]
 
 
@@ -129,15 +129,15 @@ class Report:
 
     Attributes:
         format: of the checkpoint.
-        pieces: by key of the checkpoint, what it became.
+        pieces: what each key of the checkpoint became.
         ignored: keys that are not needed, with the reason.
-        skipped: keys and names left out because the caller asked for it.
-        kept: names that keep the value they have in the model, with the reason.
-        notes: what else the reader should know.
-        unknown: keys that no rule knows.
-        superfluous: keys whose names the model does not have, with these names.
-        missing: names that the checkpoint does not give.
-        incomplete: packed names of which the checkpoint gives only some parts, or parts that differ in shape.
+        skipped: keys and names left out at the caller's request.
+        kept: names that keep their value in the model, with the reason.
+        notes: remarks for the reader.
+        unknown: keys that no rule matches.
+        superfluous: keys that would get names which the model does not have, with these names.
+        missing: names that no key provides.
+        incomplete: packed names for which the checkpoint has only some parts, or parts of different shapes.
         wrong_shapes: (name, shape in the checkpoint, shape in the model).
         contradictions: (key, name): a second key for the name, with another value.
     """
@@ -157,7 +157,7 @@ class Report:
 
     @property
     def problems(self) -> list[str]:
-        """One line for every tensor that has no place or no source; empty if the conversion is complete."""
+        """One line for each tensor without a place or a source; empty if the conversion is complete."""
         return [
             *(f"{key} has no counterpart in the model" for key in self.unknown),
             *(f"{key} would be {', '.join(names)}, not in the model" for key, names in self.superfluous.items()),
@@ -171,7 +171,7 @@ class Report:
         names = {piece.name for pieces in self.pieces.values() for piece in pieces}
         lines = [f"{self.format} checkpoint: {len(self.pieces)} tensors became {len(names)} of ours"]
         lines += _by_reason("ignored", self.ignored)
-        lines += _by_reason("left out", dict.fromkeys(self.skipped, "as asked for"))
+        lines += _by_reason("left out", dict.fromkeys(self.skipped, "as requested"))
         lines += _by_reason("kept from the model", self.kept)
         lines += [f"  problem: {problem}" for problem in self.problems]
         lines += [f"  note: {note}" for note in self.notes]
@@ -179,7 +179,7 @@ class Report:
 
 
 def _by_reason(what: str, reasons: Mapping[str, str]) -> list[str]:
-    """One line for each reason, with all that have it."""
+    """One line for each reason, with all names that have it."""
     groups: dict[str, list[str]] = {}
     for name, reason in reasons.items():
         groups.setdefault(reason, []).append(name)
@@ -193,10 +193,11 @@ def apply_rules(
 
     Args:
         names: the tensors of the model.
-        report: gets `pieces`, `ignored`, `unknown`, `superfluous`, `incomplete` and `contradictions`.
+        report: receives `pieces`, `ignored`, `unknown`, `superfluous`, `incomplete` and `contradictions`.
 
     Returns:
-        our tensors, as far as they are complete. Keys that alias one tensor must have equal values; the first counts.
+        our tensors, without incomplete ones. If several keys become one tensor, their values must be equal; the first
+        is taken.
     """
     known = set(names)
     compiled = [(re.compile(rule.pattern), rule) for rule in rules]

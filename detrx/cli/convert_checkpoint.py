@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from detrx.checkpoint import CheckpointError, ConversionError, convert_checkpoint, write_weights
+from detrx.checkpoint import CheckpointConversionError, CheckpointError, convert_checkpoint, write_weights
 from detrx.checkpoint.convert import FORMATS
 from detrx.checkpoint.files import WEIGHT_SUFFIXES
 from detrx.cli._command import add_config, add_overrides, parse, run_tool
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
     model = instantiate(without_pretrained(load_config(args.config_file, args.opts).model))
     try:
         weights, report = convert_checkpoint(args.source, model, args.format, args.skip, args.allow_pickle)
-    except ConversionError as error:
+    except CheckpointConversionError as error:
         if error.report is not None:
             print(error.report)
         raise

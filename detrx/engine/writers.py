@@ -1,4 +1,4 @@
-"""Writers of a training that may be resumed."""
+"""Event writers that continue the files of a resumed training."""
 
 import json
 import logging
@@ -19,8 +19,8 @@ _NO_GPU_MEMORY = re.compile(r"max_mem: 0M\s*$")
 def build_writers(output_dir: str, max_iter: int, start_iter: int, resumed: bool) -> list[EventWriter]:
     """Writers to the console, ``metrics.json`` and TensorBoard.
 
-    A resumed training drops what was written of iterations ``start_iter - 1`` and later: the last one before it is
-    completed again (see :class:`CheckpointHook`). A new one renames the ``metrics.json`` it finds to
+    A resumed training drops what was written about iteration ``start_iter - 1`` and later ones, because the hooks after
+    :class:`CheckpointHook` run again for that iteration. A new training renames an existing ``metrics.json`` to
     ``metrics.previous.json``.
     """
     first = start_iter - 1 if resumed else 0
@@ -35,7 +35,7 @@ def build_writers(output_dir: str, max_iter: int, start_iter: int, resumed: bool
 
 
 class _ConsoleWriter(CommonMetricPrinter):
-    """The provider's line, which names memory of GPUs only, with the peak memory of the process if it uses none."""
+    """The provider's printer, which reports GPU memory; without a GPU the peak memory of the process is reported."""
 
     def __init__(self, max_iter: int):
         super().__init__(max_iter)
@@ -53,7 +53,7 @@ class _WithHostMemory(logging.LoggerAdapter):
 
 
 class _ContinuedJSONWriter(JSONWriter):
-    """A `JSONWriter` that first cuts the file back to the lines before ``first``, and does not repeat those."""
+    """A `JSONWriter` that first drops the lines of iteration ``first`` and later, and does not repeat the others."""
 
     def __init__(self, path: str, first: int):
         last = _truncate(path, first)
@@ -62,7 +62,7 @@ class _ContinuedJSONWriter(JSONWriter):
 
 
 def _truncate(path: str, first: int) -> int:
-    """Drop the lines of iterations >= ``first`` and a torn last line; returns the last iteration left, or -1."""
+    """Drop the lines of iterations >= ``first`` and an incomplete last line. Returns the last iteration left, or -1."""
     if not os.path.exists(path):
         return -1
     kept, last = [], -1

@@ -1,4 +1,4 @@
-"""Denoising: queries made from noised ground truth, which the decoder has to restore (arXiv 2203.01305, 2203.03605)."""
+"""Denoising: the decoder learns to restore ground truth from noised copies of it (arXiv 2203.01305, 2203.03605)."""
 
 from __future__ import annotations
 
@@ -20,21 +20,22 @@ from .methods import Branch, Method, Step
 from .queries import QueryGroup
 from .targets import Targets
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # a detector runs its methods, and a method gets its detector
     from .meta_arch import DetectionTransformer
 
 
 @dataclass(frozen=True)
 class Slots:
-    """Places of M noised boxes among the P denoising queries of B images.
+    """Which of the P denoising queries of B images hold the M noised boxes.
 
-    A denoising group is `copies` blocks of G queries, one for each box of the image with the most boxes; in images with
-    fewer the last queries of each block stay unused. The M boxes are ordered by group, block, image, box.
+    A denoising group consists of `copies` blocks. Each block has G queries, where G is the largest number of boxes in
+    an image; in images with fewer boxes the last queries of each block are unused. The M boxes are ordered by group,
+    block, image and box.
 
     Attributes:
-        shape: B and P.
-        num_groups, copies: groups, and blocks in each.
-        image, slot, truth: (M,) int64, the image of each noised box, its place in [0, P), the box it is made from.
+        shape: (B, P).
+        num_groups, copies: number of groups, and of blocks in each.
+        image, slot, truth: (M,) int64; for each noised box its image, its query in [0, P), and the box it is made from.
         blocked: (P, P) bool, True between different groups.
     """
 
@@ -48,7 +49,7 @@ class Slots:
 
     @classmethod
     def arrange(cls, targets: Targets, num_groups: int, copies: int) -> Slots:
-        """Slots for `num_groups` groups; a block has at least one query, even if there is no box at all."""
+        """Slots for `num_groups` groups; a block has at least one query, even if no image has a box."""
         device = targets.boxes.device
         width, blocks = max(1, *targets.counts), num_groups * copies
         counts = torch.tensor(targets.counts)
@@ -61,32 +62,34 @@ class Slots:
         return cls((len(counts), blocks * width), num_groups, copies, *index, group[:, None] != group)
 
     def of_block(self, values: Tensor, block: int) -> Tensor:
-        """Those of (M, ...) values that are in the given block of any group."""
+        """The rows of (M, ...) values that belong to block number `block` of their group."""
         per_block = len(values) // (self.num_groups * self.copies)
         grouped = values.view(self.num_groups, self.copies, per_block, *values.shape[1:])
         return grouped[:, block].flatten(0, 1)
 
     def fill(self, values: Tensor) -> Tensor:
-        """(M, n) values of the noised boxes -> (B, P, n), 0 where a query is unused."""
+        """(M, n) values of the noised boxes -> (B, P, n), zero for unused queries."""
         return values.new_zeros(*self.shape, values.shape[-1]).index_put((self.image, self.slot), values)
 
     def pairs(self, block: int) -> KnownPairs:
-        """The queries of one block of every group, each with the box it is made from."""
+        """Pairs of the queries in block number `block` of each group with the boxes they are made from."""
         return KnownPairs(*(self.of_block(index, block) for index in (self.image, self.slot, self.truth)))
 
 
 class Denoising(Method):
-    """What all ways of denoising share: the query group "denoising", which sees the main group and is not seen by it.
+    """Base of the denoising methods. Adds the query group "denoising", which sees the main group and is not seen by it.
 
     Args:
+        label_noise, box_noise: strength of the noise, in the units of the subclass; 0: none.
         losses: of the denoising queries; None: those of the last layer of the main group.
     """
 
     copies: int
-    """How many queries a group has for each box; the box is to be restored from the first."""
+    """Queries in a group for each box. The first of them has to restore the box."""
 
-    def __init__(self, losses: Sequence[Loss] | None = None):
+    def __init__(self, label_noise: float, box_noise: float, losses: Sequence[Loss] | None = None):
         super().__init__()
+        self.label_noise, self.box_noise = label_noise, box_noise
         self.losses = None if losses is None else tuple(losses)
 
     def attach(self, model: DetectionTransformer) -> None:
@@ -98,28 +101,37 @@ class Denoising(Method):
             )
         if model.decoder.position is None and not hasattr(model.query_source, "embed"):
             raise InvalidInputError(
-                f"{kind} has to embed the positions of noised boxes, but the decoder has no `position` and {source} no "
-                "`embed`"
+                f"{kind} has to embed the positions of noised boxes, but the decoder has no `position`, and {source} "
+                "has no `embed`"
             )
         if self.losses is None and model.criterion is not None:
             self.losses = model.criterion.of_last_layer("main").losses
 
     @abstractmethod
     def num_groups(self, most_boxes: int) -> int:
-        """Denoising groups, given the number of boxes (at least 1) of the image with the most."""
+        """Number of denoising groups, given the largest number of boxes in an image (at least 1)."""
 
     @abstractmethod
+    def noise_labels(self, labels: Tensor) -> Tensor:
+        """Noised labels; `labels` as in `noise`."""
+
+    @abstractmethod
+    def noise_boxes(self, boxes: Tensor) -> Tensor:
+        """Noised boxes; `boxes` as in `noise`."""
+
+    @abstractmethod
+    def embed(self, labels: Tensor, step: Step) -> Tensor:
+        """(M,) labels -> (M, C) content of the queries."""
+
     def noise(self, labels: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """Noised labels and boxes.
+        """Noised labels and boxes, of the same shapes.
 
         Args:
             labels: (groups, copies, boxes) int64; the boxes of all images, one after the other.
             boxes: (groups, copies, boxes, 4) cxcywh in [0, 1] of the unpadded image.
         """
-
-    @abstractmethod
-    def embed(self, labels: Tensor, step: Step) -> Tensor:
-        """(M,) labels -> (M, C) content of the queries."""
+        labels = self.noise_labels(labels) if self.label_noise else labels
+        return labels, self.noise_boxes(boxes) if self.box_noise else boxes
 
     def branches(self, step: Step) -> list[Branch]:
         targets = step.targets
@@ -131,12 +143,13 @@ class Denoising(Method):
             targets.boxes[slots.image, slots.truth].view(*shape, 4),
         )
         content = slots.fill(self.embed(labels.flatten(), step))
-        # An unused query has the logit 0 for its reference, which is the box (.5, .5, .5, .5).
+        # The reference of an unused query has the logit 0: it is the box (.5, .5, .5, .5).
         logit = slots.fill(inverse_sigmoid(boxes.flatten(0, 2), step.model.decoder.inverse_sigmoid_eps))
         reference = logit.sigmoid()
         pos = None if step.main.pos is None else step.model.query_source.embed(reference)[0]
         group = QueryGroup("denoising", content, pos, reference, blocked=slots.blocked, sees=("main",))
-        # Without any box the queries still run, for nothing: in distributed training every parameter needs a gradient.
+        # Without any box the queries still run, with weight 0: DistributedDataParallel needs a gradient for every
+        # parameter.
         weight = 1 / num_groups if sum(targets.counts) else 0.0
         supervision = Supervision(
             "denoising", slots.pairs(0), self.losses, suffix="_dn", numbering="after", weight=weight
@@ -145,14 +158,14 @@ class Denoising(Method):
 
 
 class ContrastiveDenoising(Denoising):
-    """DINO's denoising (arXiv 2203.03605): beside each box to be restored a worse one that is to be rejected.
+    """DINO's denoising (arXiv 2203.03605): for each box, one query has to restore it and a noisier one to reject it.
 
     Args:
-        num_queries: boxes to be restored, over all groups; an image with more boxes has one group. As many are to be
-            rejected.
-        label_noise: half of it is the probability that a label is replaced by one drawn from all classes.
-        box_noise: how far each of the four sides moves, in halves of the box's size: up to this for boxes to be
-            restored, one to two times this for boxes to be rejected.
+        num_queries: queries that restore boxes, in all groups together; there is always at least one group. As many
+            queries reject theirs.
+        label_noise: twice the probability that a label is replaced by one drawn from all classes.
+        box_noise: how far each of the four sides moves, in halves of the box's size: up to this for boxes to restore,
+            one to two times this for boxes to reject.
         losses: of the denoising queries; None: those of the last layer of the main group.
     """
 
@@ -165,7 +178,7 @@ class ContrastiveDenoising(Denoising):
         box_noise: float = 1.0,
         losses: Sequence[Loss] | None = None,
     ):
-        super().__init__(losses)
+        super().__init__(label_noise, box_noise, losses)
         if num_queries < 1:
             raise InvalidInputError(
                 f"num_queries must be at least 1, got {num_queries}; without denoising, leave it out"
@@ -174,7 +187,7 @@ class ContrastiveDenoising(Denoising):
             raise InvalidInputError(f"label_noise must be in [0, 2], got {label_noise}")
         if box_noise < 0:
             raise InvalidInputError(f"box_noise must not be negative, got {box_noise}")
-        self.num_queries, self.label_noise, self.box_noise = num_queries, label_noise, box_noise
+        self.num_queries = num_queries
 
     def attach(self, model: DetectionTransformer) -> None:
         super().attach(model)
@@ -184,16 +197,15 @@ class ContrastiveDenoising(Denoising):
     def num_groups(self, most_boxes: int) -> int:
         return max(1, self.num_queries // most_boxes)
 
-    def noise(self, labels: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        if self.label_noise:
-            labels = replace_labels(labels, 0.5 * self.label_noise, self.label_embed.num_embeddings)
-        if self.box_noise:
-            sign = torch.randint(2, boxes.shape) * 2.0 - 1.0
-            distance = torch.rand(boxes.shape)
-            distance[:, 1] += 1.0
-            moved = to_device(sign * distance * self.box_noise, boxes.device) * (boxes[..., 2:] / 2).repeat(1, 1, 1, 2)
-            boxes = xyxy_to_cxcywh((cxcywh_to_xyxy(boxes) + moved).clamp(0, 1))
-        return labels, boxes
+    def noise_labels(self, labels: Tensor) -> Tensor:
+        return replace_labels(labels, 0.5 * self.label_noise, self.label_embed.num_embeddings)
+
+    def noise_boxes(self, boxes: Tensor) -> Tensor:
+        sign = torch.randint(2, boxes.shape) * 2.0 - 1.0
+        distance = torch.rand(boxes.shape)
+        distance[:, 1] += 1.0
+        moved = to_device(sign * distance * self.box_noise, boxes.device) * (boxes[..., 2:] / 2).repeat(1, 1, 1, 2)
+        return xyxy_to_cxcywh((cxcywh_to_xyxy(boxes) + moved).clamp(0, 1))
 
     def embed(self, labels: Tensor, step: Step) -> Tensor:
         return self.label_embed(labels)
@@ -202,12 +214,12 @@ class ContrastiveDenoising(Denoising):
 class GroupDenoising(Denoising):
     """DN-DETR's denoising (arXiv 2203.01305): several groups, each with all boxes.
 
-    Labels are embedded as by the query source, whose own queries have the label "no object" (`LabelEmbedding`).
+    Labels are embedded by the `LabelEmbedding` of the query source, whose own queries have the label "no object".
 
     Args:
-        num_groups: how often every box is noised.
+        num_groups: number of noised copies of every box.
         label_noise: probability that a label is replaced by one drawn from all classes and "no object".
-        box_noise: how far centres move, at most, in halves of the box's size, and by how much of it sizes change.
+        box_noise: largest shift of centres, in halves of the box's size, and largest relative change of the size.
         losses: of the denoising queries; None: those of the last layer of the main group.
     """
 
@@ -220,12 +232,12 @@ class GroupDenoising(Denoising):
         box_noise: float = 0.4,
         losses: Sequence[Loss] | None = None,
     ):
-        super().__init__(losses)
+        super().__init__(label_noise, box_noise, losses)
         if num_groups < 1:
             raise InvalidInputError(f"num_groups must be at least 1, got {num_groups}; without denoising, leave it out")
         if not 0 <= label_noise <= 1 or not 0 <= box_noise <= 1:
             raise InvalidInputError(f"label_noise and box_noise must be in [0, 1], got {label_noise} and {box_noise}")
-        self.groups, self.label_noise, self.box_noise = num_groups, label_noise, box_noise
+        self.groups = num_groups
 
     def attach(self, model: DetectionTransformer) -> None:
         super().attach(model)
@@ -240,23 +252,22 @@ class GroupDenoising(Denoising):
     def num_groups(self, most_boxes: int) -> int:
         return self.groups
 
-    def noise(self, labels: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        if self.label_noise:
-            labels = replace_labels(labels, self.label_noise, self.num_labels)
-        if self.box_noise:
-            size = boxes[..., 2:]
-            moved = to_device(torch.rand(boxes.shape) * 2 - 1, boxes.device) * torch.cat([size / 2, size], dim=-1)
-            boxes = (boxes + moved * self.box_noise).clamp(0, 1)
-        return labels, boxes
+    def noise_labels(self, labels: Tensor) -> Tensor:
+        return replace_labels(labels, self.label_noise, self.num_labels)
+
+    def noise_boxes(self, boxes: Tensor) -> Tensor:
+        size = boxes[..., 2:]
+        moved = to_device(torch.rand(boxes.shape) * 2 - 1, boxes.device) * torch.cat([size / 2, size], dim=-1)
+        return (boxes + moved * self.box_noise).clamp(0, 1)
 
     def embed(self, labels: Tensor, step: Step) -> Tensor:
         return step.model.query_source.label_embedding(labels)
 
 
 def replace_labels(labels: Tensor, probability: float, num_labels: int) -> Tensor:
-    """Each label, with this probability, becomes one drawn from all.
+    """Replace each label, with this probability, by one drawn from all.
 
-    Drawn on the host: the number of new labels is random, and a device would have to be asked for it.
+    Labels are drawn on the host, because their number is random: reading it from a device would make the host wait.
     """
     replaced = torch.rand(labels.shape) < probability
     drawn = torch.full(labels.shape, -1)

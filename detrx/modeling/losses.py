@@ -1,4 +1,4 @@
-"""Set-prediction losses. Each is a sum over matched pairs (and, for classes, over all queries) per predicting layer."""
+"""Set-prediction losses: for each decoder layer a sum over matched pairs, or over all queries for classes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def sum_by_layer(values: Tensor, pairs: Assignment, predictions: Predictions) ->
 
 
 def last_truth(pairs: Assignment, predictions: Predictions) -> Tensor:
-    """Of each pair, the last ground truth (M,) with which its query is matched."""
+    """For each pair, the last ground truth (M,) with which its query is matched."""
     _, num_images, num_queries = predictions.logits.shape[:3]
     query = (pairs.layer * num_images + pairs.image) * num_queries + pairs.query
     last = pairs.truth.new_zeros(predictions.logits.shape[:3].numel())
@@ -36,9 +36,9 @@ def last_truth(pairs: Assignment, predictions: Predictions) -> Tensor:
 
 
 def class_cells(pairs: Assignment, targets: Targets, shape: torch.Size) -> Tensor:
-    """Of each pair, the place (M,) of its query and class in a flattened tensor of `shape` (T, B, N, K).
+    """For each pair, the index (M,) of its query and class in a flattened tensor of `shape` (T, B, N, K).
 
-    A query that is matched with several boxes of a class has the same place for each of them.
+    If a query is matched with several boxes of a class, the index is the same for all of them.
     """
     _, num_images, num_queries, num_classes = shape
     query = (pairs.layer * num_images + pairs.image) * num_queries + pairs.query
@@ -46,7 +46,7 @@ def class_cells(pairs: Assignment, targets: Targets, shape: torch.Size) -> Tenso
 
 
 def varifocal(logits: Tensor, quality: Tensor, positive: Tensor, alpha: float, gamma: float) -> Tensor:
-    """Varifocal loss (arXiv 2008.13367) of each element, under targets `quality` and bool `positive` of the same shape.
+    """Varifocal loss (arXiv 2008.13367) of each element, for targets `quality` and bool `positive` of the same shape.
 
     Positives: q * BCE(p, q) with q the quality; all others: alpha * p^gamma * BCE(p, 0).
     """
@@ -55,7 +55,7 @@ def varifocal(logits: Tensor, quality: Tensor, positive: Tensor, alpha: float, g
 
 
 class PairWeight(ABC):
-    """How much each matched pair counts in a loss."""
+    """Weights of the matched pairs in a loss."""
 
     @abstractmethod
     def __call__(self, predictions: Predictions, targets: Targets, pairs: Assignment) -> Tensor:
@@ -65,28 +65,28 @@ class PairWeight(ABC):
 class Loss(ABC):
     """
     Args:
-        weight: factor of the loss in the sum that is minimised.
+        weight: factor of the loss in the total loss.
     """
 
     name: str
-    """Name in the loss dictionary, without the suffix of layer and group."""
+    """Name in the loss dictionary, without the suffix for layer and group."""
     is_mean: bool = False
-    """Whether it is a mean already, not to be divided by the number of boxes."""
+    """Whether the loss is already a mean, which is not divided by the number of boxes."""
 
     def __init__(self, weight: float):
         self.weight = weight
 
     @abstractmethod
     def __call__(self, predictions: Predictions, targets: Targets, pairs: Assignment) -> Tensor:
-        """(T,) unweighted loss of each layer, to be divided by the number of boxes unless it is a mean."""
+        """(T,) unweighted loss of each layer. The criterion divides it by the number of boxes unless `is_mean`."""
 
 
 class FocalLoss(Loss):
     """Sigmoid focal loss over all queries and classes (arXiv 1708.02002).
 
     Args:
-        last_class_only: a query that is matched with several boxes is a positive for the class of the last of these
-            boxes alone, as in the published Mr. DETR, instead of for each of their classes.
+        last_class_only: if a query is matched with several boxes, it is a positive only for the class of the last one,
+            as in the published code of Mr. DETR. Otherwise it is a positive for each of their classes.
     """
 
     name = "loss_class"
@@ -109,7 +109,7 @@ class FocalLoss(Loss):
 
 
 class VarifocalLoss(Loss):
-    """Class loss whose target is the IoU of the matched box, so that scores rank by localisation (arXiv 2008.13367).
+    """Class loss whose target is the IoU with the matched box, so that scores rank by localisation (arXiv 2008.13367).
 
     Positives: q * BCE(p, q) with q the IoU; all others: alpha * p^gamma * BCE(p, 0).
     """
@@ -130,36 +130,48 @@ class VarifocalLoss(Loss):
         return varifocal(logits, quality, positive, self.alpha, self.gamma).sum((1, 2, 3))
 
 
-class L1Loss(Loss):
-    """L1 distance of cxcywh of the matched boxes."""
+class BoxLoss(Loss):
+    """A loss of the boxes of matched pairs, summed over the pairs of each layer.
 
-    name = "loss_bbox"
+    Args:
+        pair_weight: weights of the pairs in the sum; None: 1.
+    """
 
-    def __init__(self, weight: float = 5.0, pair_weight: PairWeight | None = None):
+    def __init__(self, weight: float, pair_weight: PairWeight | None = None):
         super().__init__(weight)
         self.pair_weight = pair_weight
 
+    @abstractmethod
+    def of_pairs(self, predicted: Tensor, truth: Tensor) -> Tensor:
+        """Boxes (M, 4) cxcywh, predicted and true -> (M,) loss of each pair."""
+
     def __call__(self, predictions: Predictions, targets: Targets, pairs: Assignment) -> Tensor:
-        predicted, truth = matched_boxes(predictions, targets, pairs)
-        values = (predicted - truth).abs().sum(-1)
+        values = self.of_pairs(*matched_boxes(predictions, targets, pairs))
         if self.pair_weight is not None:
             values = values * self.pair_weight(predictions, targets, pairs)
         return sum_by_layer(values, pairs, predictions)
 
 
-class GIoULoss(Loss):
+class L1Loss(BoxLoss):
+    """L1 distance between the cxcywh of the matched boxes."""
+
+    name = "loss_bbox"
+
+    def __init__(self, weight: float = 5.0, pair_weight: PairWeight | None = None):
+        super().__init__(weight, pair_weight)
+
+    def of_pairs(self, predicted: Tensor, truth: Tensor) -> Tensor:
+        return (predicted - truth).abs().sum(-1)
+
+
+class GIoULoss(BoxLoss):
     """1 - GIoU of the matched boxes (arXiv 1902.09630)."""
 
     name = "loss_giou"
 
     def __init__(self, weight: float = 2.0, pair_weight: PairWeight | None = None):
-        super().__init__(weight)
-        self.pair_weight = pair_weight
+        super().__init__(weight, pair_weight)
 
-    def __call__(self, predictions: Predictions, targets: Targets, pairs: Assignment) -> Tensor:
-        predicted, truth = matched_boxes(predictions, targets, pairs)
+    def of_pairs(self, predicted: Tensor, truth: Tensor) -> Tensor:
         _, giou = iou_xyxy(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(truth))
-        values = 1 - giou
-        if self.pair_weight is not None:
-            values = values * self.pair_weight(predictions, targets, pairs)
-        return sum_by_layer(values, pairs, predictions)
+        return 1 - giou

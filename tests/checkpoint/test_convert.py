@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from detrx import model_zoo
-from detrx.checkpoint import ConversionError, convert_checkpoint, detect_format
+from detrx.checkpoint import CheckpointConversionError, convert_checkpoint, detect_format
 from detrx.d2.config import LazyCall as L
 from detrx.d2.config import instantiate
 from detrx.modeling import TimmBackbone
@@ -73,7 +73,9 @@ def test_learned_content_of_two_groups_in_one_tensor():
     converted, _ = convert_checkpoint(source, build("h_detr/h_deformable_detr_r50"))
     assert converted.keys() == weights.keys()
     assert all(torch.equal(converted[name], tensor) for name, tensor in weights.items())
-    with pytest.raises(ConversionError, match=r"query_embed\.weight is \(1800, 32\), the model has \(300, 32\)"):
+    with pytest.raises(
+        CheckpointConversionError, match=r"query_embed\.weight is \(1800, 32\), the model has \(300, 32\)"
+    ):
         convert_checkpoint(source, build("deformable_detr/deformable_detr_plus_plus_r50"))
 
 
@@ -86,7 +88,7 @@ def test_shared_heads_are_listed_once_per_layer():
     converted, _ = convert_checkpoint(source, model)
     assert all(torch.equal(converted[name], tensor) for name, tensor in weights.items())
     source["class_embed.1.bias"] += 1
-    with pytest.raises(ConversionError, match=r"class_embed\.1\.bias differs from another key"):
+    with pytest.raises(CheckpointConversionError, match=r"class_embed\.1\.bias differs from another key"):
         convert_checkpoint(source, model)
 
 
@@ -98,7 +100,7 @@ def test_every_problem_is_listed(refine):
         "unheard.of": torch.zeros(1),
         "transformer.encoder.layers.7.norms.0.weight": torch.zeros(WIDTH),
     }
-    with pytest.raises(ConversionError) as error:
+    with pytest.raises(CheckpointConversionError) as error:
         convert_checkpoint(source, refine, "detrex")
     problems = error.value.report.problems
     assert "unheard.of has no counterpart in the model" in problems
@@ -134,13 +136,13 @@ def test_skip_leaves_out_what_it_names(two_stage):
     source = as_original(random_weights(two_stage))
     source["class_embed.0.bias"] = torch.zeros(17)
     source["label_enc.weight"] = torch.zeros(1)
-    with pytest.raises(ConversionError):
+    with pytest.raises(CheckpointConversionError):
         convert_checkpoint(source, two_stage)
     converted, report = convert_checkpoint(source, two_stage, skip=[r".*\bclass_head.*", "label_enc.*"])
     left_out = set(two_stage.state_dict()) - set(converted)
     assert left_out == {name for name in two_stage.state_dict() if "class_head" in name}
     assert {"label_enc.weight", *left_out} <= set(report.skipped)
-    assert "left out (as asked for): label_enc.weight" in str(report)
+    assert "left out (as requested): label_enc.weight" in str(report)
 
 
 def test_backbone_and_its_counts_of_batches():
@@ -165,7 +167,7 @@ def test_backbone_of_detectron2_in_a_detrex_checkpoint():
         "backbone.res2.0.conv1.weight": torch.rand(64, 64, 1, 1),
         "backbone.res5.2.conv3.norm.running_mean": torch.rand(2048),
     }
-    with pytest.raises(ConversionError) as error:  # it has no more than these
+    with pytest.raises(CheckpointConversionError) as error:  # it has no more than these
         convert_checkpoint(source, model, "detrex")
     assert {key: pieces[0].name for key, pieces in error.value.report.pieces.items()} == {
         "backbone.stem.conv1.weight": "backbone.body.conv1.weight",
@@ -183,9 +185,11 @@ def test_results_share_no_memory_and_have_the_types_of_the_model(refine):
 
 
 def test_unknown_formats(refine):
-    with pytest.raises(ConversionError, match=r"of no known format.*begin with a, b"):
+    with pytest.raises(CheckpointConversionError, match=r"has no known format.*first keys are a, b"):
         convert_checkpoint({"a": torch.zeros(1), "b": torch.zeros(1)}, refine)
-    with pytest.raises(ConversionError, match="has our names already"):
+    with pytest.raises(CheckpointConversionError, match="already has our names"):
         convert_checkpoint(refine.state_dict(), refine)
-    with pytest.raises(ConversionError, match="unknown format 'caffe', expected one of detrex, huggingface, original"):
+    with pytest.raises(
+        CheckpointConversionError, match="unknown format 'caffe', expected one of detrex, huggingface, original"
+    ):
         convert_checkpoint({}, refine, "caffe")

@@ -96,7 +96,7 @@ def test_wrong_arguments(source, tmp_path, capsys):
 
 
 def test_training_says_what_to_do_with_a_foreign_checkpoint(source, model):
-    with pytest.raises(CheckpointError, match=r"format original: convert it with tools/convert_checkpoint\.py"):
+    with pytest.raises(CheckpointError, match=r"format is original: convert it with tools/convert_checkpoint\.py"):
         AtomicCheckpointer(model).load(str(source), checkpointables=[])
     with pytest.raises(CheckpointError, match="is a folder: convert it with"):
         AtomicCheckpointer(model).load(str(source.parent), checkpointables=[])

@@ -57,7 +57,7 @@ def test_detections_of_the_model(fake, folder, tmp_path):
     assert page.rows["confusion"][1][1:] == ["0", "4", "0"]  # all rectangles, taken for the other class
     assert page.rows["confusion"][2][1:] == ["0", "0", "4"]
     assert "of model_final.pth in 4 images" in page.sections["detections"]
-    assert "The model is no detection transformer" in page.sections["queries"]
+    assert "The model is not a DetectionTransformer" in page.sections["queries"]
     assert not (folder / "report.html").exists()
 
 
@@ -92,9 +92,9 @@ def test_trained_folder(dataset, folder):
     torch.save({"model": instantiate(cfg.model).state_dict()}, folder / "model_final.pth")
     page = report(folder, "--num", 3, "--score-threshold", 0.0, file=folder / "report.html")
     queries = page.sections["queries"]
-    assert "did in 3 images" in queries and "Gini coefficient" in queries and "QueryRouting" in page.sections["run"]
+    assert "over 3 images" in queries and "Gini coefficient" in queries and "QueryRouting" in page.sections["run"]
     count = cfg.model.query_source.num_queries
-    titles = [a["aria-label"] for tag, a in page.tags if tag == "svg" and "aria-label" in a]
+    titles = [a["aria-label"] for _, a in page.tags if a.get("class") == "plot"]
     assert any(title == f"Mean box of each query. Scatter plot of {count} points." for title in titles)
     rows = page.rows["queries"][1:]
     assert [row[0] for row in rows] == ["0", "1", "2"] and all(0 <= float(row[2]) <= count for row in rows)

@@ -87,7 +87,7 @@ def test_exact_fit_is_demanded_when_strict(tmp_path):
     with pytest.raises(CheckpointError, match=r"6 of another shape \(0\.bias \(3,\) instead of \(4,\)"):
         AtomicCheckpointer(model(4)).load(path, strict=True)
     larger = nn.Sequential(*model(), nn.Linear(3, 1))
-    with pytest.raises(CheckpointError, match=r"a\.pth is of another model: 2 missing \(2\.bias, 2\.weight\)"):
+    with pytest.raises(CheckpointError, match=r"a\.pth is from another model: 2 missing \(2\.bias, 2\.weight\)"):
         AtomicCheckpointer(larger).load(path, strict=True)
     with pytest.raises(CheckpointError, match=r"5 unexpected"):
         AtomicCheckpointer(nn.Sequential(nn.Linear(2, 3), nn.ReLU())).load(path, strict=True)
@@ -103,7 +103,7 @@ def test_partial_fit_is_a_warning_that_lists_everything(tmp_path, caplog):
 
 def test_nothing_in_common_is_an_error(tmp_path):
     AtomicCheckpointer(model(), str(tmp_path)).save("a")
-    with pytest.raises(CheckpointError, match="of another model"):
+    with pytest.raises(CheckpointError, match="from another model"):
         AtomicCheckpointer(nn.Conv2d(1, 1, 1)).load(str(tmp_path / "a.pth"))
 
 

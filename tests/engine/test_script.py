@@ -292,11 +292,11 @@ def test_checkpoint_of_another_model(script, uninterrupted):
     assert script("train.max_iter=6").code == 0
     run = script("--resume", "model.width=8")
     assert run.code == 1
-    assert "is of another model" in run.output
+    assert "is from another model" in run.output
     assert "of another shape (backbone.bias (16,) instead of (8,)" in run.output
     run = script("--eval-only", "--resume", "model.width=8")
     assert run.code == 1
-    assert "is of another model" in run.output
+    assert "is from another model" in run.output
     other = script.folder / "other.pth"
     torch.save({"model": {"something.else": torch.zeros(2)}}, other)
     run = script(f"train.init_checkpoint={other}")

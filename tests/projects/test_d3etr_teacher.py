@@ -204,7 +204,7 @@ def test_teachers_that_cannot_be_loaded(tmp_path: Path, checkpoint: str):
         Teacher(small_config(), "").on(cpu)
     with pytest.raises(CheckpointError, match=r"teacher of Distillation: checkpoint .*nowhere.pth does not exist"):
         Teacher(small_config(), str(tmp_path / "nowhere.pth")).on(cpu)
-    with pytest.raises(CheckpointError, match="is of another model"):
+    with pytest.raises(CheckpointError, match="is from another model"):
         Teacher(DETR, checkpoint).on(cpu)
     with pytest.raises(FileNotFoundError, match=r"similar ones: .*conditional_detr_digits"):
         Teacher("conditional_detr/conditional_detr_digit.py", checkpoint).on(cpu)

@@ -1,4 +1,4 @@
-"""Detections to report on: from the file that an evaluation has written, or of the trained model."""
+"""Detections, read from the file of an evaluation or made by the trained model, and the dataset they are of."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,12 +17,12 @@ from detrx.errors import user_message
 from detrx.evaluation import read_ground_truth, read_results
 from detrx.modeling import DetectionTransformer
 
-from .queries import QueryWatch
+from .query_watch import QueryWatch
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """What was to be found.
+    """A dataset with its ground truth.
 
     Attributes:
         name: registered name.
@@ -40,7 +40,7 @@ class Dataset:
         return [each["name"] for each in sorted(self.ground_truth["categories"], key=lambda each: each["id"])]
 
     def first(self, count: int) -> "Dataset":
-        """Its first images only."""
+        """The dataset of its first `count` images."""
         kept = dict(list(self.records.items())[:count])
         truth = dict(self.ground_truth)
         truth["images"] = [each for each in truth["images"] if each["id"] in kept]
@@ -50,7 +50,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Detections:
-    """Detections in COCO's result format in the images of a dataset; `source` says in words where they are from."""
+    """Detections in COCO's result format in the images of a dataset; `source` names their origin in words."""
 
     dataset: Dataset
     results: list[dict[str, Any]]
@@ -59,14 +59,14 @@ class Detections:
 
 @dataclass(frozen=True)
 class Absent:
-    """Why a part of the report is missing, and the command that would make it, if one would."""
+    """Why a part of the report is missing, and the command that adds it, if there is one."""
 
     why: str
     command: str = ""
 
 
 def load_dataset(name: str) -> Dataset:
-    """A registered dataset with its annotations.
+    """Load a registered dataset with its annotations.
 
     Raises:
         ValueError, FileNotFoundError: it is not registered, its annotations are missing or faulty.
@@ -78,7 +78,7 @@ def load_dataset(name: str) -> Dataset:
 
 
 def read_detections(file: Path, dataset: Dataset) -> Detections:
-    """Detections of an evaluation.
+    """Read the detections that an evaluation wrote.
 
     Raises:
         ValueError: the file is damaged, or of another dataset; names it.
@@ -89,7 +89,7 @@ def read_detections(file: Path, dataset: Dataset) -> Detections:
 def run_model(
     cfg: Any, weights: Path, device: str, dataset: Dataset, threshold: float
 ) -> tuple[Detections, dict[str, Any] | Absent]:
-    """The detections of a checkpoint in all images of a dataset, and what its queries did (`QueryWatch.figures`).
+    """Run a checkpoint on all images of a dataset.
 
     Args:
         cfg: the config that the model was trained with.
@@ -98,13 +98,16 @@ def run_model(
         dataset: its images.
         threshold: least score at which a query counts as active.
 
+    Returns:
+        The detections, and the figures on queries, see `QueryWatch.figures`.
+
     Raises:
         CheckpointError, FileNotFoundError, ValueError: the checkpoint is not there or of another model, or an image
             cannot be read.
     """
     model = load_model(cfg, str(weights), device)
     mapper = instantiate(cfg.dataloader.test.mapper)
-    watch: QueryWatch | Absent = Absent("The model is no detection transformer of this library: it has no queries.")
+    watch: QueryWatch | Absent = Absent("The model is not a DetectionTransformer of detrx, so it has no queries.")
     if isinstance(model, DetectionTransformer):
         try:
             watch = QueryWatch(model, cfg.model, dataset.class_names, threshold)
@@ -127,7 +130,7 @@ def run_model(
 
 
 def _truth_of(records: dict[Any, dict[str, Any]], name: str) -> dict[str, Any]:
-    """What a COCO file of these dataset dicts would have."""
+    """The content of a COCO annotation file for these dataset dicts."""
     labels = {each["category_id"] for record in records.values() for each in record.get("annotations", ())}
     names = MetadataCatalog.get(name).get("thing_classes") or [str(i) for i in range(max(labels, default=0) + 1)]
     annotations = []

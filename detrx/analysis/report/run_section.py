@@ -1,4 +1,4 @@
-"""The head of the report: what was trained, how, where, and what came out."""
+"""The head of the page and the section on the run: what was trained, how and where, and the main results."""
 
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,8 @@ _MACHINE = ("CPU", "GPU", "platform", "python", "torch", "detrx", "Detectron2 pr
 NOT_RECORDED = "not recorded"
 
 
-def summary_part(run: RunFolder, ap: dict[str, Any]) -> dict[str, Any]:
-    """Title, lead, tiles and facts of the run; `ap` is the part on average precision, for its figures."""
+def run_section(run: RunFolder, ap: dict[str, Any]) -> dict[str, Any]:
+    """Title, lead, tiles and facts of the run; `ap` is the section on average precision, for its tiles."""
     name = Path(run.log.config_file).stem or run.path.resolve().name
     environment = dict(run.log.environment)
     facts = [
@@ -46,7 +46,7 @@ def summary_part(run: RunFolder, ap: dict[str, Any]) -> dict[str, Any]:
 
 
 def config_facts(run: RunFolder) -> dict[str, Any]:
-    """What matters first in the config, and the whole of it."""
+    """The main settings of the config, and its full text."""
     main = next(
         (each for each in run.get("model.criterion.supervisions") or [] if each.get("group", "main") == "main"), None
     )

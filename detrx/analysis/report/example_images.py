@@ -12,7 +12,7 @@ from PIL import Image
 from detrx.analysis.visualize import draw_boxes
 from detrx.data import read_image
 
-from .breakdown import Breakdown, ImageCount, boxes_to_draw
+from .detection_statistics import DetectionStatistics, ImageCount, boxes_to_draw
 from .detections import Absent, Detections
 
 LONGEST_SIDE = 560
@@ -20,9 +20,8 @@ QUALITY = 72
 
 
 @dataclass(frozen=True)
-class Picture:
-    """An image for the page: `data` is a data URL, `caption` says what is right and wrong, `width` and `height` are in
-    pixels."""
+class EmbeddedImage:
+    """An image for the page: `data` is a data URL, `caption` has the counts, `width` and `height` are in pixels."""
 
     data: str
     caption: str
@@ -31,36 +30,36 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Sheets:
+class ExampleImages:
     """Some images of the dataset, those with most wrong detections, and those with most missed objects."""
 
-    sample: list[Picture]
-    wrong: list[Picture]
-    missed: list[Picture]
+    sample: list[EmbeddedImage]
+    wrong: list[EmbeddedImage]
+    missed: list[EmbeddedImage]
 
 
-def draw_sheets(
-    found: Detections, figures: Breakdown, score_threshold: float, sample: int = 12, worst: int = 8
-) -> Sheets | Absent:
+def draw_examples(
+    found: Detections, figures: DetectionStatistics, score_threshold: float, sample: int = 12, worst: int = 8
+) -> ExampleImages | Absent:
     """Draw `sample` images, evenly spread over the dataset, and twice at most `worst` of the worst ones.
 
-    An image that cannot be read makes the sheets absent, with the reason.
+    An image that cannot be read makes the examples absent, with the reason.
     """
     counts = figures.images
     step = max(1, len(counts) // sample)
     most_wrong = sorted((each for each in counts if each.wrong), key=lambda each: -each.wrong)
     most_missed = sorted((each for each in counts if each.missed), key=lambda each: -each.missed)
 
-    def draw(chosen: Sequence[ImageCount]) -> list[Picture]:
+    def draw(chosen: Sequence[ImageCount]) -> list[EmbeddedImage]:
         return [_draw(found, each, score_threshold) for each in chosen]
 
     try:
-        return Sheets(draw(counts[::step][:sample]), draw(most_wrong[:worst]), draw(most_missed[:worst]))
+        return ExampleImages(draw(counts[::step][:sample]), draw(most_wrong[:worst]), draw(most_missed[:worst]))
     except (OSError, ValueError) as error:
         return Absent(f"The images cannot be drawn: {error}.")
 
 
-def _draw(found: Detections, count: ImageCount, score_threshold: float) -> Picture:
+def _draw(found: Detections, count: ImageCount, score_threshold: float) -> EmbeddedImage:
     file = found.dataset.records[count.image_id]["file_name"]
     image = read_image(file)
     scale = min(1.0, LONGEST_SIDE / max(image.size))
@@ -69,7 +68,7 @@ def _draw(found: Detections, count: ImageCount, score_threshold: float) -> Pictu
         image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
         boxes = [replace(box, xyxy=tuple(scale * value for value in box.xyxy)) for box in boxes]
     drawn = draw_boxes(image, boxes, min_side=min(400, LONGEST_SIDE * min(image.size) // max(image.size)))
-    return Picture(data_url(drawn), _caption(Path(file).name, count), drawn.width, drawn.height)
+    return EmbeddedImage(data_url(drawn), _caption(Path(file).name, count), drawn.width, drawn.height)
 
 
 def data_url(image: Image.Image) -> str:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from detrx.analysis import read_metrics
-from detrx.analysis.curves import smooth
+from detrx.analysis.metrics import SCALAR_GROUPS, smooth
 
 
 @pytest.fixture
@@ -67,3 +67,21 @@ def test_smooth():
     assert smooth(values, 3).tolist() == [0, 3, 3, 4, 6]
     assert smooth(values, 1).tolist() == values.tolist()
     assert smooth(np.full(7, 2.0), 5).tolist() == [2.0] * 7
+
+
+def test_scalars_of_a_group(write):
+    names = (
+        "routing/passing",
+        "routing/passing_10",
+        "routing/passing_2",
+        "routing/other",
+        "moe/encoder_0_max_over_mean",
+    )
+    run = read_metrics(write({"iteration": 0, **dict.fromkeys(names, 1.0)}))
+    experts, routers = (group.find(run) for group in (SCALAR_GROUPS[0], SCALAR_GROUPS[-1]))
+    assert list(routers.items()) == [
+        ("routing/passing", "mean"),
+        ("routing/passing_2", "layer 2"),
+        ("routing/passing_10", "layer 10"),
+    ]
+    assert experts == {"moe/encoder_0_max_over_mean": "encoder 0"}

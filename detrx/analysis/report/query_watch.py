@@ -13,7 +13,7 @@ from detrx.modeling import DetectionTransformer
 
 
 class QueryWatch:
-    """Takes notes while a model is called with one image at a time.
+    """Collects figures on the queries of a model that is called with one image at a time.
 
     Args:
         model: in evaluation mode.

@@ -1,9 +1,9 @@
-"""Figures on detections: tables, curves and counts for the report."""
+"""Statistics of detections: COCO metrics, confusion matrix, and counts by image and class."""
 
 import math
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -18,7 +18,7 @@ from detrx.evaluation.greedy import match_greedily
 from .detections import Detections
 
 LEAST_SCORE = 0.05
-"""Detections with lower scores are in no histogram: every query makes some."""
+"""Detections with lower scores are left out of histograms: every query outputs some."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class ImageCount:
 
 
 @dataclass(frozen=True)
-class Breakdown:
+class DetectionStatistics:
     """
     Attributes:
         names: of the K classes.
@@ -42,7 +42,7 @@ class Breakdown:
         images: of each image, in the order of the dataset.
         objects: number of all objects.
         classes: for each class the numbers of its objects, and of correct and of wrong detections.
-        judged: scores of all detections, and whether they are correct, (D,) each; see `judge`.
+        matches: scores of all detections, and whether they are correct, (D,) each; see `match_detections`.
     """
 
     names: list[str]
@@ -52,11 +52,12 @@ class Breakdown:
     images: list[ImageCount]
     objects: int
     classes: np.ndarray
-    judged: tuple[np.ndarray, np.ndarray]
+    matches: tuple[np.ndarray, np.ndarray]
 
 
-def break_down(found: Detections, score_threshold: float) -> Breakdown:
-    """All figures; `score_threshold` is that of the confusion matrix and of the counts of each image."""
+def compute_statistics(found: Detections, score_threshold: float) -> DetectionStatistics:
+    """Compute all statistics; the confusion matrix and the counts by image and class leave out scores below
+    `score_threshold`."""
     truth = found.dataset.ground_truth
     steps = tqdm(total=3, desc=f"scoring {len(found.results)} detections", unit="step", leave=False)
     scores = score_boxes(coco_api(truth), found.results)
@@ -81,24 +82,39 @@ def break_down(found: Detections, score_threshold: float) -> Breakdown:
     index = {category_id: k for k, category_id in enumerate(sorted(each["id"] for each in truth["categories"]))}
     classes = np.zeros((len(index), 3), dtype=np.int64)
     classes[:, 0] = confusion[:-1].sum(1)
-    images, judged = [], []
-    for image_id, (true_count, rows) in judge(found, min(LEAST_SCORE, score_threshold)).items():
-        counted = [(right, category_id) for score, right, category_id in rows if score >= score_threshold]
-        for right, category_id in counted:
-            classes[index[category_id], 1 if right else 2] += 1
-        correct = sum(right for right, _ in counted)
-        images.append(ImageCount(image_id, correct, len(counted) - correct, true_count - correct))
-        judged += rows
+    images, matches = [], []
+    for image_id, image in match_detections(found, min(LEAST_SCORE, score_threshold)).items():
+        counted = [match for match in image.detections if match.score >= score_threshold]
+        for match in counted:
+            classes[index[match.category_id], 1 if match.correct else 2] += 1
+        correct = sum(match.correct for match in counted)
+        images.append(ImageCount(image_id, correct, len(counted) - correct, image.objects - correct))
+        matches += image.detections
     steps.close()
-    columns = np.array([row[0] for row in judged]), np.array([row[1] for row in judged], dtype=bool)
-    return Breakdown(class_names(truth), scores, confusion, sizes, images, len(areas), classes, columns)
+    columns = np.array([match.score for match in matches]), np.array([match.correct for match in matches], dtype=bool)
+    return DetectionStatistics(class_names(truth), scores, confusion, sizes, images, len(areas), classes, columns)
 
 
-def judge(found: Detections, least_score: float = LEAST_SCORE) -> dict[Any, tuple[int, list[tuple[float, bool, Any]]]]:
-    """For each image the number of objects, and score, correctness (by an IoU of 0.5) and category of every detection
-    that has at least `least_score` and does not lie in a crowd of its class."""
+class Match(NamedTuple):
+    """A detection, and whether it is correct."""
+
+    score: float
+    correct: bool
+    category_id: Any
+
+
+class ImageMatches(NamedTuple):
+    """The number of objects in an image, and its detections by falling score."""
+
+    objects: int
+    detections: list[Match]
+
+
+def match_detections(found: Detections, least_score: float = LEAST_SCORE) -> dict[Any, ImageMatches]:
+    """Match detections to objects of their class with an IoU of 0.5 or more, by image id. Detections with lower scores
+    than `least_score`, and those in crowds of their class, are left out."""
     truth, results = _by_image(found.dataset.ground_truth["annotations"]), _by_image(found.results)
-    judged = {}
+    matches = {}
     for image_id in found.dataset.records:
         objects = [each for each in truth[image_id] if not each.get("iscrowd", 0)]
         crowds = [each for each in truth[image_id] if each.get("iscrowd", 0)]
@@ -107,13 +123,13 @@ def judge(found: Detections, least_score: float = LEAST_SCORE) -> dict[Any, tupl
         overlaps = _overlaps(detections, objects)
         correct = (match_greedily(np.where(overlaps >= 0.5, overlaps, -1.0)) >= 0).tolist()
         in_crowd = (_overlaps(detections, crowds) >= 0.5).any(1)
-        rows = [
-            (each["score"], right, each["category_id"])
+        kept = [
+            Match(each["score"], right, each["category_id"])
             for each, right, ignored in zip(detections, correct, in_crowd.tolist(), strict=True)
             if right or not ignored
         ]
-        judged[image_id] = len(objects), rows
-    return judged
+        matches[image_id] = ImageMatches(len(objects), kept)
+    return matches
 
 
 def _overlaps(detections: list[dict], objects: list[dict]) -> np.ndarray:
