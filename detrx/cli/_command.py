@@ -27,8 +27,11 @@ def run_tool(run: Callable[[argparse.Namespace], None], args: argparse.Namespace
 def add_config(
     parser: Any, help: str = "config that the model was trained with", required: bool = True, **how: Any
 ) -> None:
-    """Add `--config-file` to a parser or a group of one."""
-    parser.add_argument("--config-file", metavar="FILE", help=help, **({"required": True} if required else {}), **how)
+    """Add `--config-file`, a file or a name of the model zoo, to a parser or a group of one."""
+    how |= {"required": True} if required else {}
+    parser.add_argument(
+        "--config-file", metavar="CONFIG", help=f"{help}: a file, or a name such as dino/dino_r50", **how
+    )
 
 
 def add_weights(parser: Any) -> None:
