@@ -1,7 +1,7 @@
-"""The configs of this repository, and their models, by name.
+"""Load the configs of this repository, and build their models, by name.
 
-Those of `configs/` are named by their path below it ("dino/dino_r50.py"), those of a project by its name and theirs
-("h_detr/h_deformable_detr_r50.py"); the ".py" may be left out.
+A config in `configs/` is named by its path in that folder ("dino/dino_r50.py"), a config of a project by project and
+file ("h_detr/h_deformable_detr_r50.py"). The ".py" is optional.
 """
 
 import difflib
@@ -21,10 +21,10 @@ __all__ = ["config_root", "get", "get_config", "get_config_file", "list_models"]
 
 
 def config_root() -> Path:
-    """The `configs` folder: packaged with an installed detrx, else the one of the checkout.
+    """The `configs` folder of an installed detrx, or else of the checkout.
 
     Raises:
-        FileNotFoundError: there is neither.
+        FileNotFoundError: there is no such folder.
     """
     package = Path(__file__).resolve().parent
     for folder in (package / "configs", package.parents[1] / "configs"):
@@ -36,7 +36,7 @@ def config_root() -> Path:
 
 
 def get_config_file(name: str) -> str:
-    """Path of a config, given as "dino/dino_r50.py" or "h_detr/h_deformable_detr_r50.py" (the ".py" may be left out).
+    """Path of a config with a name such as "dino/dino_r50.py" or "h_detr/h_deformable_detr_r50.py" (".py" is optional).
 
     Raises:
         FileNotFoundError: there is no such config; the message lists similar names.
@@ -52,13 +52,13 @@ def get_config_file(name: str) -> str:
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Names of all configs that describe a model, sorted, that match a pattern such as "dino/*" or "*_r50"."""
+    """Sorted names of all model configs that match a pattern such as "dino/*" or "*_r50"."""
     names = [name for name in _config_files() if name.split("/")[0] != "common"]
     return sorted(n for n in names if any(fnmatch.fnmatchcase(each, pattern) for each in (n, n.removesuffix(".py"))))
 
 
 def get_config(name: str) -> "DictConfig":
-    """Load a config, given as for `get_config_file`, as `LazyConfig.load` does."""
+    """Load a config with `LazyConfig.load`, by its name (see `get_config_file`)."""
     return LazyConfig.load(get_config_file(name))
 
 
@@ -73,12 +73,12 @@ def get(
     """The model of a config, in evaluation mode.
 
     Args:
-        name: as for `get_config_file`.
-        weights: checkpoint to load (its averaged weights, if it has any); None: random weights.
+        name: name of the config, see `get_config_file`.
+        weights: checkpoint to load (averaged weights are used if it has any); None: random weights.
         device: "cpu", "cuda", ...; "auto": a GPU if there is one.
-        pretrained_backbone: without `weights`, whether the backbone loads those that its config names, which needs the
-            network or a filled cache.
-        overrides: `key=value` changes to the config.
+        pretrained_backbone: without `weights`, load the backbone weights that the config names; this needs a network or
+            a filled cache.
+        overrides: `key=value` overrides of the config.
 
     Raises:
         FileNotFoundError: there is no such config.
