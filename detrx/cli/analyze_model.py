@@ -13,9 +13,9 @@ BOXES_PER_IMAGE = 10
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Prints a table of the model's parts: parameters and multiply-adds for one image; the median "
-        "time of inference, and the memory of its activations; if asked for, the memory of a training step. Methods "
-        "are listed, but not part of inference. Weights are random; no dataset is needed.",
+        description="Print parameters and multiply-adds for one image, by part of the model; the median time and the "
+        "activation memory of inference; and, with --training-batch, the memory of a training step. Methods are "
+        "listed, but are not part of inference. Weights are random; no dataset is needed.",
         epilog="example: analyze_model.py --config-file configs/deformable_detr/deformable_detr_r50.py --size 800 1333",
     )
     add_config(parser, help="config of the model")
@@ -28,13 +28,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="image size (default: 800 1333)",
     )
     parser.add_argument(
-        "--rounds", type=at_least(0), default=5, metavar="N", help="timed calls; 0: no timing (default: 5)"
+        "--rounds", type=at_least(0), default=5, metavar="N", help="number of timed calls; 0: no timing (default: 5)"
     )
     parser.add_argument(
         "--training-batch", type=at_least(0), default=0, metavar="N", help="also measure a training step of N images"
     )
     add_device(parser)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results to this file")
     add_overrides(parser)
     return parse(parser, argv)
 

@@ -1,4 +1,4 @@
-"""Which query of the teacher each query of a trained student is paired with, image by image."""
+"""Analysis of the pairs of student and teacher queries, image by image."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from .teacher import has_softmax
 
 @QUERY_ANALYSES.register()
 class PairsAnalysis(QueryAnalysis):
-    """Counts, layer by layer, how often adaptive matching pairs each of the student's main queries with each of the
-    teacher's. Where a query has the same partner in all images, matching is settled.
+    """Counts, for each layer, how often adaptive matching pairs each of the student's main queries with each of the
+    teacher's. If a query has the same partner in all images, matching has settled.
 
     Args:
-        model: the student in evaluation mode, with a `Distillation`, whose teacher and cost are used, whatever it is
-            that its own training pairs the queries by.
+        model: the student in evaluation mode. It must have a `Distillation` method; its teacher and cost are used, even
+            if it was trained with another matching.
 
     Raises:
         ValueError: the model has no distillation.
@@ -36,8 +36,8 @@ class PairsAnalysis(QueryAnalysis):
 
     name = "pairs"
     help = (
-        "D3ETR: which of the teacher's queries adaptive matching pairs with each of the student's, and in how many "
-        "images it is the same one (pairs.json, pairs.png)"
+        "D3ETR: which teacher query adaptive matching pairs with each student query, and in how many images it is the "
+        "same one (pairs.json, pairs.png)"
     )
 
     @classmethod
@@ -58,7 +58,7 @@ class PairsAnalysis(QueryAnalysis):
 
     @torch.no_grad()
     def observe(self, inputs: dict[str, Any], instances: Instances) -> None:
-        """Take account of an image."""
+        """Process an image."""
         images = self.model.preprocess([inputs])
         lesson = self.method.teacher.teach(self.model, images, [])
         student = self.model.decode(self.model.encode(images))["main"]
@@ -76,7 +76,7 @@ class PairsAnalysis(QueryAnalysis):
         self.images += 1
 
     def figures(self) -> dict[str, Any]:
-        """What `pairs.json` holds; layers are counted from the first one that has a counterpart in the teacher."""
+        """Contents of `pairs.json`. Layer 0 is the first one that has a counterpart in the teacher."""
         layers = []
         for counts in self.counts:
             place = np.arange(min(counts.shape))
@@ -92,7 +92,7 @@ class PairsAnalysis(QueryAnalysis):
         return {"images": self.images, "student_queries": student, "teacher_queries": teacher, "layers": layers}
 
     def write(self, folder: Path) -> str:
-        """Write `pairs.json` and `pairs.png`, and say in words what is in them.
+        """Write `pairs.json` and `pairs.png`, and return a summary.
 
         Raises:
             ValueError: no image was observed.
@@ -103,15 +103,15 @@ class PairsAnalysis(QueryAnalysis):
         (folder / "pairs.json").write_text(json.dumps(figures, indent=1) + "\n")
         self.plot(folder / "pairs.png")
         lines = [
-            f"  layer {index}: a query of the student has its commonest partner in {each['commonest_partner']:.1%} of "
-            f"the images, and one of equal place in {each['partner_of_equal_place']:.1%}"
+            f"  layer {index}: a student query has its most frequent partner in {each['commonest_partner']:.1%} of the "
+            f"images, and the teacher query of the same index in {each['partner_of_equal_place']:.1%}"
             for index, each in enumerate(figures["layers"])
         ]
         where = f"figures and picture: {folder / 'pairs.json'}, {folder / 'pairs.png'}"
         return "\n".join([f"pairs of student and teacher in {self.images} images", *lines, where])
 
     def plot(self, file: Path) -> None:
-        """A map for each layer: the student's queries in the order of their commonest partner, by the teacher's."""
+        """A map for each layer: student queries, sorted by their most frequent partner, against teacher queries."""
         layers = len(self.counts)
         columns = min(3, layers)
         rows = -(-layers // columns)
