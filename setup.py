@@ -150,7 +150,7 @@ class BuildPy(build_py):
             return
         for name in ("configs", "projects"):
             if (ROOT / name).is_dir():
-                target = Path(self.build_lib, "detrx", "model_zoo", name)
+                target = Path(self.build_lib, "detrx", "config_zoo", name)
                 shutil.copytree(ROOT / name, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
 
 
@@ -264,6 +264,7 @@ setup(
         "safetensors>=0.4",
         "scikit-learn>=1.2",
         "matplotlib>=3.6",
+        "plotly>=5.24",
         "tensorboard>=2.11",
         *(VISION if importlib.util.find_spec("torchvision") else []),
     ],

@@ -6,7 +6,7 @@
 
 #include <string>
 
-#include "cpu_dispatch.h"
+#include "cpu/isa.h"
 
 namespace {
 
@@ -21,7 +21,7 @@ std::string build_info() {
 #ifdef DETRX_CUDA_ARCHS
   info += std::string(";cuda_archs=") + DETRX_CUDA_ARCHS;
 #endif
-  info += std::string(";cpu_isa=") + detrx::isa_name(detrx::cpu_isa());
+  info += std::string(";cpu_isa=") + detrx::cpu::isa_name(detrx::cpu::isa());
   return info;
 }
 

@@ -1,5 +1,5 @@
 // float16 and bfloat16 as bit patterns, for CPU kernels that are compiled once per instruction set: they must not use
-// the inline functions of c10 (see cpu_dispatch.h). Branch-free, so that loops over them vectorise.
+// the inline functions of c10 (see cpu/foreach_isa.inl). Branch-free, so that loops over them vectorise.
 #pragma once
 
 #include <cstdint>

@@ -1,20 +1,33 @@
 """Files that are there completely, or not at all."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import IO, Any
 
+__all__ = ["TEMPORARY", "replacing", "write_atomically"]
+
 TEMPORARY = ".tmp"
-"""What the name of a file ends in while it is written."""
+"""What the name of a file ends in while `write_atomically` writes it."""
 
 
 def write_atomically(path: str | os.PathLike, write: Callable[[IO[bytes]], Any]) -> None:
     """Let `write(file)` write a temporary file beside `path`, and put it in its place once it is on the disk."""
-    temporary = f"{os.fspath(path)}{TEMPORARY}"
+    with replacing(path, f"{os.fspath(path)}{TEMPORARY}") as temporary, open(temporary, "wb") as file:
+        write(file)
+
+
+@contextmanager
+def replacing(path: str | os.PathLike, temporary: str | os.PathLike) -> Iterator[str | os.PathLike]:
+    """The file that is written at `temporary` takes the place of `path`, or is removed if anything is raised.
+
+    Args:
+        path: the file to write.
+        temporary: a path in the same folder.
+    """
     try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
+        yield temporary
+        with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:

@@ -9,7 +9,6 @@ import copy
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -17,20 +16,20 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from detrx import model_zoo
 from detrx.analysis.visualize import Box, class_colour, draw_boxes
+from detrx.coco.results import instances_on_host
+from detrx.config_zoo import read_config
 from detrx.d2.config import instantiate
 from detrx.d2.structures import Instances
 from detrx.data import class_names_of, read_image, upright_rgb
-from detrx.engine.config import load_config, override_config
+from detrx.engine.config import override_config
 from detrx.engine.trained import load_model
 from detrx.errors import InvalidInputError, MissingImportError
-from detrx.evaluation.results import instances_on_host
 
 if TYPE_CHECKING:
     import supervision
 
-__all__ = ["Predictor", "as_picture"]
+__all__ = ["Predictor", "as_pil_image"]
 
 ImageLike: TypeAlias = str | os.PathLike | Image.Image | np.ndarray | Tensor
 Record: TypeAlias = dict[str, Any]
@@ -90,12 +89,8 @@ class Predictor:
             ConfigError, FileNotFoundError: there is no such config, or an override does not fit it.
             CheckpointError: there is no such checkpoint, or it is of another model.
         """
-        overrides = list(overrides)
-        if isinstance(config, (str, os.PathLike)):
-            name = os.fspath(config)
-            cfg = load_config(name if Path(name).is_file() else model_zoo.get_config_file(name), overrides)
-        else:
-            cfg = override_config(copy.deepcopy(config), overrides)
+        named = isinstance(config, (str, os.PathLike))
+        cfg = override_config(read_config(config) if named else copy.deepcopy(config), list(overrides))
         mapper = instantiate(cfg.dataloader.test.mapper)
         datasets = cfg.dataloader.test.dataset.names
         names = class_names_of(datasets if isinstance(datasets, str) else datasets[0])
@@ -117,7 +112,7 @@ class Predictor:
             FileNotFoundError, ValueError: an image file does not exist, or cannot be read; names it.
         """
         several = isinstance(images, (list, tuple)) or (isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4)
-        pictures = ({"image": as_picture(image)} for image in (images if several else [images]))
+        pictures = ({"image": as_pil_image(image)} for image in (images if several else [images]))
         found = [instances for _, instances in self.stream(pictures)]
         return found if several else found[0]
 
@@ -143,7 +138,7 @@ class Predictor:
             Box(tuple(boxes[i]), f"{self.name_of(classes[i])} {instances.scores[i]:.2f}", class_colour(classes[i]))
             for i in instances.scores.argsort(stable=True).tolist()
         ]
-        return draw_boxes(as_picture(image), drawn, min_side)
+        return draw_boxes(as_pil_image(image), drawn, min_side)
 
     def to_dict(self, instances: Instances) -> dict[str, list]:
         """Detections in plain lists of one length: `boxes` (xyxy in pixels), `scores`, `class_ids` (indices) and
@@ -177,7 +172,7 @@ class Predictor:
         )
 
 
-def as_picture(image: ImageLike) -> Image.Image:
+def as_pil_image(image: ImageLike) -> Image.Image:
     """Anything that `Predictor` takes for one image, as an upright RGB image of PIL.
 
     Raises:

@@ -23,4 +23,4 @@ def test_report():
 
 def test_report_survives_a_broken_installation():
     report = run("-m detrx.collect_env", DETRX_D2="nonsense", CUDA_HOME="/nonexistent")
-    assert "unknown (ValueError" in report and "unknown (FileNotFoundError" in report
+    assert "unknown (InvalidInputError" in report and "unknown (FileNotFoundError" in report

@@ -1,4 +1,4 @@
-"""What must import where optional packages are missing."""
+"""What must import where optional packages are missing, and what must not import what."""
 
 import os
 import subprocess

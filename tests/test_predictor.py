@@ -19,7 +19,7 @@ from detrx.d2.structures import Boxes, Instances
 from detrx.data import class_names_of
 from detrx.data.digits import CLASSES
 from detrx.engine.config import ConfigError
-from detrx.predictor import as_picture
+from detrx.predictor import as_pil_image
 
 CONFIG = "deformable_detr/deformable_detr_digits"
 THIN = [
@@ -260,9 +260,9 @@ def test_pictures_are_upright_and_rgb(tmp_path):
     exif[0x0112] = 6
     Image.new("RGB", (40, 60)).save(tmp_path / "turned.jpg", exif=exif)
     with Image.open(tmp_path / "turned.jpg") as opened:
-        assert as_picture(opened).size == as_picture(tmp_path / "turned.jpg").size == (60, 40)
+        assert as_pil_image(opened).size == as_pil_image(tmp_path / "turned.jpg").size == (60, 40)
         assert opened.size == (40, 60)  # the image of the caller is as it was
-    assert as_picture(Image.new("RGBA", (4, 4), (9, 9, 9, 0))).getpixel((0, 0)) == (9, 9, 9)
+    assert as_pil_image(Image.new("RGBA", (4, 4), (9, 9, 9, 0))).getpixel((0, 0)) == (9, 9, 9)
 
 
 def test_class_names_of_a_dataset_that_was_not_loaded_yet(dataset):

@@ -58,7 +58,10 @@ class Report:
 
 
 def write_json(path: Path, content: object) -> None:
-    """The file is there completely, or as it was before."""
+    """The file is there completely, or as it was before.
+
+    It does not use `detrx.atomic`: reports are also written where detrx cannot be imported.
+    """
     partial = path.with_name(f".{path.name}.tmp")
     partial.write_text(json.dumps(content, indent=1, default=str) + "\n")
     os.replace(partial, path)

@@ -9,30 +9,24 @@ from detrx.modeling import (
     MatchingCost,
     Supervision,
     TimmBackbone,
-    TopKAssigner,
     VarifocalLoss,
 )
 
 from ..common.digits_training import dataloader, lr_multiplier, optimizer, train
 from ..common.models.deformable_detr import model
+from ..common.models.digits import dense_supervision as _dense_supervision
+from ..common.models.digits import shrink_transformer
 
+shrink_transformer(model)
 model.backbone = L(TimmBackbone)(
     name="resnet18",
     out_features=["res3", "res4", "res5"],
     model_args=dict(layers=[1, 2, 2, 1], channels=[48, 96, 160, 192], stem_width=16, stem_type="deep"),
 )
 model.neck.in_channels = [96, 160, 192]
-model.tokenizer.embed_dim = 128
 model.tokenizer.num_levels = 3
-model.tokenizer.position_embedding.num_feats = 64
-model.encoder.layer.self_attn.num_heads = 4
-model.encoder.layer.ffn.hidden_dim = 256
-model.encoder.layer.dropout = 0.0
-model.encoder.num_layers = 1
-model.decoder.num_layers = 3
 model.decoder.refine_boxes = True
 model.decoder.look_forward_twice = True
-model.decoder.heads.num_classes = 10
 model.decoder.heads.shared = False
 model.decoder.heads.initial_size_logit = 0.0
 model.query_source = L(EncoderProposals)(
@@ -43,14 +37,13 @@ model.query_source = L(EncoderProposals)(
     rank_by="max",
     base_size=0.1,
 )
-_cost = L(MatchingCost)(class_weight=2.0, l1_weight=5.0, giou_weight=2.0)
-_losses = [L(VarifocalLoss)(weight=2.0), L(L1Loss)(weight=5.0), L(GIoULoss)(weight=2.0)]
 model.criterion.supervisions = [
-    L(Supervision)(group="main", assigner=L(HungarianMatcher)(cost=_cost), losses=_losses),
-    # Without a dense supervision of the proposals such a small model hardly learns where digits are.
     L(Supervision)(
-        group="encoder", assigner=L(TopKAssigner)(cost=_cost, k=6), losses=_losses, suffix="_enc", weight=0.25
+        group="main",
+        assigner=L(HungarianMatcher)(cost=L(MatchingCost)(class_weight=2.0, l1_weight=5.0, giou_weight=2.0)),
+        losses=[L(VarifocalLoss)(weight=2.0), L(L1Loss)(weight=5.0), L(GIoULoss)(weight=2.0)],
     ),
+    _dense_supervision,
 ]
 
 optimizer.lr = 1e-3

@@ -30,6 +30,9 @@ struct MoePlaces {
   const int64_t* place;
 };
 
+// Both contiguous; they have to stay alive.
+MoePlaces places_of(const at::Tensor& order, const at::Tensor& place);
+
 // output[t] = sum over j of weights[t, j] * y[place[t, j]]; all weights are one where `weights` is null.
 template <typename T>
 struct MoeCombine {

@@ -3,17 +3,19 @@
 #include "query_routing.h"
 
 #include <ATen/ops/empty.h>
-#include <torch/library.h>
 
 #include <algorithm>
 #include <cstdint>
 #include <limits>
+#include <string>
+
+#include "../checks.h"
 
 namespace detrx {
 namespace {
 
 // The kernels count the rows of a tensor in 32 bits.
-void check_count(const char* op, int64_t images, int64_t rows, const char* what, const at::Tensor& tensor) {
+void check_row_count(const char* op, int64_t images, int64_t rows, const char* what, const at::Tensor& tensor) {
   TORCH_CHECK_VALUE(
       rows <= std::numeric_limits<int32_t>::max() / std::max<int64_t>(images, 1),
       op, ": ", images, " images of ", rows, " ", what, " are more than 2^31 - 1, for a route of shape ",
@@ -21,44 +23,34 @@ void check_count(const char* op, int64_t images, int64_t rows, const char* what,
 }
 
 void check_route(const char* op, const at::Tensor& index, const at::Tensor& valid) {
-  TORCH_CHECK_VALUE(index.dim() == 2, op, ": index has shape ", index.sizes(), ", expected (B, K)");
-  TORCH_CHECK_VALUE(
-      valid.sizes() == index.sizes(),
-      op, ": valid has shape ", valid.sizes(), ", expected ", index.sizes(), " to fit index");
-  TORCH_CHECK_TYPE(
-      index.scalar_type() == at::kLong,
-      op, ": index of shape ", index.sizes(), " has dtype ", index.scalar_type(), ", expected int64");
-  TORCH_CHECK_TYPE(
-      valid.scalar_type() == at::kBool,
-      op, ": valid of shape ", valid.sizes(), " has dtype ", valid.scalar_type(), ", expected bool");
-  TORCH_CHECK_VALUE(
-      valid.device() == index.device(),
-      op, ": valid of shape ", valid.sizes(), " is on ", valid.device(), ", index of shape ", index.sizes(), " on ",
-      index.device());
+  check_rank(op, "index", index, 2, "(B, K)");
+  check_shape(op, "valid", valid, index.sizes(), "index", index);
+  check_dtype(op, "index", index, at::kLong, "int64");
+  check_dtype(op, "valid", valid, at::kBool, "bool");
+  check_same_device(op, "valid", valid, "index", index);
+}
+
+std::string element(const char* list, size_t i) {
+  return std::string(list) + "[" + std::to_string(i) + "]";
 }
 
 void check_rows(
-    const char* op, const char* name, size_t i, const at::Tensor& x, int64_t rows, const at::Tensor& index) {
+    const char* op, const std::string& name, const at::Tensor& x, int64_t rows, const at::Tensor& index) {
   TORCH_CHECK_VALUE(
       x.dim() >= 2 && x.size(0) == index.size(0) && x.size(1) == rows,
-      op, ": ", name, "[", i, "] has shape ", x.sizes(), ", expected (", index.size(0), ", ", rows,
+      op, ": ", name, " has shape ", x.sizes(), ", expected (", index.size(0), ", ", rows,
       ", ...) to fit index of shape ", index.sizes());
-  TORCH_CHECK_VALUE(
-      x.device() == index.device(),
-      op, ": ", name, "[", i, "] of shape ", x.sizes(), " is on ", x.device(), ", index of shape ", index.sizes(),
-      " on ", index.device());
+  check_same_device(op, name, x, "index", index);
 }
 
-void check_like(
-    const char* op, const char* name, size_t i, const at::Tensor& x, const char* other_name, const at::Tensor& other) {
+// Both have rows of the same shape and dtype.
+void check_same_rows(
+    const char* op, const std::string& name, const at::Tensor& x, const std::string& other_name,
+    const at::Tensor& other) {
   TORCH_CHECK_VALUE(
       x.sizes().slice(2) == other.sizes().slice(2),
-      op, ": ", name, "[", i, "] has shape ", x.sizes(), ", which does not fit ", other_name, "[", i, "] of shape ",
-      other.sizes());
-  TORCH_CHECK_TYPE(
-      x.scalar_type() == other.scalar_type(),
-      op, ": ", name, "[", i, "] of shape ", x.sizes(), " has dtype ", x.scalar_type(), ", ", other_name, "[", i,
-      "] of shape ", other.sizes(), " has ", other.scalar_type());
+      op, ": ", name, " has shape ", x.sizes(), ", which does not fit ", other_name, " of shape ", other.sizes());
+  check_same_dtype(op, name, x, other_name, other);
 }
 
 int64_t row_numel(const at::Tensor& x) {
@@ -109,9 +101,10 @@ void add_output(
 
 RoutedCall plan(const char* op, const at::Tensor& index, const at::Tensor& valid, int64_t queries) {
   check_route(op, index, valid);
-  check_count(op, index.size(0), queries, "queries", index);
-  check_count(op, index.size(0), index.size(1), "slots", index);
+  check_row_count(op, index.size(0), queries, "queries", index);
+  check_row_count(op, index.size(0), index.size(1), "slots", index);
   RoutedCall call;
+  call.op = op;
   call.sizes = {index.size(0), queries, index.size(1)};
   call.index = index.contiguous();
   call.valid = valid.contiguous();
@@ -125,27 +118,31 @@ int64_t queries_of(const char* op, const char* name, at::TensorList x) {
   return x[0].size(1);
 }
 
+// Outputs of K or N rows for each image, filled from the queries of `x` alone.
+RoutedCall plan_from_queries(
+    const char* op, at::TensorList x, const at::Tensor& index, const at::Tensor& valid, int64_t RouteSizes::*rows) {
+  RoutedCall call = plan(op, index, valid, queries_of(op, "x", x));
+  for (size_t i = 0; i < x.size(); ++i) {
+    check_rows(op, element("x", i), x[i], call.sizes.N, index);
+    add_output(call, x[i], call.sizes.*rows, x[i], {});
+  }
+  return call;
+}
+
 }  // namespace
 
 void check_query_route(const at::Tensor& keep, std::optional<int64_t> capacity) {
-  TORCH_CHECK_VALUE(keep.dim() == 2, "query_route: keep has shape ", keep.sizes(), ", expected (B, N)");
-  TORCH_CHECK_TYPE(
-      keep.scalar_type() == at::kBool,
-      "query_route: keep of shape ", keep.sizes(), " has dtype ", keep.scalar_type(), ", expected bool");
+  constexpr auto op = "query_route";
+  check_rank(op, "keep", keep, 2, "(B, N)");
+  check_dtype(op, "keep", keep, at::kBool, "bool");
   TORCH_CHECK_VALUE(
       !capacity || (*capacity >= 0 && *capacity <= keep.size(1)),
-      "query_route: capacity is ", *capacity, ", expected 0 to N for keep of shape ", keep.sizes());
-  check_count("query_route", keep.size(0), keep.size(1), "queries", keep);
+      op, ": capacity is ", *capacity, ", expected 0 to N for keep of shape ", keep.sizes());
+  check_row_count(op, keep.size(0), keep.size(1), "queries", keep);
 }
 
 RoutedCall plan_gather(at::TensorList x, const at::Tensor& index, const at::Tensor& valid) {
-  constexpr auto op = "query_gather";
-  RoutedCall call = plan(op, index, valid, queries_of(op, "x", x));
-  for (size_t i = 0; i < x.size(); ++i) {
-    check_rows(op, "x", i, x[i], call.sizes.N, index);
-    add_output(call, x[i], call.sizes.K, x[i], {});
-  }
-  return call;
+  return plan_from_queries("query_gather", x, index, valid, &RouteSizes::K);
 }
 
 RoutedCall plan_scatter(
@@ -156,9 +153,9 @@ RoutedCall plan_scatter(
       packed.size() == base.size(),
       op, ": packed has ", packed.size(), " tensors, base has ", base.size());
   for (size_t i = 0; i < base.size(); ++i) {
-    check_rows(op, "base", i, base[i], call.sizes.N, index);
-    check_rows(op, "packed", i, packed[i], call.sizes.K, index);
-    check_like(op, "packed", i, packed[i], "base", base[i]);
+    check_rows(op, element("base", i), base[i], call.sizes.N, index);
+    check_rows(op, element("packed", i), packed[i], call.sizes.K, index);
+    check_same_rows(op, element("packed", i), packed[i], element("base", i), base[i]);
     add_output(call, base[i], call.sizes.N, base[i], packed[i]);
   }
   return call;
@@ -169,20 +166,14 @@ RoutedCall plan_unpack(at::TensorList packed, const at::Tensor& index, const at:
   TORCH_CHECK_VALUE(queries >= 0, op, ": queries is ", queries, ", expected N >= 0");
   RoutedCall call = plan(op, index, valid, queries);
   for (size_t i = 0; i < packed.size(); ++i) {
-    check_rows(op, "packed", i, packed[i], call.sizes.K, index);
+    check_rows(op, element("packed", i), packed[i], call.sizes.K, index);
     add_output(call, packed[i], queries, {}, packed[i]);
   }
   return call;
 }
 
 RoutedCall plan_clear(at::TensorList x, const at::Tensor& index, const at::Tensor& valid) {
-  constexpr auto op = "query_clear";
-  RoutedCall call = plan(op, index, valid, queries_of(op, "x", x));
-  for (size_t i = 0; i < x.size(); ++i) {
-    check_rows(op, "x", i, x[i], call.sizes.N, index);
-    add_output(call, x[i], call.sizes.N, x[i], {});
-  }
-  return call;
+  return plan_from_queries("query_clear", x, index, valid, &RouteSizes::N);
 }
 
 }  // namespace detrx

@@ -1,14 +1,15 @@
-"""Looking at what models do: drawings of detections, training curves, costs."""
+"""Analysis of models and trainings: drawings of detections, training curves, costs."""
 
 from .cost import model_cost, random_image, random_model
-from .curves import Run, plot_runs, read_metrics
+from .curves import plot_runs
 from .flops import count_flops
 from .memory import inference_memory, training_memory
+from .metrics import RunMetrics, read_metrics
 from .visualize import Box, compare_with_truth, contact_sheet, draw_boxes
 
 __all__ = [
     "Box",
-    "Run",
+    "RunMetrics",
     "compare_with_truth",
     "contact_sheet",
     "count_flops",

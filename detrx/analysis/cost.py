@@ -1,4 +1,4 @@
-"""What a model costs: parameters, multiply-adds and time of inference."""
+"""Cost of a model: parameters, multiply-adds and time of inference."""
 
 import statistics
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ def random_image(size: tuple[int, int], device: str = "cpu") -> Tensor:
 
 @torch.no_grad()
 def model_cost(model: nn.Module, image: Tensor, rounds: int) -> dict[str, Any]:
-    """Costs of a detector for one image (3, H, W).
+    """Measure the cost of a detector for one image (3, H, W).
 
     Returns:
         `parts`: by name of the part, {"parameters", "flops"}; `parameters` and `flops` (multiply-adds) of inference,

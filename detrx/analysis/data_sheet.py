@@ -1,4 +1,4 @@
-"""What a model is given: samples of a config's loaders, after augmentation, with their boxes."""
+"""Samples of a config's data loaders as the model gets them: after augmentation, with their boxes."""
 
 import copy
 import itertools

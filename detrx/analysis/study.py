@@ -1,4 +1,4 @@
-"""Studies: several variants of a training, each with several seeds, and the table of what came out."""
+"""Studies: several variants of a training, each with several seeds, and the table of their results."""
 
 import json
 import os
@@ -13,9 +13,11 @@ from typing import Any
 
 import yaml
 
+from detrx import config_zoo
+from detrx.atomic import write_atomically
 from detrx.errors import InvalidInputError, UserError
 
-from .curves import read_metrics
+from .metrics import read_metrics
 
 TRAIN = (sys.executable, "-m", "detrx.cli", "lazyconfig_train_net")
 METRICS = ("bbox/AP", "bbox/AP50", "bbox/AP75")
@@ -25,7 +27,7 @@ _OPTIONAL = {"config", "overrides", "size"}
 
 @dataclass(frozen=True)
 class Variant:
-    """A config file and what is changed in it."""
+    """A config, by file or name, and what is changed in it."""
 
     name: str
     config: str
@@ -39,7 +41,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Run:
-    """One training of a variant: where it works, and where its result is kept, if it is, beside the output."""
+    """One training of a variant with one seed: the output folder, and `kept`, a folder for a copy of its result."""
 
     variant: Variant
     seed: int
@@ -105,7 +107,7 @@ def load_study(path: str | os.PathLike) -> Study:
         config = variant.get("config", content.get("config"))
         if config is None:
             raise InvalidInputError(f"study {path}: neither variant {name!r} nor the study has a `config`")
-        if not Path(config).is_file():
+        if not Path(config).is_file() and config_zoo.name_of(config) is None:
             raise FileNotFoundError(f"study {path}: config {config} of {name!r} does not exist")
         overrides = (*content.get("overrides", ()), *variant.get("overrides", ()))
         variants.append(Variant(name, config, overrides))
@@ -129,11 +131,10 @@ def result_of(run: Run, command: Sequence[str] = TRAIN, threads: int | None = No
     result = finished_result(run)
     if result is None:
         result = train(run, command, threads)
+    text = json.dumps({"run": run.signature, "result": result}, indent=2) + "\n"
     for file in run.result_files:
         file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(".partial")
-        partial.write_text(json.dumps({"run": run.signature, "result": result}, indent=2) + "\n")
-        partial.replace(file)
+        write_atomically(file, lambda stream: stream.write(text.encode()))
     return result
 
 

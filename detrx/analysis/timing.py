@@ -1,4 +1,4 @@
-"""Timing of functions that are to be compared."""
+"""Interleaved timing of functions, to compare them."""
 
 import time
 from collections.abc import Callable, Mapping

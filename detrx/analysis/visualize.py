@@ -4,11 +4,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from detrx.d2.structures import Boxes, pairwise_iou
 from detrx.errors import InvalidInputError
+from detrx.evaluation.greedy import match_greedily
 
 CORRECT, WRONG, MISSED, TRUTH = "#2ee64d", "#ff3b30", "#ffd60a", "#ffffff"
 LEGEND = (
@@ -44,7 +46,7 @@ class Box:
 
 
 def class_colour(index: int) -> str:
-    """A colour for a class; they repeat after nine."""
+    """A colour for a class; they repeat after ten."""
     return _PALETTE[index % len(_PALETTE)]
 
 
@@ -90,10 +92,10 @@ def compare_with_truth(
     class_names: Sequence[str],
     iou_threshold: float = 0.5,
 ) -> list[Box]:
-    """Boxes that show which detections are right.
+    """Match detections to the ground truth, and mark each box as correct, wrong or missed.
 
     As in average precision, detections claim ground truth of their class in the order of their scores, each the
-    unclaimed one that it overlaps most, if their IoU reaches the threshold. What nobody claims was missed.
+    unclaimed one that it overlaps most, if their IoU reaches the threshold. Unclaimed ground truth is missed.
 
     Args:
         true_boxes, pred_boxes: (N, 4) and (M, 4) XYXY in pixels.
@@ -103,16 +105,15 @@ def compare_with_truth(
     Returns:
         Ground truth first, then missed objects, then detections by rising score, so that the best is on top.
     """
-    ious = pairwise_iou(Boxes(pred_boxes.float()), Boxes(true_boxes.float()))
-    ious = torch.where(pred_classes[:, None] == true_classes[None, :], ious, ious.new_tensor(-1.0))
-    found = [False] * len(true_boxes)
+    order = scores.argsort(descending=True, stable=True)
+    ious = pairwise_iou(Boxes(pred_boxes[order].float()), Boxes(true_boxes.float()))
+    own_class = pred_classes[order, None] == true_classes[None, :]
+    taken = match_greedily(torch.where(own_class & (ious >= iou_threshold), ious, -1.0).numpy())
+    found = np.isin(np.arange(len(true_boxes)), taken).tolist()
     detections = []
-    for i in scores.argsort(descending=True, stable=True).tolist():
-        free = [j for j, taken in enumerate(found) if not taken and ious[i, j] >= iou_threshold]
-        if free:
-            found[max(free, key=lambda j: float(ious[i, j]))] = True
+    for i, right in zip(order.tolist(), (taken >= 0).tolist(), strict=True):
         label = f"{class_names[int(pred_classes[i])]} {float(scores[i]):.2f}"
-        detections.append(Box(tuple(pred_boxes[i].tolist()), label, CORRECT if free else WRONG))
+        detections.append(Box(tuple(pred_boxes[i].tolist()), label, CORRECT if right else WRONG))
     truth = [
         Box(tuple(box), colour=TRUTH, thin=True)
         if hit

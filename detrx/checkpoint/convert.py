@@ -8,6 +8,8 @@ from os import PathLike
 import torch
 from torch import Tensor, nn
 
+from detrx.coco.classes import COCO_CATEGORIES
+
 from . import detrex, huggingface, original
 from .files import CheckpointError, read_weights
 from .rules import Report, apply_rules
@@ -121,8 +123,6 @@ def _select_classes(
     DETR's class head ends with a row for "no object", which stays last.
     """
     # Here: importing detrx.data registers all datasets.
-    from detrx.data.datasets.coco_classes import COCO_CATEGORIES
-
     ids = list(COCO_CATEGORIES)
     # Of the encoder's class head only row 0 was trained, to mean "an object", so it is kept as class 0.
     objectness = getattr(getattr(model, "query_source", None), "rank_by", None) == "first_class"

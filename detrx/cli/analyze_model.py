@@ -1,42 +1,42 @@
 """Count the parameters and multiply-adds of a model, measure its memory and time its inference."""
 
 import argparse
-import json
 from pathlib import Path
 
 import torch
 
 from detrx.analysis import inference_memory, model_cost, random_image, random_model, training_memory
-from detrx.cli._command import run_tool
+from detrx.cli._command import add_config, add_device, add_overrides, at_least, parse, run_tool, write_json
 
 BOXES_PER_IMAGE = 10
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Prints a table of the model's parts: parameters and multiply-adds for one image; the median "
-        "time of inference, and the memory of its activations; if asked for, the memory of a training step. Methods "
-        "are listed, but not part of inference. Weights are random; no dataset is needed.",
+        description="Print parameters and multiply-adds for one image, by part of the model; the median time and the "
+        "activation memory of inference; and, with --training-batch, the memory of a training step. Methods are "
+        "listed, but are not part of inference. Weights are random; no dataset is needed.",
         epilog="example: analyze_model.py --config-file configs/deformable_detr/deformable_detr_r50.py --size 800 1333",
     )
-    parser.add_argument("--config-file", required=True, metavar="FILE")
+    add_config(parser, help="config of the model")
     parser.add_argument(
-        "--size", type=int, nargs=2, default=(800, 1333), metavar=("H", "W"), help="image size (default: 800 1333)"
+        "--size",
+        type=at_least(1),
+        nargs=2,
+        default=(800, 1333),
+        metavar=("H", "W"),
+        help="image size (default: 800 1333)",
     )
-    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="timed calls; 0: no timing (default: 5)")
     parser.add_argument(
-        "--training-batch", type=int, default=0, metavar="N", help="also measure a training step of N images"
+        "--rounds", type=at_least(0), default=5, metavar="N", help="number of timed calls; 0: no timing (default: 5)"
     )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
-    parser.add_argument("opts", nargs="*", metavar="KEY=VALUE", help="config overrides")
-    args = parser.parse_args(argv)
-    if min(args.size) < 1:
-        parser.error(f"--size must be positive, got {args.size[0]} {args.size[1]}")
-    for option, value in (("--rounds", args.rounds), ("--training-batch", args.training_batch)):
-        if value < 0:
-            parser.error(f"{option} must not be negative, got {value}")
-    return args
+    parser.add_argument(
+        "--training-batch", type=at_least(0), default=0, metavar="N", help="also measure a training step of N images"
+    )
+    add_device(parser)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results to this file")
+    add_overrides(parser)
+    return parse(parser, argv)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -59,9 +59,7 @@ def run(args: argparse.Namespace) -> None:
         )
     if args.json:
         report = {"config": args.config_file, "overrides": args.opts, "size": [height, width], "device": args.device}
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps({**report, "threads": torch.get_num_threads(), **cost}, indent=2) + "\n")
-        print(f"figures: {args.json}")
+        write_json(args.json, {**report, "threads": torch.get_num_threads(), **cost})
 
 
 def main(argv: list[str] | None = None) -> None:

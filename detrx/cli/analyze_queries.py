@@ -1,119 +1,88 @@
-"""What the queries of a trained detector do on a dataset: pictures and figures."""
+"""Analyse what the queries of a trained detector do on a dataset."""
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from detrx.analysis.activation import ActivationAnalysis, gini_table
-from detrx.analysis.routing import RoutingAnalysis
+from detrx.analysis.queries import QueryAnalysis, Subject, query_analyses
 from detrx.analysis.study import Run, load_study
-from detrx.cli._command import run_tool
+from detrx.cli._command import add_config, add_device, add_overrides, at_least, fraction, parse, run_tool
 from detrx.d2.config import instantiate
 from detrx.d2.data import MetadataCatalog
 from detrx.data import get_detection_dataset_dicts
 from detrx.engine import load_config, load_model
-from detrx.projects.d3etr.analysis import PairsAnalysis
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    analyses = query_analyses()
     parser = argparse.ArgumentParser(
-        description="Runs a trained detector over a dataset, one image at a time, and writes pictures (PNG) and "
-        "figures (JSON) of what its queries did.",
-        epilog="example: analyze_queries.py --routing --weights output/model_final.pth "
-        "--config-file projects/qr_detr/configs/qr_deformable_detr_digits.py",
+        description="Run a trained detector on a dataset, one image at a time, and write plots (PNG) and numbers "
+        "(JSON) of what its queries do.",
+        epilog="example: analyze_queries.py --activation --weights output/model_final.pth "
+        "--config-file configs/deformable_detr/deformable_detr_digits.py",
     )
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--config-file", metavar="FILE", help="config that the model was trained with")
+    add_config(source, required=False)
     source.add_argument(
         "--study",
         type=Path,
         metavar="FILE",
-        help="analyse all runs of a study, which tools/study.py has trained: results are in <variant>/seed<N>/ of the "
-        "output, with --activation also a table of the Gini coefficients (gini.json, gini.md)",
+        help="analyse all runs of a study that tools/study.py has trained; writes results to <variant>/seed<N>/ in "
+        "the output folder, and comparisons of the variants to the output folder itself",
     )
     parser.add_argument(
         "--weights",
         required=True,
         metavar="PATH",
-        help="checkpoint (its averaged weights, if it has any); of a study, the output folder of tools/study.py",
+        help="checkpoint (averaged weights are used if it has any); with --study, the output folder of tools/study.py",
     )
     parser.add_argument("--dataset", metavar="NAME", help="registered dataset (default: the config's test dataset)")
-    parser.add_argument("--num", type=int, metavar="N", help="only the first N images")
+    parser.add_argument("--num", type=at_least(1), metavar="N", help="only the first N images")
     parser.add_argument("--output", type=Path, default=Path("output/queries"), metavar="DIR")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, ... (default: auto, a GPU if there is one)")
-    parser.add_argument("--opts", nargs="+", default=[], metavar="key=value", help="changes to the config")
-    wanted = parser.add_argument_group("analyses, at least one")
-    wanted.add_argument(
-        "--routing",
-        action="store_true",
-        help="QR-DETR: how many queries each layer's router lets pass (routing.json, routing.png), and multiply-adds",
-    )
-    wanted.add_argument(
-        "--activation",
-        action="store_true",
-        help="how often each query is a confident detection, Gini coefficient, Lorenz curve (activation.json, .png); "
-        "of pattern queries also the patterns that each class uses, and the images by their weights (patterns.png, "
-        "embedding.png)",
-    )
-    wanted.add_argument(
-        "--pairs",
-        action="store_true",
-        help="D3ETR: which of the teacher's queries adaptive matching pairs each of the student's with, and in how "
-        "many images with the same one (pairs.json, pairs.png)",
-    )
-    parser.add_argument(
-        "--cost-images",
-        type=int,
-        default=10,
-        metavar="N",
-        help="with --routing: images whose multiply-adds are counted (default: 10)",
-    )
+    add_device(parser)
+    add_overrides(parser)
     parser.add_argument(
         "--score-threshold",
-        type=float,
+        type=fraction,
         default=0.5,
         metavar="S",
-        help="with --activation: least score of a confident detection (default: 0.5)",
+        help="minimum score of a confident detection (default: 0.5)",
     )
-    args = parser.parse_args(argv)
-    if not (args.routing or args.activation or args.pairs):
-        parser.error("say what to analyse: --routing, --activation, --pairs, or some of them")
+    wanted = parser.add_argument_group("analyses, at least one")
+    for name, analysis in analyses.items():
+        wanted.add_argument(f"--{name}", action="append_const", dest="analyses", const=analysis, help=analysis.help)
+        analysis.add_arguments(parser)
+    args = parse(parser, argv)
+    if not args.analyses:
+        parser.error(f"give at least one analysis: {', '.join(f'--{name}' for name in analyses)}")
     if args.study and args.opts:
-        parser.error("--opts: a study has its overrides in its file")
-    if args.num is not None and args.num < 1:
-        parser.error(f"--num must be 1 or more, got {args.num}")
-    if args.cost_images < 0:
-        parser.error(f"--cost-images must be 0 or more, got {args.cost_images}")
+        parser.error(f"{args.opts[0]}: the file of a study contains its overrides")
     return args
 
 
 @torch.no_grad()
-def analyse(args: argparse.Namespace, config: str, overrides: list[str], weights: str, output: Path) -> dict[str, Any]:
-    """Run the analyses of one checkpoint, and return them by name."""
+def analyse(
+    args: argparse.Namespace, config: str, overrides: list[str], weights: str, output: Path
+) -> list[QueryAnalysis]:
+    """Run the analyses of one checkpoint."""
     cfg = load_config(config, overrides)
     names = cfg.dataloader.test.dataset.names
     dataset = args.dataset or (names if isinstance(names, str) else names[0])
     records = get_detection_dataset_dicts(dataset, filter_empty=False)[: args.num]
+    class_names = MetadataCatalog.get(dataset).get("thing_classes") or []
     model = load_model(cfg, weights, args.device)
     mapper = instantiate(cfg.dataloader.test.mapper)
-    analyses: dict[str, Any] = {}
-    if args.routing:
-        analyses["routing"] = RoutingAnalysis(model, cfg.model, args.cost_images)
-    if args.activation:
-        class_names = MetadataCatalog.get(dataset).get("thing_classes") or []
-        analyses["activation"] = ActivationAnalysis(model, class_names, args.score_threshold)
-    if args.pairs:
-        analyses["pairs"] = PairsAnalysis(model)
+    subject = Subject(model, cfg.model, class_names, args.score_threshold, args)
+    analyses = [each.of(subject) for each in dict.fromkeys(args.analyses)]
     for record in tqdm(records, desc="analysing", unit="img"):
         inputs = mapper(record)
         (result,) = model([inputs])
-        for analysis in analyses.values():
+        for analysis in analyses:
             analysis.observe(inputs, result["instances"])
     output.mkdir(parents=True, exist_ok=True)
-    for analysis in analyses.values():
+    for analysis in analyses:
         print(analysis.write(output))
     return analyses
 
@@ -123,17 +92,17 @@ def run(args: argparse.Namespace) -> None:
         analyse(args, args.config_file, args.opts, args.weights, args.output)
         return
     study = load_study(args.study)
-    coefficients: dict[str, dict[int, float]] = {}
+    found: dict[type[QueryAnalysis], dict[str, dict[int, QueryAnalysis]]] = {}
     for variant in study.variants:
         for seed in study.seeds:
             weights = Run(variant, seed, Path(args.weights)).folder / "model_final.pth"
             output = Run(variant, seed, args.output).folder
             print(f"{variant.name}, seed {seed}")
-            analyses = analyse(args, variant.config, list(variant.overrides), str(weights), output)
-            if args.activation:
-                coefficients.setdefault(variant.name, {})[seed] = analyses["activation"].gini
-    if args.activation:
-        print(gini_table(coefficients, args.output))
+            for analysis in analyse(args, variant.config, list(variant.overrides), str(weights), output):
+                found.setdefault(type(analysis), {}).setdefault(variant.name, {})[seed] = analysis
+    for kind, analyses in found.items():
+        if comparison := kind.compare(analyses, args.output):
+            print(comparison)
 
 
 def main(argv: list[str] | None = None) -> None:

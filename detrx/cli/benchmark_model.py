@@ -1,7 +1,6 @@
-"""Compare the speed of inference of detectors."""
+"""Compare the inference speed of detectors."""
 
 import argparse
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from tqdm import tqdm
 from detrx.analysis import random_model
 from detrx.analysis.benchmark import DTYPES, Setting, benchmark, endless, settings
 from detrx.analysis.table import print_table
-from detrx.cli._command import run_tool
+from detrx.cli._command import add_config, add_device, add_overrides, at_least, parse, run_tool, write_json
 from detrx.collect_env import machine
 from detrx.d2.config import instantiate
 from detrx.engine.config import load_config
@@ -24,14 +23,14 @@ from detrx.ops import extension_info
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Times inference, from images in 0..255 to detections, of one or more configs in every combination "
-        "of the settings below. Configs take turns, so that a busy moment of the machine hits all of them. Prints a "
-        "table of median, 10th and 90th percentile of a call, images per second, and the median as a multiple of the "
-        "baseline's. Options with * may be given several times.",
+        description="Time inference, from images in 0..255 to detections, of one or more configs in every combination "
+        "of the settings below. Configs take turns, so that load on the machine affects all of them. Prints a "
+        "table with median, 10th and 90th percentile of a call, images per second, and the median relative to the "
+        "baseline's. Options marked * may be given several times.",
         epilog="example: benchmark_model.py --config-file configs/deformable_detr/deformable_detr_r50.py --config-file "
         "configs/dino/dino_r50.py --size 480 640 --size 800 1333 --dtype float32 --dtype bfloat16 --json speed.json",
     )
-    parser.add_argument("--config-file", required=True, action="append", metavar="FILE", help="*")
+    add_config(parser, help="* configs to compare", action="append")
     parser.add_argument("--baseline", metavar="FILE", help="one of the config files (default: the first)")
     parser.add_argument(
         "--weights",
@@ -39,16 +38,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="FILE",
         help="* checkpoints, one per config file (default: random weights)",
     )
-    parser.add_argument("--batch-size", type=int, action="append", metavar="N", help="* images per call (default: 1)")
+    parser.add_argument(
+        "--batch-size", type=at_least(1), action="append", metavar="N", help="* images per call (default: 1)"
+    )
     parser.add_argument(
         "--size",
-        type=int,
+        type=at_least(1),
         nargs=2,
         action="append",
         metavar=("H", "W"),
-        help="* of random images (default: 800 1333; with --data-loader: none)",
+        help="* size of random images (default: 800 1333; with --data-loader: none)",
     )
-    parser.add_argument("--dtype", choices=DTYPES, action="append", help="* of autocast (default: float32)")
+    parser.add_argument("--dtype", choices=DTYPES, action="append", help="* autocast dtype (default: float32)")
     parser.add_argument(
         "--compile",
         action="append",
@@ -58,14 +59,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--data-loader",
         action="store_true",
-        help="also time detection in the images of each config's test loader, reading and resizing included, without "
-        "workers; needs its dataset",
+        help="also time detection on the images of each config's test loader, including reading and resizing, without "
+        "workers; needs the dataset",
     )
-    parser.add_argument("--rounds", type=int, default=20, metavar="N", help="timed calls (default: 20)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write figures, all times and the machine here")
-    parser.add_argument("opts", nargs="*", metavar="KEY=VALUE", help="config overrides, for all configs")
-    args = parser.parse_args(argv)
+    parser.add_argument(
+        "--rounds", type=at_least(1), default=20, metavar="N", help="number of timed calls (default: 20)"
+    )
+    add_device(parser)
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="also write the results, all times and the machine to this file"
+    )
+    add_overrides(parser, help="config overrides, for all configs")
+    args = parse(parser, argv)
     args.baseline = args.baseline or args.config_file[0]
     args.batch_size, args.dtype, args.compile = (
         args.batch_size or [1],
@@ -79,8 +84,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--config-file: the same file is given twice")
     if args.weights is not None and len(args.weights) != len(args.config_file):
         parser.error(f"--weights: {len(args.weights)} checkpoints for {len(args.config_file)} config files")
-    if min(args.rounds, *args.batch_size, *(side for size in args.size for side in size)) < 1:
-        parser.error("--rounds, --batch-size and --size must be positive")
     backends = set(args.compile) - {"off"}
     if unknown := backends and backends - set(torch.compiler.list_backends(exclude_tags=())):
         parser.error(f"--compile: torch has no backend {', '.join(sorted(unknown))}")
@@ -145,9 +148,7 @@ def run(args: argparse.Namespace) -> None:
             "rounds": args.rounds,
             "rows": rows,
         }
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(report, indent=2) + "\n")
-        print(f"figures: {args.json}")
+        write_json(args.json, report)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,13 +1,11 @@
-"""Find everything that is wrong with a dataset before a training is wasted on it."""
+"""Check a dataset before training on it."""
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
 
-from detrx.atomic import write_atomically
-from detrx.cli._command import run_tool
+from detrx.cli._command import add_config, add_overrides, at_least, parse, run_tool, write_json
 from detrx.data.check.dataset import check_coco_file, check_config, check_dataset
 from detrx.data.check.report import as_text
 from detrx.engine.config import load_config
@@ -15,34 +13,35 @@ from detrx.engine.config import load_config
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Checks annotations and decodes every image file. Prints statistics and each kind of problem with "
-        "its number and examples. Exit status: 1 if there are errors (a training or an evaluation would stop, or be "
-        "meaningless), 0 if there are none but maybe warnings (coped with as the text says).",
+        description="Check the annotations and decode every image file. Prints statistics, and for each kind of "
+        "problem the count and examples. Exits with status 1 if there are errors (a training or an evaluation would "
+        "stop or be meaningless), otherwise with 0. Warnings say how detrx handles the problem.",
         epilog="example: check_dataset.py --annotations shapes/train.json --images shapes/train",
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--dataset", metavar="NAME", help="a registered dataset, such as digits_train")
     source.add_argument("--annotations", metavar="FILE", help="a COCO annotation file; needs --images")
-    source.add_argument(
-        "--config-file", metavar="FILE", help="the datasets of a config, and whether they fit together and the model"
-    )
+    add_config(source, help="check a config's datasets, also against each other and the model", required=False)
     parser.add_argument("--images", metavar="DIR", help="folder that the file names in --annotations are relative to")
-    parser.add_argument("--no-images", action="store_true", help="do not decode images, only look whether they exist")
-    parser.add_argument("--strict", action="store_true", help="exit status 1 for warnings, too")
-    parser.add_argument("--examples", type=int, default=3, metavar="N", help="of each kind of problem (default: 3)")
+    parser.add_argument("--no-images", action="store_true", help="do not decode images, only check that they exist")
+    parser.add_argument("--strict", action="store_true", help="exit with status 1 also for warnings")
     parser.add_argument(
-        "--workers", type=int, default=min(8, os.cpu_count() or 1), metavar="N", help="threads that decode images"
+        "--examples", type=at_least(1), default=3, metavar="N", help="examples of each kind of problem (default: 3)"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything that is printed to this file")
-    parser.add_argument("opts", nargs="*", metavar="KEY=VALUE", help="config overrides, with --config-file")
-    args = parser.parse_args(argv)
+    parser.add_argument(
+        "--workers",
+        type=at_least(1),
+        default=min(8, os.cpu_count() or 1),
+        metavar="N",
+        help="threads that decode images",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the report to this file")
+    add_overrides(parser, help="config overrides; require --config-file")
+    args = parse(parser, argv)
     if bool(args.annotations) != bool(args.images):
-        parser.error("--annotations and --images need each other")
+        parser.error("--annotations and --images must be given together")
     if args.opts and not args.config_file:
-        parser.error(f"{args.opts[0]} needs --config-file")
-    for option in ("examples", "workers"):
-        if getattr(args, option) < 1:
-            parser.error(f"--{option} must be 1 or more, got {getattr(args, option)}")
+        parser.error(f"{args.opts[0]} requires --config-file")
     return args
 
 
@@ -57,10 +56,7 @@ def run(args: argparse.Namespace) -> None:
     for dataset in checked:
         print(as_text(dataset))
     if args.json:
-        report = json.dumps({"datasets": [dataset.as_dict() for dataset in checked]}, indent=2) + "\n"
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(args.json, lambda file: file.write(report.encode()))
-        print(f"report: {args.json}")
+        write_json(args.json, {"datasets": [dataset.as_dict() for dataset in checked]})
     errors, warnings = (sum(dataset.findings.count(kind) for dataset in checked) for kind in ("error", "warning"))
     if errors or (warnings and args.strict):
         sys.exit(f"error: {errors} errors and {warnings} warnings")

@@ -1,4 +1,4 @@
-"""Detect objects in images and videos: files or a registered dataset in, drawn PNGs and COCO-format JSON out."""
+"""Detect objects in images and videos, and write drawn images and COCO-format JSON."""
 
 import argparse
 import contextlib
@@ -14,35 +14,35 @@ from PIL import Image
 from tqdm import tqdm
 
 from detrx.analysis import compare_with_truth, contact_sheet, draw_boxes
-from detrx.cli._command import run_tool
+from detrx.cli._command import add_config, add_device, add_overrides, add_weights, at_least, fraction, parse, run_tool
+from detrx.coco.results import to_results
 from detrx.d2.data import MetadataCatalog
 from detrx.d2.structures import BoxMode, Instances
 from detrx.data import class_names_of, get_detection_dataset_dicts, read_image
+from detrx.data.images import IMAGE_SUFFIXES
 from detrx.data.video import VIDEO_SUFFIXES, Video, VideoWriter
 from detrx.engine.config import load_config
 from detrx.predictor import Predictor
-
-IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Detect objects in images and videos. Writes to the output folder: one PNG per image or frame with "
-        "its detections drawn; detections.json with all of them in COCO's result format (boxes XYWH in pixels; for a "
-        "video also the index of the frame and its timestamp in seconds); and, if asked for, contact_sheet.png and "
-        "drawn videos. With --dataset, the ground truth is drawn too, and colours tell right from wrong.",
+        "drawn detections; detections.json with all detections in COCO's result format (boxes XYWH in pixels; for a "
+        "video also the frame index and the timestamp in seconds); and, on request, contact_sheet.png and drawn "
+        "videos. With --dataset, also draws the ground truth, with colours for right, wrong and missed boxes.",
         epilog="example: demo.py --config-file configs/deformable_detr/deformable_detr_digits.py --weights "
         "output/demo/model_final.pth --dataset digits_val --num 16 --contact-sheet --output output/demo/images",
     )
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="config that the model was trained with")
-    parser.add_argument(
-        "--weights", required=True, metavar="FILE", help="checkpoint (its averaged weights, if it has any)"
-    )
+    add_config(parser)
+    add_weights(parser)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--input", nargs="+", metavar="PATH", help="image or video files, folders, or glob patterns")
     source.add_argument("--dataset", metavar="NAME", help="a registered dataset, such as digits_val")
-    parser.add_argument("--num", type=int, metavar="N", help="only the first N images and frames")
-    parser.add_argument("--every", type=int, default=1, metavar="N", help="of a video, every N-th frame (default: 1)")
+    parser.add_argument("--num", type=at_least(1), metavar="N", help="only the first N images and frames")
+    parser.add_argument(
+        "--every", type=at_least(1), default=1, metavar="N", help="use every N-th frame of a video (default: 1)"
+    )
     parser.add_argument(
         "--video-output",
         action="store_true",
@@ -52,25 +52,23 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--output", type=Path, default=Path("output/images"), metavar="DIR", help="default: output/images"
     )
     parser.add_argument(
-        "--score-threshold", type=float, default=0.3, metavar="S", help="leave out detections below (default: 0.3)"
+        "--score-threshold", type=fraction, default=0.3, metavar="S", help="minimum score (default: 0.3)"
     )
-    parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="images at once (default: 1)")
-    parser.add_argument("--contact-sheet", action="store_true", help="also write all images into contact_sheet.png")
-    parser.add_argument("--columns", type=int, default=4, metavar="N", help="of the contact sheet (default: 4)")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, ... (default: auto, a GPU if there is one)")
-    parser.add_argument("--opts", nargs="+", default=[], metavar="key=value", help="changes to the config")
-    args = parser.parse_args(argv)
-    for name in ("num", "every", "batch_size", "columns"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} must be 1 or more, got {getattr(args, name)}")
-    return args
+    parser.add_argument("--batch-size", type=at_least(1), default=1, metavar="N", help="images per call (default: 1)")
+    parser.add_argument("--contact-sheet", action="store_true", help="also write all images to contact_sheet.png")
+    parser.add_argument(
+        "--columns", type=at_least(1), default=4, metavar="N", help="columns of the contact sheet (default: 4)"
+    )
+    add_device(parser)
+    add_overrides(parser)
+    return parse(parser, argv)
 
 
 def find_files(patterns: list[str]) -> list[Path]:
-    """Image and video files for paths, folders (those directly in them) and glob patterns, sorted within each of them.
+    """Image and video files for paths, folders (not recursive) and glob patterns, sorted within each of these.
 
     Raises:
-        FileNotFoundError: one of them leads to none.
+        FileNotFoundError: a path, folder or pattern has no image or video.
     """
     suffixes = IMAGE_SUFFIXES | VIDEO_SUFFIXES
     found: list[Path] = []
@@ -94,9 +92,9 @@ def find_files(patterns: list[str]) -> list[Path]:
 class Inputs:
     """
     Attributes:
-        dataset: the registered dataset whose classes these are.
-        records: dataset dicts, of files numbered from 1.
-        count: how many there are; None if a video does not tell.
+        dataset: the registered dataset with the class names.
+        records: dataset dicts; files have image ids from 1.
+        count: number of records; None if a video does not state its length.
         videos: by file name.
     """
 
@@ -107,7 +105,7 @@ class Inputs:
 
 
 def find_inputs(args: argparse.Namespace, cfg: Any) -> Inputs:
-    """What to detect in."""
+    """The images and videos to process."""
     if args.dataset:
         records = get_detection_dataset_dicts(args.dataset, filter_empty=False)[: args.num]
         return Inputs(args.dataset, records, len(records), {})
@@ -123,22 +121,23 @@ def find_inputs(args: argparse.Namespace, cfg: Any) -> Inputs:
     return Inputs(names if isinstance(names, str) else names[0], records, count, videos)
 
 
-def to_coco(record: dict[str, Any], found: Instances, category_ids: dict[int, int]) -> list[dict[str, Any]]:
-    boxes = BoxMode.convert(found.pred_boxes.tensor, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS).tolist()
-    where = {key: record[key] for key in ("image_id", "file_name", "frame", "timestamp") if key in record}
+def results_of(record: dict[str, Any], found: Instances, category_ids: dict[int, int]) -> list[dict[str, Any]]:
+    """Detections in COCO's result format, rounded, each with the file, and of a video with the frame, that it is in."""
+    where = {key: record[key] for key in ("file_name", "frame", "timestamp") if key in record}
     return [
         {
+            "image_id": result["image_id"],
             **where,
-            "category_id": category_ids.get(label, label),
-            "bbox": [round(value, 2) for value in box],
-            "score": round(score, 5),
+            "category_id": category_ids.get(result["category_id"], result["category_id"]),
+            "bbox": [round(value, 2) for value in result["bbox"]],
+            "score": round(result["score"], 5),
         }
-        for box, label, score in zip(boxes, found.pred_classes.tolist(), found.scores.tolist(), strict=True)
+        for result in to_results(found, record["image_id"])
     ]
 
 
 def drawing_of(predictor: Predictor, record: dict[str, Any], found: Instances) -> Image.Image:
-    """The image with its detections, compared with the ground truth if the record has it."""
+    """Draw the detections on the image, compared with the ground truth if the record has it."""
     annotated = (record["width"], record["height"]) if "width" in record and "height" in record else None
     picture = record["image"] if "image" in record else read_image(record["file_name"], annotated)
     if "annotations" not in record:
@@ -154,7 +153,7 @@ def drawing_of(predictor: Predictor, record: dict[str, Any], found: Instances) -
 
 
 class Drawings:
-    """Writes drawn images into a folder, each under a name of its own, and drawn frames into videos if asked for."""
+    """Writes drawn images to a folder, with unique names, and on request drawn frames to videos."""
 
     def __init__(self, folder: Path, videos: dict[str, Video]) -> None:
         self.folder, self.videos = folder, videos
@@ -201,7 +200,7 @@ def run(args: argparse.Namespace) -> None:
     done = 0
     with Drawings(args.output, inputs.videos if args.video_output else {}) as drawings:
         for record, found in tqdm(predictor.stream(inputs.records), total=inputs.count, desc="detecting", unit="img"):
-            results += to_coco(record, found, category_ids)
+            results += results_of(record, found, category_ids)
             drawing = drawing_of(predictor, record, found)
             drawings.write(record, drawing)
             done += 1

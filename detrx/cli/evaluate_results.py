@@ -1,15 +1,15 @@
-"""Score a saved file of detections, without a model: detections and annotations in, tables of AP and AR out."""
+"""Score a saved file of detections, without the model."""
 
 import argparse
-import json
 import math
 from pathlib import Path
 from typing import Any
 
-from detrx.cli._command import run_tool
-from detrx.d2.data import DatasetCatalog, MetadataCatalog
-from detrx.data import datasets_root
-from detrx.engine import ConfigError
+from detrx.cli._command import at_least, run_tool, write_json
+from detrx.d2.data import MetadataCatalog
+from detrx.data.datasets.registered import check_registered
+from detrx.data.datasets.sources import missing_file
+from detrx.errors import InvalidInputError
 from detrx.evaluation.saved import evaluate_file, tables
 
 
@@ -23,40 +23,43 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--results", required=True, type=Path, metavar="FILE", help="JSON list of detections")
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--dataset", metavar="NAME", help="registered dataset that the detections are for")
-    source.add_argument("--annotations", type=Path, metavar="FILE", help="or its annotation file")
+    source.add_argument("--dataset", metavar="NAME", help="registered dataset of the detections")
+    source.add_argument("--annotations", type=Path, metavar="FILE", help="annotation file of the dataset")
     parser.add_argument("--per-class", action="store_true", help="also print the AP of every class")
     parser.add_argument(
-        "--max-dets", type=int, metavar="N", help="detections per image that count (default: 100 per class; LVIS: 300)"
+        "--max-dets",
+        type=at_least(1),
+        metavar="N",
+        help="maximum number of detections per image (default: 100 per class; LVIS: 300)",
     )
     parser.add_argument(
-        "--nms", type=float, metavar="IOU", help="first leave out duplicates: which errors are those? (default: no)"
+        "--nms",
+        type=float,
+        metavar="IOU",
+        help="apply non-maximum suppression with this IoU threshold first, to measure the effect of duplicates "
+        "(default: no NMS)",
     )
     parser.add_argument(
-        "--official", action="store_true", help="count with pycocotools, even where faster-coco-eval is installed"
+        "--official", action="store_true", help="use pycocotools, even if faster-coco-eval is installed"
     )
     parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="also write the figures, with those of all classes, to this file"
+        "--json", type=Path, metavar="FILE", help="also write the results, including those of each class, to this file"
     )
-    args = parser.parse_args(argv)
-    if args.max_dets is not None and args.max_dets < 1:
-        parser.error(f"--max-dets must be 1 or more, got {args.max_dets}")
-    return args
+    return parser.parse_args(argv)
 
 
 def annotation_file(dataset: str) -> Path:
-    if dataset not in DatasetCatalog:
-        raise ConfigError(f"dataset {dataset!r} is not registered; known are {', '.join(sorted(DatasetCatalog))}")
+    check_registered([dataset])
     file = MetadataCatalog.get(dataset).get("json_file")
     if file is None:
-        raise ConfigError(f"dataset {dataset!r} has no annotation file in COCO's format")
+        raise InvalidInputError(f"dataset {dataset!r} has no annotation file in COCO's format")
     if not Path(file).is_file():
-        raise FileNotFoundError(f"annotation file {file} of {dataset!r} does not exist (datasets: {datasets_root()})")
+        raise missing_file(file, dataset=dataset)
     return Path(file)
 
 
 def without_nan(value: Any) -> Any:
-    """JSON has no NaN: null."""
+    """Replace NaN by None, because JSON has no NaN."""
     if isinstance(value, dict):
         return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -70,9 +73,7 @@ def run(args: argparse.Namespace) -> None:
     print(tables(report, args.per_class))
     if args.json:
         files = {"results": str(args.results), "annotations": str(annotations)}
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(without_nan({**files, **report}), indent=2) + "\n", encoding="utf-8")
-        print(f"\nfigures: {args.json}")
+        write_json(args.json, without_nan({**files, **report}))
 
 
 def main(argv: list[str] | None = None) -> None:

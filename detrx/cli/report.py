@@ -1,26 +1,24 @@
-"""Write a report of a training: one HTML file that needs nothing else."""
+"""Write a self-contained HTML report of a training."""
 
 import argparse
 from pathlib import Path
 
 from detrx.analysis.report import Options, read_run, write_report
-from detrx.cli._command import run_tool
+from detrx.cli._command import add_config, add_device, add_overrides, at_least, fraction, parse, run_tool
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Writes one self-contained HTML page about a run: config, training curves, tables of average "
-        "precision, images with right, wrong and missed boxes, confusion matrix, precision over recall, scores, and "
-        "what the queries did. Detections are those of the run's last evaluation (coco_instances_results.json in "
-        "OUTPUT_DIR/inference), or else of its checkpoint, which is run on the test dataset; what queries do needs the "
-        "checkpoint in any case. What cannot be shown is named in the page, with the command that would make it.",
+        description="Write one self-contained HTML page about a run: config, training curves, tables of average "
+        "precision, images with right, wrong and missed boxes, confusion matrix, precision-recall curves, scores, and "
+        "query statistics. Detections are those of the run's last evaluation (coco_instances_results.json in "
+        "OUTPUT_DIR/inference); without it, the checkpoint is run on the test dataset. Query statistics always need "
+        "the checkpoint. The page lists missing parts with the command that creates them.",
         epilog="example: report.py output/digits --num 100",
     )
     parser.add_argument("run", type=Path, metavar="OUTPUT_DIR", help="output folder of the training (train.output_dir)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="default: report.html in OUTPUT_DIR")
-    parser.add_argument(
-        "--config-file", metavar="FILE", help="config of the model (default: config.yaml in OUTPUT_DIR)"
-    )
+    add_config(parser, help="config of the model (default: config.yaml in OUTPUT_DIR)", required=False)
     parser.add_argument(
         "--weights", type=Path, metavar="FILE", help="checkpoint (default: model_final.pth in OUTPUT_DIR)"
     )
@@ -28,24 +26,19 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--results", type=Path, metavar="FILE", help="detections in COCO's result format, instead of the run's own"
     )
     parser.add_argument(
-        "--num", type=int, default=200, metavar="N", help="run the model on the first N images (default: 200)"
+        "--num", type=at_least(1), default=200, metavar="N", help="run the model on the first N images (default: 200)"
     )
     parser.add_argument(
         "--score-threshold",
-        type=float,
+        type=fraction,
         default=0.3,
         metavar="S",
-        help="least score of detections that are drawn and counted (default: 0.3)",
+        help="minimum score of detections that are drawn and counted (default: 0.3)",
     )
-    parser.add_argument("--no-model", action="store_true", help="do not run the model: only what is on disk")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, ... (default: auto, a GPU if there is one)")
-    parser.add_argument("opts", nargs="*", metavar="KEY=VALUE", help="config overrides")
-    args = parser.parse_intermixed_args(argv)
-    if args.num < 1:
-        parser.error(f"--num must be 1 or more, got {args.num}")
-    if not 0 <= args.score_threshold <= 1:
-        parser.error(f"--score-threshold must be between 0 and 1, got {args.score_threshold}")
-    return args
+    parser.add_argument("--no-model", action="store_true", help="do not run the model; use only files on disk")
+    add_device(parser)
+    add_overrides(parser)
+    return parse(parser, argv)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -61,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
         device=args.device,
     )
     for part in write_report(read_run(args.run), options, output):
-        print(f"missing in the report: {part.why}")
+        print(f"missing from the report: {part.why}")
     print(f"report: {output} ({output.stat().st_size / 1e6:.1f} MB)")
 
 

@@ -1,7 +1,6 @@
 """Train the variants of a study with several seeds and compare them."""
 
 import argparse
-import json
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
@@ -10,31 +9,39 @@ from tqdm import tqdm
 
 from detrx.analysis import model_cost, random_image, random_model
 from detrx.analysis.study import Run, Study, Variant, load_study, markdown_table, plot_study, result_of, summarise
-from detrx.cli._command import run_tool
+from detrx.cli._command import at_least, run_tool, write_json
 from detrx.collect_env import machine
 from detrx.errors import InvalidInputError
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Trains every variant of a study with every seed, prints a table of means and standard deviations, "
-        "and writes it with all figures as JSON, Markdown and PNG. Interrupted, it continues where it was: finished "
-        "runs are kept, others resume from their last checkpoint. Writes OUTPUT/<variant>/seed<N>/, OUTPUT/study.*.",
+        description="Train every variant of a study with every seed, print a table of means and standard deviations, "
+        "and write all results as JSON, Markdown and PNG. Run the command again to continue an interrupted study: "
+        "finished runs are kept, others resume from their last checkpoint. Writes OUTPUT/<variant>/seed<N>/ and "
+        "OUTPUT/study.*.",
         epilog="example: study.py benchmarks/studies/detectors_digits.yaml --output output/detectors",
     )
     parser.add_argument("study", type=Path, help="YAML file of the study")
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
-    parser.add_argument("--seeds", type=int, nargs="+", metavar="N", help="other seeds than the study's")
-    parser.add_argument("--variants", nargs="+", metavar="NAME", help="only these variants")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="trainings side by side (default: 1)")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of each training (default: torch's)")
+    parser.add_argument("--seeds", type=int, nargs="+", metavar="N", help="seeds, instead of the study's")
+    parser.add_argument("--variants", nargs="+", metavar="NAME", help="train only these variants")
+    parser.add_argument(
+        "--jobs", type=at_least(1), default=1, metavar="N", help="number of parallel trainings (default: 1)"
+    )
+    parser.add_argument(
+        "--threads", type=at_least(1), metavar="N", help="CPU threads of each training (default: torch's)"
+    )
     parser.add_argument(
         "--record",
         type=Path,
         metavar="FILE",
-        help="keep the results here, too, with FILE.png, FILE.md and one JSON per run; runs kept here are not repeated",
+        help="also record the results here, with FILE.png, FILE.md and one JSON per run; recorded runs are not "
+        "repeated",
     )
-    parser.add_argument("--rounds", type=int, default=20, metavar="N", help="timed calls per variant (default: 20)")
+    parser.add_argument(
+        "--rounds", type=at_least(1), default=20, metavar="N", help="number of timed calls per variant (default: 20)"
+    )
     return parser.parse_args(argv)
 
 
@@ -46,7 +53,7 @@ def select(study: Study, names: list[str] | None) -> list[Variant]:
 
 
 def train(runs: list[Run], jobs: int, threads: int | None) -> dict[Run, dict[str, float]]:
-    """Results of all runs, `jobs` at a time. The first failure ends it, after the others that had begun."""
+    """Results of all runs, `jobs` at a time. If a run fails, wait for those that have started and raise its error."""
     results = {}
     with ThreadPoolExecutor(jobs) as pool:
         pending = {pool.submit(result_of, each, threads=threads): each for each in runs}
@@ -64,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
     variants = select(study, args.variants)
     seeds = args.seeds or list(study.seeds)
     kept = args.record and args.record.with_suffix("")
-    # Seed by seed, so that an unfinished study has something of every variant.
+    # Seed by seed, so that an unfinished study has results of every variant.
     runs = {(v, seed): Run(v, seed, args.output, kept) for seed in seeds for v in variants}
     results = train(list(runs.values()), args.jobs, args.threads)
     rows = {}
@@ -83,11 +90,9 @@ def run(args: argparse.Namespace) -> None:
     record = {**head, "size": study.size, **machine("cuda" if torch.cuda.is_available() else "cpu"), "variants": rows}
     print(markdown_table(record))
     for path in filter(None, (args.output / "study.json", args.record)):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(record, indent=2) + "\n")
+        write_json(path, record)
         path.with_suffix(".md").write_text(markdown_table(record))
         plot_study(record, path.with_suffix(".png"))
-        print(f"figures: {path}")
 
 
 def main(argv: list[str] | None = None) -> None:

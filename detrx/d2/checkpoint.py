@@ -3,8 +3,8 @@
 from detrx.d2 import USE_DETECTRON2
 
 if USE_DETECTRON2:
-    from detectron2.checkpoint import Checkpointer, DetectionCheckpointer, PeriodicCheckpointer
+    from detectron2.checkpoint import DetectionCheckpointer
 else:
-    from detrx.d2.embedded.checkpoint import Checkpointer, DetectionCheckpointer, PeriodicCheckpointer
+    from detrx.d2.embedded.checkpoint import DetectionCheckpointer
 
-__all__ = ["Checkpointer", "DetectionCheckpointer", "PeriodicCheckpointer"]
+__all__ = ["DetectionCheckpointer"]

@@ -1,8 +1,9 @@
 """Datasets, augmentation and loaders. Importing it registers the builtin datasets."""
 
+from .dataset_dicts import get_detection_dataset_dicts
 from .datasets.builtin import datasets_root, register_builtin
-from .datasets.class_names import class_names_of
-from .datasets.coco import get_detection_dataset_dicts, load_coco
+from .datasets.coco import load_coco
+from .datasets.registered import class_names_of
 from .images import read_image, upright_rgb
 from .loader import TrainLoader, build_test_loader, build_train_loader
 from .mapper import DetectionMapper

@@ -12,14 +12,25 @@ from PIL import ExifTags, Image, ImageOps
 from detrx.d2.utils import PathManager
 from detrx.errors import InvalidInputError
 
-__all__ = ["ImageNote", "Picture", "as_picture", "image_sizes", "open_picture", "read_image", "upright_rgb"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "ImageNote",
+    "Picture",
+    "as_picture",
+    "image_sizes",
+    "open_picture",
+    "read_image",
+    "upright_rgb",
+]
 
+IMAGE_SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp"))
+"""Of the files in a folder that are taken for images; files that are named may have any suffix."""
 _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 _DIM = 4096  # 16-bit images whose values all lie below this are nearly black as 8 bits
 
 
 class ImageNote(enum.Enum):
-    """Something about an image file that does not prevent reading it, but that one should know of."""
+    """Something worth knowing about an image file that can be read."""
 
     NOT_TURNED = "its EXIF orientation is not applied, because its annotation gives the size of the unturned image"
     BAD_EXIF = "its EXIF data are broken, and its orientation is not applied"

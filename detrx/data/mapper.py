@@ -25,7 +25,7 @@ class DetectionMapper:
     or after augmentation, are left out.
 
     `detrx.data.images.open_picture` says how images of all kinds become RGB, and when EXIF orientations are applied.
-    What is worth a warning about an image file is logged for the first such file only.
+    Each kind of warning about image files is logged for the first such file only.
 
     Args:
         is_train: whether to add `instances`.

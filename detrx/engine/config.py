@@ -11,6 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from detrx.config_zoo import read_config
 from detrx.d2.config import LazyConfig
 from detrx.d2.utils import comm
 from detrx.data.datasets.custom import without_files
@@ -48,12 +49,15 @@ class ConfigError(InvalidInputError):
 
 
 def load_config(path: str, overrides: list[str]) -> DictConfig:
-    """Load the config file of a training, and apply ``key=value`` overrides with :func:`override_config`.
+    """Load the config of a training, and apply ``key=value`` overrides with :func:`override_config`.
 
     Names that have changed since the file was written are replaced (:mod:`detrx.engine.renamed`).
 
+    Args:
+        path: a file, or a config's name in `detrx.model_zoo`.
+
     Raises:
-        ConfigError: the file does not exist or cannot be read, or :func:`override_config` raises the error.
+        ConfigError: the config does not exist or cannot be read, or :func:`override_config` raises the error.
     """
     return override_config(_load(path), overrides, f"config file {path}")
 
@@ -62,7 +66,7 @@ def configured_device(path: str, overrides: list[str]) -> str:
     """The ``train.device`` that :func:`load_config` would give, without checking anything else; "cpu" if it is not set.
 
     Raises:
-        ConfigError: the file does not exist or cannot be read, or the device cannot be set.
+        ConfigError: the config does not exist or cannot be read, or the device cannot be set.
     """
     cfg = _load(path)
     _apply(cfg, [text for text in overrides if text.lstrip("+").startswith(("train.device=", "train="))])
@@ -73,9 +77,9 @@ def _load(path: str) -> DictConfig:
     if not path:
         raise ConfigError("no config file: give --config-file FILE")
     try:
-        cfg = LazyConfig.load(path)
+        cfg = read_config(path)
     except FileNotFoundError as error:
-        raise ConfigError(f"config file {error.filename or path} does not exist") from error
+        raise ConfigError(f"config file {error.filename} does not exist" if error.filename else str(error)) from error
     except SyntaxError as error:
         raise ConfigError(f"config file {path} cannot be read: {error}") from error
     rename_targets(cfg)

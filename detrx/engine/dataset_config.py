@@ -6,7 +6,8 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from detrx.data.datasets.custom import as_categories, read_categories, register_custom
+from detrx.coco.records import categories_of, read_categories
+from detrx.data.datasets.custom import register_custom
 from detrx.errors import InvalidInputError
 
 __all__ = ["DATASET_DEFAULTS", "check_dataset", "use_dataset"]
@@ -102,7 +103,7 @@ def _categories(dataset: DictConfig, files: dict[str, tuple[str, str]], changed:
     known: dict[str, dict[int, str]] = {}  # by origin
     saved = OmegaConf.to_container(dataset.get("categories") or ListConfig([]))
     if saved and "train_json" not in changed:
-        known["dataset.categories"] = as_categories(saved, "dataset.")
+        known["dataset.categories"] = categories_of({"categories": saved}, "dataset")
     for split, (json_file, _) in files.items():
         if json_file and (not saved or f"{split}_json" in changed):
             known[json_file] = read_categories(json_file)

@@ -10,6 +10,8 @@ RENAMED_TARGETS = {
     "detrx.d2.embedded.evaluation_coco.COCOEvaluator": "detrx.d2.evaluation.COCOEvaluator",
     "detrx.d2.embedded.solver.WarmupParamScheduler": "detrx.d2.solver.WarmupParamScheduler",
     "detrx.d2.embedded.solver.get_default_optimizer_params": "detrx.d2.solver.get_default_optimizer_params",
+    "detrx.modeling.AnchorMatcher": "detrx.projects.mr_detr.AnchorMatcher",
+    "detrx.modeling.VotingAssigner": "detrx.projects.mr_detr.VotingAssigner",
     # Detectron2's own names, so that a config saved beside it also loads where it is not installed
     "detectron2.evaluation.COCOEvaluator": "detrx.d2.evaluation.COCOEvaluator",
     "detectron2.solver.WarmupParamScheduler": "detrx.d2.solver.WarmupParamScheduler",

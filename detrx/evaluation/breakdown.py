@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import pycocotools.mask as mask_util
 
+from detrx.coco.json_files import check_results
+from detrx.coco.metrics import BoxScores, coco_api, score_boxes
 from detrx.errors import InvalidInputError
 
-from .coco_scores import BoxScores, coco_api, score_boxes
-from .results import check_results
+from .greedy import match_greedily
 
 __all__ = ["PrecisionRecall", "class_names", "confusion_matrix", "precision_recall", "scores_by_size"]
 
@@ -92,7 +93,9 @@ def confusion_matrix(
         classes = np.array([index[entry["category_id"]] for entry in detections], dtype=int)
         true_classes = np.array([index[entry["category_id"]] for entry in objects[image]], dtype=int)
         crowd_classes = np.array([index[entry["category_id"]] for entry in crowds[image]], dtype=int)
-        taken = _assign(_overlaps(detections, objects[image], False), classes, true_classes, iou_threshold)
+        overlaps = _overlaps(detections, objects[image], False)
+        own_class = classes[:, None] == true_classes  # comes first: IoU is at most 1
+        taken = match_greedily(np.where(overlaps >= iou_threshold, overlaps + 2 * own_class, -1.0))
         in_crowd = _overlaps(detections, crowds[image], True) >= iou_threshold
         in_crowd = (in_crowd & (classes[:, None] == crowd_classes)).any(1)
         counts = (taken >= 0) | ~in_crowd
@@ -176,18 +179,3 @@ def _overlaps(detections: list[Mapping], objects: list[Mapping], crowd: bool) ->
         return np.zeros((len(detections), len(objects)))
     boxes = [np.array([entry["bbox"] for entry in entries], dtype=float) for entries in (detections, objects)]
     return mask_util.iou(*boxes, [int(crowd)] * len(objects))
-
-
-def _assign(iou: np.ndarray, classes: np.ndarray, true_classes: np.ndarray, threshold: float) -> np.ndarray:
-    """Object that each detection takes, -1 for none, (D,). Detections are by falling score."""
-    taken = np.full(len(classes), -1)
-    if not true_classes.size:
-        return taken
-    # IoU is at most 1: own classes come first
-    preference = np.where(iou >= threshold, iou + 2 * (classes[:, None] == true_classes), -1.0)
-    for detection, row in enumerate(preference):
-        best = int(row.argmax())
-        if row[best] >= 0:
-            taken[detection] = best
-            preference[:, best] = -1
-    return taken

@@ -1,17 +1,16 @@
 """The LVIS metrics of boxes."""
 
-import itertools
 import logging
 import os
 from collections.abc import Sequence
 
+from detrx.coco.json_files import read_ground_truth
+from detrx.coco.metrics import table
+from detrx.coco.results import CollectedResults, with_category_ids, write_results
 from detrx.d2.data import MetadataCatalog
 from detrx.d2.evaluation import DatasetEvaluator
 from detrx.d2.utils import comm
 from detrx.errors import InvalidInputError, MissingImportError
-
-from .coco_scores import table
-from .results import instances_on_host, read_ground_truth, to_results, with_category_ids, write_results
 
 __all__ = ["LVISEvaluator", "import_lvis"]
 
@@ -69,35 +68,26 @@ class LVISEvaluator(DatasetEvaluator):
                 if missing := [key for key in keys if key not in entry]:
                     where = f"annotation file {json_file}, {section}[{position}]"
                     raise InvalidInputError(f"{where}: expected {missing[0]!r}, as LVIS has it")
-        self._distributed = distributed
         self._output_dir = output_dir
         self._max_dets = max_dets_per_image
-        self._predictions: list[list[dict]] = []
+        self._found = CollectedResults(distributed, comm)
 
     def reset(self) -> None:
-        self._predictions = []
+        self._found.clear()
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         """``inputs`` have "image_id", ``outputs`` have "instances" in the coordinates of the annotation file."""
-        found = instances_on_host([output["instances"] for output in outputs])
-        for source, each in zip(inputs, found, strict=True):
-            self._predictions.append(to_results(each, source["image_id"]))
+        self._found.add(inputs, outputs)
 
     def evaluate(self) -> dict[str, dict[str, float]]:
         """Score everything since `reset`, on rank 0; an empty dict elsewhere, or if nothing was processed."""
-        predictions = self._predictions
-        if self._distributed:
-            comm.synchronize()
-            predictions = list(itertools.chain.from_iterable(comm.gather(predictions, dst=0)))
-            if not comm.is_main_process():
-                return {}
-        if not predictions:
-            logger.warning("LVISEvaluator has received no predictions")
+        found = self._found.gather()
+        if found is None:
             return {}
         id_map = self._metadata.get("thing_dataset_id_to_contiguous_id")
         if id_map is None:
             id_map = {entry["id"]: entry["id"] - 1 for entry in self._ground_truth["categories"]}
-        results = with_category_ids(itertools.chain.from_iterable(predictions), id_map)
+        results = with_category_ids(found, id_map)
         if self._output_dir:
             write_results(os.path.join(self._output_dir, "lvis_instances_results.json"), results)
         if not self._ground_truth["annotations"]:

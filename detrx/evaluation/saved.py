@@ -6,10 +6,9 @@ from typing import Any
 
 import torch
 
+from detrx.coco.json_files import read_ground_truth, read_results
+from detrx.coco.metrics import coco_api, score_boxes, table, table_per_class
 from detrx.errors import InvalidInputError
-
-from .coco_scores import coco_api, score_boxes, table, table_per_class
-from .results import read_ground_truth, read_results
 
 __all__ = ["evaluate_file", "is_lvis", "tables", "without_duplicates"]
 
@@ -36,7 +35,7 @@ def evaluate_file(
         annotations: the annotation file that they are for.
         max_dets_per_image: how many of an image's detections count, by score. Default: 100 of each class; LVIS: 300.
         use_fast_impl: as for `score_boxes`.
-        nms: first leave out duplicates, see `without_duplicates`.
+        nms: remove duplicates first, see `without_duplicates`. None: keep all.
 
     Returns:
         ``{"metric": "COCO" or "LVIS", "images", "objects", "detections", "AP": {}, "AR": {}, "per_class": []}``, in

@@ -1,4 +1,4 @@
-"""Files of exported detectors: written whole or not at all, and only after they were compared with the detector."""
+"""Write exported detectors to files: atomically, and only after comparing them with the detector."""
 
 import importlib.util
 import json
@@ -13,22 +13,23 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from detrx.atomic import replacing
 from detrx.errors import InvalidInputError, MissingImportError
 
 from .graph import DetectionGraph
 
 Check = Callable[[Callable[[Tensor], Sequence[Tensor]]], float]
-"""Gets a function that runs the written graph on images; returns how far its detections are from those of the detector,
-or raises if they are wrong."""
+"""Takes a function that runs the written graph on images. Returns the difference of its detections to those of the
+detector, or raises an error if it is too large."""
 
 
 def save_program(program: ExportedProgram, file: Path, metadata: Mapping[str, str], check: Check) -> float:
-    """Write a .pt2 file for `torch.export.load`, `metadata` in it as the extra file "metadata.json".
+    """Write a .pt2 file for `torch.export.load`, with `metadata` as the extra file "metadata.json".
 
     Returns:
-        what `check` returns.
+        the result of `check`.
     """
-    with _replacing(file) as temporary:
+    with replacing(file, _temporary(file)) as temporary:
         with _quiet():
             torch.export.save(program, temporary, extra_files={"metadata.json": json.dumps(dict(metadata))})
             loaded = torch.export.load(temporary).module()
@@ -36,10 +37,10 @@ def save_program(program: ExportedProgram, file: Path, metadata: Mapping[str, st
 
 
 def save_onnx(program: ExportedProgram, file: Path, metadata: Mapping[str, str], check: Check) -> float | None:
-    """Write an ONNX file, `metadata` in its metadata_props.
+    """Write an ONNX file, with `metadata` in its metadata_props.
 
     Returns:
-        what `check` returns; None where there is no onnxruntime to run the file.
+        the result of `check`; None if onnxruntime is not installed, and the file was not checked.
 
     Raises:
         ImportError: onnx or onnxscript is not installed.
@@ -63,21 +64,21 @@ def save_onnx(program: ExportedProgram, file: Path, metadata: Mapping[str, str],
             while cause.__cause__ is not None:
                 cause = cause.__cause__
             raise InvalidInputError(f"the detector cannot be written in ONNX: {str(cause).splitlines()[0]}") from error
-        # Some rewritings of the optimizer give two initialisers one name where a computation is there twice.
+        # Without this, some rewrite rules of the optimizer give two initialisers of a duplicated computation one name.
         CommonSubexpressionEliminationPass()(onnx_program.model)
         onnx_program.optimize()
         batch = onnx_program.model.graph.inputs[0].shape[0]
         if not isinstance(batch, int):
             onnx_program.rename_axes({batch: "batch"})
-        ClearMetadataAndDocStringPass()(onnx_program.model)  # where each node comes from, with paths of this machine
+        ClearMetadataAndDocStringPass()(onnx_program.model)  # source locations of nodes, with paths of this machine
     onnx_program.model.metadata_props.update(metadata)
-    with _replacing(file) as temporary:
+    with replacing(file, _temporary(file)) as temporary:
         onnx_program.save(temporary)
         return check(onnx_runner(temporary)) if is_installed("onnxruntime") else None
 
 
 def onnx_runner(file: Path) -> Callable[[Tensor], list[Tensor]]:
-    """Runs an ONNX file in ONNX Runtime, on the CPU."""
+    """A function that runs an ONNX file in ONNX Runtime on the CPU."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
@@ -85,13 +86,14 @@ def onnx_runner(file: Path) -> Callable[[Tensor], list[Tensor]]:
 
 
 def check_onnx_packages() -> None:
-    """
+    """Check that the packages for ONNX export are installed.
+
     Raises:
-        ImportError: says which packages are missing, and how to install them.
+        ImportError: packages are missing; the message says how to install them.
     """
     if missing := [name for name in ("onnx", "onnxscript") if not is_installed(name)]:
         raise MissingImportError(
-            f"export to ONNX needs {' and '.join(missing)}, not installed here: pip install {' '.join(missing)}"
+            f"export to ONNX needs {' and '.join(missing)}, to be installed with: pip install {' '.join(missing)}"
         )
 
 
@@ -99,21 +101,15 @@ def is_installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
 
-@contextmanager
-def _replacing(file: Path) -> Iterator[Path]:
-    """A file beside `file` that becomes it, if nothing is raised; else it is removed."""
+def _temporary(file: Path) -> Path:
+    """A path beside a file, of the same suffix, which says the format; the folder is made."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.stem}.{os.getpid()}{file.suffix}")
-    try:
-        yield temporary
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    return file.with_name(f".{file.stem}.{os.getpid()}{file.suffix}")
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without torch's talk of its own steps."""
+    """Suppress the warnings and log messages of torch's exporters."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)

@@ -10,13 +10,12 @@ from .encoder_supervision import EncoderSupervision
 from .heads import PredictionHeads
 from .learned_queries import AnchorQueries, LabelEmbedding, PositionQueries
 from .losses import FocalLoss, GIoULoss, L1Loss, PairWeight, VarifocalLoss
-from .matching import HungarianMatcher, KnownPairs, MatchingCost, TopKAssigner
+from .matching import HungarianMatcher, KnownPairs, MatchingCost, MatchingQuality, TopKAssigner
 from .meta_arch import DetectionTransformer
 from .methods import Branch, Method, Step
 from .neck import ChannelMapper
 from .postprocess import TopDetections
 from .quality_losses import AlignedQuality, IABCELoss, RankWeight
-from .quality_matching import AnchorMatcher, MatchingQuality, VotingAssigner
 from .queries import Predictions, Queries, QueryGroup, QueryTokens, Route
 from .query_source import EncoderProposals, LearnedQueries, Proposals, QueryContent, QueryRows, QuerySource
 from .reference_position import AnchorPosition, ConditionalPosition, ReferencePosition
@@ -26,7 +25,6 @@ from .tokens import MultiScaleTokens, Tokenizer
 
 __all__ = [
     "AlignedQuality",
-    "AnchorMatcher",
     "AnchorPosition",
     "AnchorQueries",
     "Branch",
@@ -85,5 +83,4 @@ __all__ = [
     "TransformerEncoder",
     "TransformerEncoderLayer",
     "VarifocalLoss",
-    "VotingAssigner",
 ]

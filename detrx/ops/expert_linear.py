@@ -209,7 +209,7 @@ def _product(a: Tensor, b: Tensor, out: Tensor, bias: Tensor | None = None, relu
         torch.addmm(bias, a, b, out=out)
 
 
-# One product for all experts, on GPUs; bias and ReLU have kernels of their own (csrc/moe/expert_bias_cuda.cu).
+# One product for all experts, on GPUs; bias and ReLU have kernels of their own (csrc/moe/cuda/expert_bias.cu).
 
 
 def _aligned(matrix: Tensor) -> Tensor:

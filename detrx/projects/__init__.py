@@ -4,6 +4,6 @@ They are in the folder `projects` beside the configs, of the checkout or of the 
 import those of the detectors relative to it.
 """
 
-from detrx.model_zoo import config_root
+from detrx.config_zoo import config_root
 
 __path__ = [str(config_root().parent / "projects")]

@@ -1,4 +1,4 @@
-"""Which query of the teacher each query of a trained student is paired with, image by image."""
+"""Analysis of the pairs of student and teacher queries, image by image."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
+from detrx.analysis.figure import new_figure
+from detrx.analysis.queries import QUERY_ANALYSES, QueryAnalysis, Subject
 from detrx.d2.structures import Instances
 from detrx.errors import InvalidInputError
 from detrx.modeling import DetectionTransformer
@@ -18,17 +21,32 @@ from .matching import AdaptiveMatcher, SoftClasses, least_cost_pairs
 from .teacher import has_softmax
 
 
-class PairsAnalysis:
-    """Counts, layer by layer, how often adaptive matching pairs each of the student's main queries with each of the
-    teacher's. Where a query has the same partner in all images, matching is settled.
+@QUERY_ANALYSES.register()
+class PairsAnalysis(QueryAnalysis):
+    """Counts, for each layer, how often adaptive matching pairs each of the student's main queries with each of the
+    teacher's. If a query has the same partner in all images, matching has settled.
 
     Args:
-        model: the student in evaluation mode, with a `Distillation`, whose teacher and cost are used, whatever it is
-            that its own training pairs the queries by.
+        model: the student in evaluation mode. It must have a `Distillation` method; its teacher and cost are used, even
+            if it was trained with another matching.
 
     Raises:
         ValueError: the model has no distillation.
     """
+
+    name = "pairs"
+    help = (
+        "D3ETR: which teacher query adaptive matching pairs with each student query, and in how many images it is the "
+        "same one (pairs.json, pairs.png)"
+    )
+
+    @classmethod
+    def applies_to(cls, model: nn.Module) -> bool:
+        return any(isinstance(method, Distillation) for method in getattr(model, "methods", ()))
+
+    @classmethod
+    def of(cls, subject: Subject) -> PairsAnalysis:
+        return cls(subject.model)
 
     def __init__(self, model: DetectionTransformer):
         methods = [method for method in model.methods if isinstance(method, Distillation)]
@@ -40,7 +58,7 @@ class PairsAnalysis:
 
     @torch.no_grad()
     def observe(self, inputs: dict[str, Any], instances: Instances) -> None:
-        """Take account of an image."""
+        """Process an image."""
         images = self.model.preprocess([inputs])
         lesson = self.method.teacher.teach(self.model, images, [])
         student = self.model.decode(self.model.encode(images))["main"]
@@ -58,7 +76,7 @@ class PairsAnalysis:
         self.images += 1
 
     def figures(self) -> dict[str, Any]:
-        """What `pairs.json` has; layers are counted from the first one that has a counterpart in the teacher."""
+        """Contents of `pairs.json`. Layer 0 is the first one that has a counterpart in the teacher."""
         layers = []
         for counts in self.counts:
             place = np.arange(min(counts.shape))
@@ -74,7 +92,7 @@ class PairsAnalysis:
         return {"images": self.images, "student_queries": student, "teacher_queries": teacher, "layers": layers}
 
     def write(self, folder: Path) -> str:
-        """Write `pairs.json` and `pairs.png`, and say in words what is in them.
+        """Write `pairs.json` and `pairs.png`, and return a summary.
 
         Raises:
             ValueError: no image was observed.
@@ -85,23 +103,19 @@ class PairsAnalysis:
         (folder / "pairs.json").write_text(json.dumps(figures, indent=1) + "\n")
         self.plot(folder / "pairs.png")
         lines = [
-            f"  layer {index}: a query of the student has its commonest partner in {each['commonest_partner']:.1%} of "
-            f"the images, and one of equal place in {each['partner_of_equal_place']:.1%}"
+            f"  layer {index}: a student query has its most frequent partner in {each['commonest_partner']:.1%} of the "
+            f"images, and the teacher query of the same index in {each['partner_of_equal_place']:.1%}"
             for index, each in enumerate(figures["layers"])
         ]
         where = f"figures and picture: {folder / 'pairs.json'}, {folder / 'pairs.png'}"
         return "\n".join([f"pairs of student and teacher in {self.images} images", *lines, where])
 
     def plot(self, file: Path) -> None:
-        """A map for each layer: the student's queries in the order of their commonest partner, by the teacher's."""
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-
+        """A map for each layer: student queries, sorted by their most frequent partner, against teacher queries."""
         layers = len(self.counts)
         columns = min(3, layers)
         rows = -(-layers // columns)
-        figure = Figure(figsize=(4 * columns + 1, 4 * rows), layout="constrained", dpi=120)
-        FigureCanvasAgg(figure)
+        figure = new_figure(4 * columns + 1, 4 * rows)
         panels = list(figure.subplots(rows, columns, squeeze=False).flat)
         for index, (panel, counts) in enumerate(zip(panels, self.counts, strict=False)):
             order = np.argsort(counts.argmax(1), kind="stable")

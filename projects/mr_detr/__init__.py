@@ -1,5 +1,6 @@
 """Mr. DETR and Mr. DETR++: instructive multi-route training (arXiv 2412.10028)."""
 
+from .assignment import AnchorMatcher, VotingAssigner
 from .calibration import CalibratedDetections, CalibratedHeads, QualityLoss
 from .moe import ExpertLoads, ScaleAwareEncoderLayer
 from .mr_detr import COMBINATIONS, MrDETR
@@ -7,6 +8,7 @@ from .score_mixing import MixedDetections
 
 __all__ = [
     "COMBINATIONS",
+    "AnchorMatcher",
     "CalibratedDetections",
     "CalibratedHeads",
     "ExpertLoads",
@@ -14,4 +16,5 @@ __all__ = [
     "MrDETR",
     "QualityLoss",
     "ScaleAwareEncoderLayer",
+    "VotingAssigner",
 ]

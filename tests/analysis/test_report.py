@@ -2,8 +2,10 @@
 
 import json
 import re
+from html import escape
 
 import pytest
+from plotly.offline import get_plotlyjs
 
 from detrx.analysis.report import Options, build_report, read_run
 from detrx.analysis.report.run_folder import Log, parse_log
@@ -51,9 +53,10 @@ def test_nothing_is_loaded_from_elsewhere(folder):
 def test_names_are_text(folder):
     """Class names, file names and paths with markup in them."""
     page, _ = report(folder)
-    assert [tag for tag, _ in page.tags].count("script") == 1
+    assert [tag for tag, _ in page.tags].count("script") == 3
     assert not [tag for tag, _ in page.tags if tag == "i"]
-    assert "alert" not in "".join(page.scripts)
+    plotly, *own = (script.strip() for script in page.scripts if script.strip())
+    assert plotly == get_plotlyjs().strip() and "alert" not in "".join(own)
     assert [row for row in page.rows["ap"] if row[0] == EVIL]
     assert "im<i>1.png: 2 correct, 0 wrong, 0 missed" in page.sections["detections"]
     assert f"Trained on{EVIL}" in page.sections["run"]
@@ -104,19 +107,30 @@ def test_pictures(folder):
     assert re.findall(r"im<i>(\d)", missed) == ["4", "2", "3"]  # two, one, one
 
 
+def charts(page):
+    """Figures by title."""
+    found = [a for _, a in page.tags if a.get("class") == "plot"]
+    return {a["aria-label"].partition(".")[0]: json.loads(a["data-figure"]) for a in found}
+
+
 def test_curves(folder):
     page, _ = report(folder)
-    labels = [a["aria-label"] for tag, a in page.tags if tag == "svg" and "aria-label" in a]
-    titles = [label.partition(".")[0] for label in labels]
-    for title in ("Total loss", "Average precision", "Learning rate", "Effective number of experts"):
-        assert title in titles
-    assert any(label.startswith("Queries that pass the routers") and "layer 0 20, " not in label for label in labels)
-    (ap,) = (
-        json.loads(a["data-chart"]) for _, a in page.tags if a.get("aria-label", "").startswith("Average precision")
-    )
-    assert next((each["name"], each["x"], each["y"]) for each in ap["series"]) == ("AP", [100, 200], [20, 41.25])
-    kinds = next(label for label in labels if label.startswith("Losses by kind"))
-    assert "classification" in kinds and "box L1" in kinds
+    found = charts(page)
+    assert {
+        "Total loss",
+        "Average precision",
+        "Learning rate",
+        "Experts in use (exponential of the entropy of their loads)",
+    } <= set(found)
+    routers = found["Queries that pass the routers, per image"]["data"]
+    assert {each["name"]: each["y"][-1] for each in routers} == {"mean: 15": 15, "layer 0: 20": 20}
+    ap = found["Average precision"]["data"][0]
+    assert (ap["name"], ap["x"], ap["y"]) == ("AP: 41.25", [100, 200], [20, 41.25])
+    kinds = found["Losses by kind, summed over layers and groups"]["data"]
+    assert [each["name"].partition(":")[0] for each in kinds] == ["classification", "box L1"]
+    classes = found["Precision over recall of each class, IoU 0"]["data"]
+    assert [each["name"].partition(":")[0] for each in classes] == [escape(EVIL, quote=False), "b &amp; c"]
+    assert found["Detections by score"]["data"][0]["name"] == "correct"
 
 
 def test_lvis(folder):
@@ -152,7 +166,7 @@ def test_incomplete_run(folder, name):
         assert "these figures are of the detections of this report" in page.sections["ap"]
     if name == "config.yaml":
         assert "There is no config.yaml" in page.sections["run"] and "Total loss" in page.sections["curves"]
-        assert "No config tells the test dataset" in page.sections["confusion"]
+        assert "The test dataset is unknown" in page.sections["confusion"]
         assert f"tools/report.py {folder} --config-file FILE" in page.sections["confusion"]
     if name == "log.txt":
         assert "Machine and versions are not recorded" in page.sections["run"]
@@ -199,7 +213,7 @@ def test_dataset_that_is_not_registered(folder):
         ("config.yaml", "model: [1", r"config\.yaml is damaged, it cannot be read as YAML"),
         ("config.yaml", "just text", r"config\.yaml is damaged: expected a mapping"),
         ("config.yaml", "", r"config\.yaml is damaged: expected a mapping"),
-        ("inference/coco_instances_results.json", '[{"image_id": 1', r"coco_instances_results\.json is not valid JSON"),
+        ("inference/coco_instances_results.json", '[{"image_id": 1', r"coco_instances_results\.json: not valid JSON"),
         (
             "inference/coco_instances_results.json",
             '[{"image_id": 9, "category_id": 3, "bbox": [0, 0, 1, 1], "score": 1}]',

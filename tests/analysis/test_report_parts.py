@@ -3,7 +3,6 @@
 import json
 import math
 import re
-import xml.etree.ElementTree as ET
 from importlib import resources
 
 import numpy as np
@@ -11,10 +10,10 @@ import pytest
 import torch
 
 from detrx import model_zoo
-from detrx.analysis.report.breakdown import boxes_to_draw, break_down, judge
-from detrx.analysis.report.charts import MOST_POINTS, Series, bar_chart, line_chart, scatter_chart
+from detrx.analysis.report.charts import Series, bar_chart, line_chart, scatter_chart, share_chart
+from detrx.analysis.report.detection_statistics import boxes_to_draw, compute_statistics, match_detections
 from detrx.analysis.report.detections import Dataset, Detections
-from detrx.analysis.report.queries import QueryWatch
+from detrx.analysis.report.query_watch import QueryWatch
 from detrx.analysis.visualize import CORRECT, MISSED, WRONG
 from detrx.d2.config import LazyCall as L
 from detrx.projects.qr_detr import FixedRouter, QueryRouting
@@ -22,75 +21,79 @@ from tests.modeling.small import make_input, make_model
 
 
 def drawn(chart):
-    svg = ET.fromstring(chart.svg)
-    return svg, json.loads(svg.get("data-chart"))
+    """What the page's script is given."""
+    figure = json.loads(chart.json)
+    return figure["data"], figure["layout"]
 
 
-def polyline(svg):
-    return [tuple(map(float, point.split(","))) for point in svg.find("polyline").get("points").split()]
+def test_lines():
+    data, layout = drawn(line_chart("t", [Series("a", [0, 5, 10], [1, 3, 2])], "x", "y", x_range=(0, 20)))
+    assert (data[0]["x"], data[0]["y"], data[0]["name"]) == ([0, 5, 10], [1, 3, 2], "a: 2")
+    assert layout["xaxis"]["range"] == [0, 20]
+    assert (layout["xaxis"]["title"]["text"], layout["yaxis"]["title"]["text"]) == ("x", "y")
 
 
-def test_line_goes_from_corner_to_corner():
-    chart = line_chart("t", [Series("a", [0, 5, 10], [1, 3, 2])], "x")
-    svg, data = drawn(chart)
-    (x0, y0), (x1, y1), (x2, y2) = polyline(svg)
-    assert x1 - x0 == pytest.approx(x2 - x1) and y0 > y2 > y1  # pixels grow downwards
-    assert (data["xAxis"]["begin"], data["yAxis"]["begin"]) == (x0, y0)
-    assert data["series"][0]["y"] == [1, 3, 2]
-    assert chart.legend == [("c0", "a: 2")]
+def test_faint_lines_are_not_in_the_legend():
+    data, _ = drawn(line_chart("t", [Series("raw", [0, 1], [1, 2], faint=True), Series("a", [0, 1], [1, 2])], "x"))
+    assert [(each["name"].partition(":")[0], each.get("showlegend", True)) for each in data] == [
+        ("a", True),
+        ("raw", False),
+    ]
+    assert data[1]["zorder"] < 0 and "color" not in data[0].get("line", {})
 
 
 def test_logarithmic_axis():
-    series = [Series("a", [0, 1, 2], [1, 10, 100])]
-    svg, data = drawn(line_chart("t", series, "x", log=True))
-    (_, y0), (_, y1), (_, y2) = polyline(svg)
-    assert y0 - y1 == pytest.approx(y1 - y2, abs=0.2) and data["yAxis"]["log"]
-    for values in ([0, 10, 100], [10, 11, 12]):  # cannot be, need not be
-        assert not drawn(line_chart("t", [Series("a", [0, 1, 2], values)], "x", log=True))[1]["yAxis"]["log"]
+    _, layout = drawn(line_chart("t", [Series("a", [0, 1, 2], [1, 10, 100])], "x", log=True))
+    assert layout["yaxis"]["type"] == "log" and {1, 2, 5, 10, 100} <= set(layout["yaxis"]["tickvals"])
+    for values in ([0, 10, 100], [10, 11, 12]):  # impossible, unnecessary
+        _, layout = drawn(line_chart("t", [Series("a", [0, 1, 2], values)], "x", log=True))
+        assert "type" not in layout["yaxis"]
 
 
 def test_values_that_are_not_finite_are_left_out():
     nan = math.nan
-    svg, data = drawn(line_chart("t", [Series("a", [0, 1, 2], [1, nan, 2]), Series("b", [0], [nan])], "x"))
-    assert len(polyline(svg)) == 2 and [each["name"] for each in data["series"]] == ["a"]
+    data, _ = drawn(line_chart("t", [Series("a", [0, 1, 2], [1, nan, 2]), Series("b", [0], [nan])], "x"))
+    assert [(each["name"], each["x"], each["y"]) for each in data] == [("a: 2", [0, 2], [1, 2])]
     assert line_chart("t", [Series("a", [0], [nan])], "x") is None
-    assert line_chart("t", [], "x") is None
+    assert line_chart("t", [], "x") is None and share_chart("t", [], "x", "y") is None
 
 
-def test_one_value_and_equal_values_are_drawn():
-    for values in ([5.0], [5.0, 5.0], [0.0, 0.0]):
-        points = polyline(drawn(line_chart("t", [Series("a", range(len(values)), values)], "x"))[0])
-        assert len(points) == len(values) and all(math.isfinite(v) for point in points for v in point)
-
-
-def test_long_curves_are_thinned():
-    _, data = drawn(line_chart("t", [Series("a", np.arange(5000), np.arange(5000))], "x"))
-    x = data["series"][0]["x"]
-    assert len(x) == MOST_POINTS and (x[0], x[-1]) == (0, 4999)
+def test_shares_have_axes_from_0_to_1():
+    data, layout = drawn(share_chart("t", [Series("a", [0.2, 0.4], [0.5, 0.6])], "x", "y", diagonal=True))
+    assert layout["xaxis"]["range"] == [0, 1] and layout["yaxis"]["range"][0] == 0
+    assert data[0]["name"] == "a"
+    (line,) = layout["shapes"]
+    assert [line[key] for key in ("x0", "y0", "x1", "y1")] == [0, 0, 1, 1]
 
 
 def test_stacked_bars():
-    svg, data = drawn(bar_chart("t", ["p", "q"], [("a", [2, 0]), ("b", [2, 4])], "x", "y"))
-    first, second = (re.findall(r"M([\d.]+),([\d.]+)H([\d.]+)V([\d.]+)", each.get("d")) for each in svg.findall("path"))
-    assert len(first) == 1 and len(second) == 2  # nothing is drawn for 0
-    assert second[0][1] == first[0][3]  # b of the first bar stands on a
-    assert second[0][3] == second[1][3]  # 2 + 2 is as high as 4
-    assert data["labels"] == ["p", "q"]
+    chart = bar_chart("t", ["p", "q"], [("a", [2, 0]), ("b", [2, 4])], "x", "y", edges=[0, 0.5, 1])
+    data, layout = drawn(chart)
+    assert layout["barmode"] == "stack" and layout["yaxis"]["rangemode"] == "nonnegative"
+    assert [each["y"] for each in data] == [[2, 0], [2, 4]]
+    assert data[0]["x"] == [0.25, 0.75] and data[0]["width"] == [0.5, 0.5] and data[0]["customdata"] == ["p", "q"]
+    assert chart.description == "t. Bar chart over x; sums: a: 2, b: 6."
 
 
 def test_circles_grow_with_the_boxes():
-    svg, _ = drawn(scatter_chart("t", [(0.2, 0.2, 0.1, 1.0), (0.8, 0.9, 0.5, 0.0)], ["a", "b"], "x", "y"))
-    circles = {each.get("class"): each for each in svg.findall("circle")}
-    small, large = circles["point"], circles["point idle"]
-    assert float(large.get("r")) > float(small.get("r"))
-    assert float(large.get("cx")) > float(small.get("cx")) and float(large.get("cy")) > float(small.get("cy"))
+    data, layout = drawn(scatter_chart("t", [(0.2, 0.2, 0.1, 1.0), (0.8, 0.9, 0.5, 0.0)], ["a", "b"], "x", "y"))
+    assert (data[0]["x"], data[0]["y"], data[0]["hovertext"]) == ([0.8, 0.2], [0.9, 0.2], ["b", "a"])  # active on top
+    large, small = data[0]["marker"]["size"]
+    assert large > small and data[0]["marker"]["symbol"] == ["circle-open", "circle"]
+    assert layout["yaxis"]["range"] == [1, 0]  # downwards
 
 
 def test_names_in_charts_are_escaped():
-    chart = line_chart("<t>", [Series('"<a>&', [0, 1], [1, 2])], "<x>")
-    svg, data = drawn(chart)  # ET.fromstring would fail
-    assert data["series"][0]["name"] == '"<a>&' and "<a>" not in chart.svg
-    assert svg.get("aria-label").startswith("<t>. ")
+    """Plotly takes `<b>` and `<a>` for markup in texts, and `%{x}` for a value in templates of texts."""
+    name = '<a href="x">&%{x}'
+    (trace,), layout = drawn(line_chart("t", [Series(name, [0, 1], [1, 2])], "<b>x"))
+    escaped = '&lt;a href="x"&gt;&amp;%{x}'
+    assert trace["name"] == f"{escaped}: 2" and trace["meta"] == escaped and "<a" not in trace["hovertemplate"]
+    assert layout["xaxis"]["title"]["text"] == "&lt;b&gt;x"
+    bars, _ = drawn(bar_chart("t", ["<b>"], [("<i>", [1])], "x", "y"))
+    assert (bars[0]["customdata"], bars[0]["name"], bars[0]["meta"]) == (["&lt;b&gt;"], "&lt;i&gt;", "&lt;i&gt;")
+    points, _ = drawn(scatter_chart("t", [(0, 0, 0, 0)], ["<b>"], "x", "y"))
+    assert points[0]["hovertext"] == ["&lt;b&gt;"]
 
 
 def luminance(colour):
@@ -148,13 +151,13 @@ def test_correct_and_wrong_detections():
             (3, box, 0.01),  # below all thresholds
         ],
     )
-    assert judge(case) == {1: (1, [(0.9, False, 7), (0.7, False, 3), (0.6, True, 3), (0.5, False, 3)])}
-    (image,) = break_down(case, 0.65).images
+    assert match_detections(case) == {1: (1, [(0.9, False, 7), (0.7, False, 3), (0.6, True, 3), (0.5, False, 3)])}
+    (image,) = compute_statistics(case, 0.65).images
     assert (image.correct, image.wrong, image.missed) == (0, 2, 1)
-    (image,) = break_down(case, 0.3).images
+    (image,) = compute_statistics(case, 0.3).images
     assert (image.correct, image.wrong, image.missed) == (1, 3, 0)
-    assert break_down(case, 0.3).classes.tolist() == [[1, 1, 2], [0, 0, 1]]
-    (image,) = break_down(case, 0.0).images
+    assert compute_statistics(case, 0.3).classes.tolist() == [[1, 1, 2], [0, 0, 1]]
+    (image,) = compute_statistics(case, 0.0).images
     assert (image.correct, image.wrong) == (1, 4)
 
 
@@ -167,17 +170,17 @@ def test_counts_agree_with_the_drawings():
         scores = generator.permutation(16) / 16
         objects = [(label, box, 0) for label, box in zip(labels[:8], boxes[:8], strict=True)]
         case = found(objects, list(zip(labels[8:], boxes[8:], scores.tolist(), strict=True)))
-        (image,) = break_down(case, 0.3).images
+        (image,) = compute_statistics(case, 0.3).images
         colours = [box.colour for box in boxes_to_draw(case, 1, 0.3)]
         counts = image.correct, image.wrong, image.missed
         assert counts == tuple(colours.count(colour) for colour in (CORRECT, WRONG, MISSED))
 
 
 def test_no_detections_and_no_objects():
-    figures = break_down(found([(3, [0, 0, 10, 10], 0)], []), 0.3)
+    figures = compute_statistics(found([(3, [0, 0, 10, 10], 0)], []), 0.3)
     assert figures.objects == 1 and figures.scores.average_precision()["AP"] == 0
     assert [(each.correct, each.wrong, each.missed) for each in figures.images] == [(0, 0, 1)]
-    figures = break_down(found([], [(3, [0, 0, 10, 10], 0.9)]), 0.3)
+    figures = compute_statistics(found([], [(3, [0, 0, 10, 10], 0.9)]), 0.3)
     assert math.isnan(figures.scores.average_precision()["AP"]) and figures.confusion[-1].tolist() == [1, 0, 0]
 
 
@@ -201,6 +204,6 @@ def test_query_watch(routed):
     spread = expected[..., :2].std(0, unbiased=False)
     torch.testing.assert_close(torch.tensor(figures["spread"]), spread, rtol=1e-3, atol=1e-4)
     assert figures["activation"]["images"] == 3 and figures["activation"]["queries"] == 10
-    assert (figures["routing"] is not None) == routed
-    if routed:
-        assert [each["mean_passing"] for each in figures["routing"]["layers"]] == [5, 5, 5]
+    assert len(figures["tables"]) == routed
+    for table in figures["tables"]:
+        assert table.rows == ((0, "full", 5.0, 5, 5), (1, "self_attn", 5.0, 5, 5), (2, "cross_attn", 5.0, 5, 5))

@@ -27,4 +27,4 @@ def test_wrong_arguments(capsys):
         tool.main(["--config-file", "nowhere.py"])
     with pytest.raises(SystemExit) as stop:
         tool.main(["--config-file", CONFIG, "--training-batch", "-1"])
-    assert stop.value.code == 2 and "--training-batch must not be negative" in capsys.readouterr().err
+    assert stop.value.code == 2 and "--training-batch: must be 0 or more, got -1" in capsys.readouterr().err

@@ -54,7 +54,7 @@ def test_images_of_the_data_loader(tmp_path, dataset, weights):  # noqa: F811
         (["--baseline", "other.py"], "--baseline must be one of the config files, got other.py"),
         (["--config-file", DETR], "the same file is given twice"),
         (["--weights", "a.pth", "--weights", "b.pth"], "2 checkpoints for 1 config files"),
-        (["--rounds", "0"], "must be positive"),
+        (["--rounds", "0"], "--rounds: must be 1 or more, got 0"),
         (["--compile", "off", "--compile", "fastest"], "torch has no backend fastest"),
     ],
 )

@@ -5,7 +5,7 @@ import pytest
 
 from detrx.cli import evaluate_results as tool
 from detrx.d2.data import DatasetCatalog, MetadataCatalog, register_coco_instances
-from tests.evaluation.cases import found, ground_truth
+from tests.coco.cases import found, ground_truth
 
 TRUTH = ground_truth(
     [
@@ -73,7 +73,7 @@ def test_limit_of_detections(files, capsys):
     assert "|35.000|50.000|50.000|0.000|70.000|nan|" in squeezed(capsys.readouterr().out)
     with pytest.raises(SystemExit):
         run(annotations, results, "--max-dets", 0)
-    assert "--max-dets must be 1 or more, got 0" in capsys.readouterr().err
+    assert "--max-dets: must be 1 or more, got 0" in capsys.readouterr().err
 
 
 def test_duplicates_can_be_left_out(files, tmp_path, capsys):
@@ -99,12 +99,12 @@ def test_registered_dataset(files, capsys, tmp_path):
         tool.main(["--dataset", "saved_val", "--results", str(results)])
         assert "|60.248|" in "".join(squeezed(capsys.readouterr().out))
         annotations.unlink()
-        with pytest.raises(SystemExit, match=r"error: annotation file .*val\.json of 'saved_val' does not exist"):
+        with pytest.raises(SystemExit, match=r"annotation file .*val\.json of dataset 'saved_val' does not exist"):
             tool.main(["--dataset", "saved_val", "--results", str(results)])
     finally:
         DatasetCatalog.remove("saved_val")
         MetadataCatalog.remove("saved_val")
-    with pytest.raises(SystemExit, match=r"error: dataset 'saved_val' is not registered; known are .*digits_val"):
+    with pytest.raises(SystemExit, match=r"error: dataset 'saved_val' is not registered; did you mean one of"):
         tool.main(["--dataset", "saved_val", "--results", str(results)])
 
 

@@ -58,7 +58,7 @@ def test_missing_packages_are_named(tmp_path, monkeypatch):
         (["--output", "model.pth"], "--output must end in .pt2 or .onnx, got model.pth"),
         (["--output", "model.pt2", "--format", "onnx"], "--output must end in .onnx, got model.pt2"),
         (["--output", "model.onnx", "--keep-operators"], "are for --format torch"),
-        (["--output", "model.onnx", "--size", "0", "64"], "--size must be positive, got 0 64"),
+        (["--output", "model.onnx", "--size", "0", "64"], "--size: must be 1 or more, got 0"),
     ],
 )
 def test_wrong_arguments(arguments, message, capsys):

@@ -46,7 +46,7 @@ def test_only_what_is_on_disk(folder, capsys):
     page = report(folder, "--no-model", file=folder / "report.html")
     assert set(SECTIONS) <= set(page.ids)
     printed = capsys.readouterr().out
-    assert "missing in the report: The model was not run (--no-model)." in printed
+    assert "missing from the report: The model was not run (--no-model)." in printed
     assert f"report: {folder / 'report.html'}" in printed
 
 
@@ -57,7 +57,7 @@ def test_detections_of_the_model(fake, folder, tmp_path):
     assert page.rows["confusion"][1][1:] == ["0", "4", "0"]  # all rectangles, taken for the other class
     assert page.rows["confusion"][2][1:] == ["0", "0", "4"]
     assert "of model_final.pth in 4 images" in page.sections["detections"]
-    assert "The model is no detection transformer" in page.sections["queries"]
+    assert "The model is not a DetectionTransformer" in page.sections["queries"]
     assert not (folder / "report.html").exists()
 
 
@@ -92,9 +92,9 @@ def test_trained_folder(dataset, folder):
     torch.save({"model": instantiate(cfg.model).state_dict()}, folder / "model_final.pth")
     page = report(folder, "--num", 3, "--score-threshold", 0.0, file=folder / "report.html")
     queries = page.sections["queries"]
-    assert "did in 3 images" in queries and "Gini coefficient" in queries and "QueryRouting" in page.sections["run"]
+    assert "over 3 images" in queries and "Gini coefficient" in queries and "QueryRouting" in page.sections["run"]
     count = cfg.model.query_source.num_queries
-    titles = [a["aria-label"] for tag, a in page.tags if tag == "svg" and "aria-label" in a]
+    titles = [a["aria-label"] for _, a in page.tags if a.get("class") == "plot"]
     assert any(title == f"Mean box of each query. Scatter plot of {count} points." for title in titles)
     rows = page.rows["queries"][1:]
     assert [row[0] for row in rows] == ["0", "1", "2"] and all(0 <= float(row[2]) <= count for row in rows)
@@ -118,7 +118,7 @@ def test_wrong_arguments_end_with_one_clear_line(arguments, message, folder, mon
 
 
 def test_wrong_numbers(folder, capsys):
-    for arguments, message in ((["--num", "0"], "--num must be 1"), (["--score-threshold", "2"], "between 0 and 1")):
+    for arguments, message in ((["--num", "0"], "--num: must be 1"), (["--score-threshold", "2"], "between 0 and 1")):
         with pytest.raises(SystemExit):
             tool.main([str(folder), *arguments])
         assert message in capsys.readouterr().err

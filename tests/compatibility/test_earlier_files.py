@@ -17,6 +17,7 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from detrx.engine import load_config
+from detrx.model_zoo import list_models
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(__file__).parent / "data"
@@ -77,6 +78,14 @@ def test_what_saved_configs_name_can_be_built(tmp_path: Path):
         assert callable(get_object(each["_target_"]))
 
 
-@pytest.mark.parametrize("path", (DATA / "configs.txt").read_text().split())
+CONFIGS = (DATA / "configs.txt").read_text().split()
+
+
+def test_the_zoo_lists_the_configs_by_the_same_names():
+    names = {"/".join(part for part in path.split("/")[1:] if part != "configs") for path in CONFIGS}
+    assert len(names) == len(CONFIGS) and names <= set(list_models())
+
+
+@pytest.mark.parametrize("path", CONFIGS)
 def test_configs_are_where_they_were(path: str):
     assert "model" in load_config(str(ROOT / path), [])

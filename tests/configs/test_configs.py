@@ -6,29 +6,26 @@ Models are built on the meta device, without memory for weights, and shared by t
 import functools
 import inspect
 import re
-from pathlib import Path
 
 import pytest
 import torch
 from omegaconf import DictConfig, ListConfig
 
 import detrx.data  # noqa: F401  (registers the datasets)
-from detrx.d2.config import LazyConfig, instantiate
+from detrx import model_zoo
+from detrx.d2.config import instantiate
 from detrx.d2.data import DatasetCatalog
 from detrx.modeling import Predictions
 
-ROOT = Path(__file__).resolve().parents[2]
-PARTS = ("common", "models")
-ALL = [path.relative_to(ROOT) for path in [*ROOT.glob("configs/**/*.py"), *ROOT.glob("projects/*/configs/**/*.py")]]
-CONFIGS = sorted(str(path) for path in ALL if not set(PARTS) & set(path.parts))
-COCO = [name for name in CONFIGS if "_digits" not in name]
+CONFIGS = [name.removesuffix(".py") for name in model_zoo.list_models()]
+COCO = [name for name in CONFIGS if not name.endswith("_digits")]
 
-# <detector>[_<variant>]_<backbone>[_c5|_dc5][_5scale][_900q][_50ep][_<dataset>].py, on COCO for 12 epochs where the
-# name does not say; or <detector>[_<variant>]_digits.py. See configs/README.md.
+# <detector>[_<form>]_<backbone>[_c5|_dc5][_5scale][_900q][_50ep][_<dataset>], on COCO for 12 epochs where the name
+# does not say; or <detector>[_<form>]_digits. See configs/README.md.
 NAME = re.compile(
     r"(?P<detector>[a-z0-9_]+?)_(digits|(?P<backbone>r18|r50|r101|swin_t|swin_l|convnext_[tsbl])"
     r"(_(?P<level>c5|dc5))?(_(?P<levels>5)scale)?(_(?P<queries>\d+)q)?(_(?P<epochs>24|36|50)ep)?"
-    r"(_(?P<dataset>lvis|objects365|nuimages|cityscapes))?)\.py"
+    r"(_(?P<dataset>lvis|objects365|nuimages|cityscapes))?)"
 )
 TIMM = {
     "r18": "resnet18.tv_in1k",
@@ -52,7 +49,7 @@ DROP = {12: 11, 24: 20, 36: 30, 50: 40}  # epochs: epoch after which the learnin
 
 @functools.cache
 def load(name: str) -> DictConfig:
-    return LazyConfig.load(str(ROOT / name))
+    return model_zoo.get_config(name)
 
 
 MODELS: dict[str, torch.nn.Module] = {}  # by their description; schedules share them
@@ -75,15 +72,15 @@ def predict(model: torch.nn.Module) -> Predictions:
 
 
 def parse(name: str) -> dict:
-    return NAME.fullmatch(Path(name).name).groupdict()
+    return NAME.fullmatch(name.split("/")[1]).groupdict()
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_name(name: str):
-    path = Path(name)
-    assert NAME.fullmatch(path.name), f"{path.name} is not named by the convention in configs/README.md"
-    if path.parts[0] == "configs":
-        assert path.name.startswith(path.parent.name + "_"), f"{name} is in the folder of another detector"
+    folder, config = name.split("/")
+    assert NAME.fullmatch(config), f"{name} is not named by the convention in configs/README.md"
+    if (model_zoo.config_root() / folder).is_dir():
+        assert config.startswith(f"{folder}_"), f"{name} is in the folder of another detector"
 
 
 @pytest.mark.parametrize("name", COCO)
@@ -118,7 +115,7 @@ def test_everything_but_the_model_is_there(name: str):
     datasets = {cfg.dataloader.train.dataset.names, cfg.dataloader.test.dataset.names}
     assert datasets <= set(DatasetCatalog.list())
     assert cfg.dataloader.evaluator.dataset_name == cfg.dataloader.test.dataset.names
-    assert set(load("configs/common/train.py").train) <= set(cfg.train)
+    assert set(load("common/train").train) <= set(cfg.train)
     assert cfg.train.max_iter > 0 and cfg.train.clip_grad.enabled
     assert cfg.optimizer.fused
     assert {cfg.dataloader[part].device for part in ("train", "test")} == {cfg.train.device}

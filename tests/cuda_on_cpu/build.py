@@ -117,7 +117,7 @@ def _hash(*texts: str) -> str:
 def _units(csrc: Path) -> list[Unit]:
     """All that is linked: the kernels and their host code, the emulation, and kernels with faults that it must find."""
     kernels = _family_files(csrc, "*.cu")
-    host = [path for path in _family_files(csrc, "*.cpp") if not re.search(r"_cpu(_|$)", path.stem)]
+    host = [path for path in _family_files(csrc, "*.cpp") if path.parent.name != "cpu"]
     if not kernels:
         raise BuildError(f"no kernels in {csrc}")
     return [

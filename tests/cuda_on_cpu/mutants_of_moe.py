@@ -2,7 +2,8 @@
 
 from tests.cuda_on_cpu.planted import Mutant
 
-ROUTE, COMBINE, BIAS = "moe/route_cuda.cu", "moe/combine_cuda.cu", "moe/expert_bias_cuda.cu"
+ROUTE, BIAS = "moe/cuda/route.cu", "moe/cuda/expert_bias.cu"
+DISPATCH, TOKEN_ROWS, COMBINE = "moe/cuda/dispatch.cu", "moe/cuda/token_rows.cuh", "moe/cuda/combine.cu"
 BARRIER = "    __syncthreads();\n"
 
 MOE = [
@@ -53,9 +54,9 @@ MOE = [
     ),
     Mutant("place: chunks up to its own are counted", ROUTE, "earlier += other < chunk", "earlier += other <= chunk"),
     Mutant("place: parts of warps overlap", ROUTE, "part_begin = begin + warp * part", "part_begin = begin + warp"),
-    Mutant("dispatch: rows that are not read", COMBINE, "begin += kUnits * kWarp", "begin += 2 * kUnits * kWarp"),
-    Mutant("combine: a row that does not exist is read", COMBINE, "own = exists ? own : 0;", ""),
-    Mutant("combine: order is not checked", COMBINE, "inverse == assignment", "inverse >= 0"),
+    Mutant("dispatch: rows that are not read", DISPATCH, "begin += kUnits * kWarp", "begin += 2 * kUnits * kWarp"),
+    Mutant("combine: a row that does not exist is read", TOKEN_ROWS, "own = exists ? own : 0;", ""),
+    Mutant("combine: order is not checked", TOKEN_ROWS, "inverse == assignment", "inverse >= 0"),
     Mutant("combine: the last lanes take no part in the sum", COMBINE, "offset = kWarp / 2", "offset = kWarp / 4"),
     Mutant("bias: NaN becomes zero", BIAS, "kRelu && sum < 0 ? 0.0f : sum", "kRelu && !(sum > 0) ? 0.0f : sum"),
     Mutant(

@@ -6,6 +6,7 @@ FOLDER = "ms_deform_attn/cuda"
 TILE, FORWARD, BACKWARD = f"{FOLDER}/tile.cuh", f"{FOLDER}/forward.cu", f"{FOLDER}/backward.cu"
 GRAD_VALUE, DETERMINISTIC = f"{FOLDER}/grad_value.cu", f"{FOLDER}/deterministic.cu"
 POINTS, ATOMICS = f"{FOLDER}/points.cuh", f"{FOLDER}/atomics.cuh"
+BACKWARD_POINTS, DOT_PRODUCTS = f"{FOLDER}/backward_points.cuh", f"{FOLDER}/dot_products.cuh"
 WARP_BARRIER, BLOCK_BARRIER = "        __syncwarp();\n", "    __syncthreads();\n"
 
 MS_DEFORM_ATTN = [
@@ -95,15 +96,15 @@ MS_DEFORM_ATTN = [
     ),
     Mutant(
         "backward: corners outside of the map count",
-        BACKWARD,
+        BACKWARD_POINTS,
         "dots[k] = point.has(k) ? sums.dots[k] : 0;",
         "dots[k] = sums.dots[k];",
     ),
     Mutant(
         "backward: half of a product of tensor cores",
-        BACKWARD,
-        "sums.at[k] += __shfl_xor_sync(kAllLanes, sums.at[k], 4);",
-        "__shfl_xor_sync(kAllLanes, sums.at[k], 4);",
+        DOT_PRODUCTS,
+        "sums.value[k] += __shfl_xor_sync(kAllLanes, sums.value[k], 4);",
+        "__shfl_xor_sync(kAllLanes, sums.value[k], 4);",
     ),
     Mutant(
         "backward: parts of the points with sums of their own",

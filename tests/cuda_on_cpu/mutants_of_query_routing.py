@@ -2,7 +2,7 @@
 
 from tests.cuda_on_cpu.planted import Mutant
 
-ROUTE, ROWS = "query_routing/query_route_cuda.cu", "query_routing/query_rows_cuda.cu"
+ROUTE, ROWS = "query_routing/cuda/route.cu", "query_routing/cuda/rows.cu"
 BARRIER = "    __syncthreads();\n"
 
 QUERY_ROUTING = [

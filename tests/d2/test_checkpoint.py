@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from detrx.checkpoint.checkpointer import AtomicCheckpointer, CheckpointError
-from detrx.d2.checkpoint import DetectionCheckpointer, PeriodicCheckpointer
+from detrx.d2.checkpoint import DetectionCheckpointer
 
 
 class Counter:
@@ -56,18 +56,6 @@ def test_initial_weights_leave_the_rest_alone(checkpointer_class, tmp_path):
     torch.save({f"module.{key}": value for key, value in model().state_dict().items()}, bare)
     checkpointer_class(loaded).load(str(bare))
     assert torch.equal(loaded[0].weight, torch.load(bare, weights_only=True)["module.0.weight"])
-
-
-def test_periodic_checkpointer_keeps_the_newest(tmp_path):
-    periodic = PeriodicCheckpointer(DetectionCheckpointer(model(), str(tmp_path)), 2, max_iter=7, max_to_keep=2)
-    for iteration in range(7):
-        periodic.step(iteration)
-    assert sorted(os.listdir(tmp_path)) == [
-        "last_checkpoint",
-        "model_0000003.pth",
-        "model_0000005.pth",
-        "model_final.pth",
-    ]
 
 
 def test_failed_save_leaves_the_old_file_and_nothing_else(tmp_path):

@@ -4,24 +4,19 @@ import gc
 import itertools
 import logging
 import pickle
-import random
 
-import numpy as np
 import pytest
 import torch
 
 from detrx.d2.data import (
-    AspectRatioGroupedDataset,
     DatasetCatalog,
     DatasetFromList,
     InferenceSampler,
     MapDataset,
     MetadataCatalog,
     RepeatFactorTrainingSampler,
-    ToIterableDataset,
     TrainingSampler,
     build_detection_test_loader,
-    build_detection_train_loader,
     get_detection_dataset_dicts,
 )
 
@@ -43,11 +38,6 @@ def same(sample):
 
 def odd_only(sample):
     return sample if sample["id"] % 2 else None
-
-
-def with_random_numbers(sample):
-    numbers = (random.random(), np.random.rand(), torch.rand(()).item())  # noqa: NPY002 what the workers' seeds are for
-    return sample["id"], *(round(float(x), 6) for x in numbers)
 
 
 @pytest.fixture
@@ -182,63 +172,6 @@ def test_map_dataset():
     dataset = MapDataset(DICTS[:6], odd_only)
     assert len(dataset) == 6 and [dataset[i]["id"] for i in range(6)] == [1, 1, 1, 3, 5, 5]
     assert pickle.loads(pickle.dumps(dataset))[1]["id"] == 1
-
-
-def test_aspect_ratio_groups():
-    batches = list(AspectRatioGroupedDataset(DICTS, 2))
-    assert ids(batches) == [[1, 2], [0, 3], [4, 6], [5, 7]]
-
-
-@pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize(
-    ("grouping", "expected"),
-    [
-        (True, [[3, 0], [6, 2], [1, 4], [5, 7], [1, 6], [0, 7], [2, 4], [3, 5]]),
-        (False, [[3, 6], [0, 2], [1, 4], [5, 7], [1, 6], [0, 7], [2, 3], [4, 5]]),
-    ],
-)
-def test_train_loader(grouping, expected, num_workers):
-    loader = build_detection_train_loader(
-        DICTS,
-        mapper=same,
-        sampler=TrainingSampler(8, seed=5),
-        total_batch_size=2,
-        aspect_ratio_grouping=grouping,
-        num_workers=num_workers,
-    )
-    assert ids(take(loader, 8)) == expected
-
-
-def test_random_numbers_of_workers():
-    loader = build_detection_train_loader(
-        DICTS,
-        mapper=with_random_numbers,
-        sampler=TrainingSampler(8, seed=5),
-        total_batch_size=2,
-        aspect_ratio_grouping=False,
-        num_workers=2,
-        seed=1,
-    )
-    assert take(loader, 2) == [
-        [(3, 0.911337, 0.702645, 0.877119), (6, 0.233194, 0.061652, 0.973508)],
-        [(0, 0.304223, 0.082417, 0.098649), (2, 0.596989, 0.650178, 0.749294)],
-    ]
-
-
-def test_train_loader_options():
-    options = {"mapper": None, "total_batch_size": 4}
-    assert [len(batch) for batch in take(build_detection_train_loader(DICTS, **options), 2)] == [4, 4]
-    loader = build_detection_train_loader(DICTS, **options, aspect_ratio_grouping=False, collate_fn=len)
-    assert take(loader, 2) == [4, 4]
-    with pytest.raises(AssertionError):
-        build_detection_train_loader(DICTS, mapper=None, total_batch_size=0)
-    with pytest.raises(AssertionError, match="Sampler"):
-        build_detection_train_loader(DICTS, mapper=None, sampler=range(8), total_batch_size=1)
-
-
-def test_to_iterable_dataset():
-    dataset = ToIterableDataset(DICTS, TrainingSampler(3, shuffle=False, seed=0))
-    assert [d["id"] for d in take(dataset, 5)] == [0, 1, 2, 0, 1]
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

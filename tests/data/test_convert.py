@@ -7,7 +7,7 @@ from PIL import Image
 
 from detrx.data import load_coco
 from detrx.data.check.dataset import check_coco_file
-from detrx.data.convert import VOC_CLASSES, ConversionError, as_coco, read_voc, read_yolo, write_coco_files
+from detrx.data.convert import VOC_CLASSES, DatasetConversionError, as_coco, read_voc, read_yolo, write_coco_files
 
 NAMES = ["disc", "square", "star"]
 
@@ -147,7 +147,7 @@ def test_malformed_yolo_lines(tmp_path, coco, line, reason):
     file = tmp_path / "labels" / "train" / "2.txt"
     file.write_text(file.read_text().strip() + f"\n\n{line}\n")
     write_yaml(tmp_path)
-    with pytest.raises(ConversionError, match="1 problems") as error:
+    with pytest.raises(DatasetConversionError, match="1 problems") as error:
         read_yolo(tmp_path)
     first = str(error.value).splitlines()[1]
     assert first.startswith(f"{file}:7: ") and reason in first
@@ -159,7 +159,7 @@ def test_all_malformed_files_are_listed(tmp_path, coco):
     (tmp_path / "labels" / "train" / "2.txt").write_bytes(b"\xff\xfe\x00")
     (tmp_path / "images" / "train" / "3.png").write_bytes(b"")
     write_yaml(tmp_path)
-    with pytest.raises(ConversionError) as error:
+    with pytest.raises(DatasetConversionError) as error:
         read_yolo(tmp_path)
     lines = str(error.value).splitlines()
     assert lines[0].startswith("32 problems") and lines[-1] == "and 12 more" and len(lines) == 22
@@ -183,14 +183,16 @@ def test_all_malformed_files_are_listed(tmp_path, coco):
 def test_malformed_data_yaml(tmp_path, coco, text, message):
     write_yolo(tmp_path, coco)
     write_yaml(tmp_path, text)
-    with pytest.raises((ConversionError, FileNotFoundError), match=message):
+    with pytest.raises((DatasetConversionError, FileNotFoundError), match=message):
         read_yolo(tmp_path, ["train"])
 
 
 def test_yolo_without_any_labels(tmp_path, coco):
     write_yolo(tmp_path, coco | {"annotations": []})
     write_yaml(tmp_path)
-    with pytest.raises(ConversionError, match=r"none of 4 images has a label file, such as .*labels.train.1\.txt"):
+    with pytest.raises(
+        DatasetConversionError, match=r"none of 4 images has a label file, such as .*labels.train.1\.txt"
+    ):
         read_yolo(tmp_path)
 
 
@@ -267,7 +269,7 @@ def test_voc_files_in_one_folder(tmp_path):
     assert labelled.classes == ["disc", "star"] and list(labelled.splits) == ["train"]
     assert len(voc_boxes(labelled, "train")) == 2
     assert read_voc([flat], classes=["star", "square", "disc"]).classes == ["star", "square", "disc"]
-    with pytest.raises(ConversionError, match="objects of star, which are not among"):
+    with pytest.raises(DatasetConversionError, match="objects of star, which are not among"):
         read_voc([flat], classes=["disc"])
 
 
@@ -300,7 +302,7 @@ GOOD = voc_object("dog", (1, 1, 9, 9))
 )
 def test_malformed_voc_files(tmp_path, objects, place, reason):
     write_voc(tmp_path, objects)
-    with pytest.raises(ConversionError) as error:
+    with pytest.raises(DatasetConversionError) as error:
         read_voc([tmp_path])
     line = str(error.value).splitlines()[1]
     assert line.startswith(str(tmp_path / "Annotations" / "000005.xml") + place) and reason in line
@@ -312,7 +314,7 @@ def test_voc_files_that_do_not_fit(tmp_path):
     (tmp_path / "JPEGImages" / "b.jpg").unlink()
     write_voc(tmp_path, [GOOD], stem="c")
     (tmp_path / "Annotations" / "c.xml").unlink()
-    with pytest.raises(ConversionError) as error:
+    with pytest.raises(DatasetConversionError) as error:
         read_voc([tmp_path])
     text = str(error.value)
     assert f"{tmp_path}/ImageSets/Main/trainval.txt:3: there is no" in text
@@ -326,7 +328,7 @@ def test_files_are_not_overwritten_unasked(tmp_path):
     labelled = read_voc([write_voc(tmp_path, [GOOD])])
     path = write_coco_files(labelled, tmp_path)["trainval"]
     path.write_text("precious")
-    with pytest.raises(ConversionError, match=r"trainval\.json exists already"):
+    with pytest.raises(DatasetConversionError, match=r"trainval\.json exists already"):
         write_coco_files(labelled, tmp_path)
     assert path.read_text() == "precious"
     write_coco_files(labelled, tmp_path, overwrite=True)

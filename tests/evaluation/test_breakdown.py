@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from detrx.evaluation import class_names, confusion_matrix, precision_recall, scores_by_size
-from tests.evaluation.cases import found, ground_truth, random_case
+from tests.coco.cases import found, ground_truth, random_case
 
 CUP, FORK = 3, 8
 A, B, C = [0, 0, 10, 10], [100, 0, 40, 40], [0, 80, 100, 100]

@@ -16,7 +16,7 @@ from detrx.d2.data import MetadataCatalog
 from detrx.d2.structures import Boxes, Instances
 from detrx.evaluation import LVISEvaluator
 from detrx.evaluation.lvis import import_lvis
-from tests.evaluation.cases import found, ground_truth, random_case
+from tests.coco.cases import found, ground_truth, random_case
 
 pytest.importorskip("lvis")
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from detrx import model_zoo
+from detrx import config_zoo, model_zoo
 from detrx.checkpoint.checkpointer import CheckpointError
 from detrx.engine import ConfigError
 from detrx.modeling import backbone
@@ -15,7 +15,7 @@ def test_lists_of_models():
     assert names == sorted(names) and len(names) > 100
     assert {f"{NAME}.py", "h_detr/h_deformable_detr_r50.py", "dino/dino_r50.py"} <= set(names)
     assert not any(name.startswith("common/") or "/common/" in name for name in names)
-    assert all(model_zoo.get_config_file(name) for name in names)
+    assert all(config_zoo.name_of(name) == name for name in names)
     dino = model_zoo.list_models("dino/*")
     assert "dino/dino_r50.py" in dino and all(name.startswith("dino/") for name in dino)
     assert model_zoo.list_models("dino/*_r50") == model_zoo.list_models("dino/*_r50.py") == ["dino/dino_r50.py"]

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from detrx.coco.results import instances_on_host
 from detrx.d2 import USE_DETECTRON2
 from detrx.d2.structures import Boxes, Instances
 from detrx.data import DetectionMapper
-from detrx.evaluation.results import instances_on_host
 from detrx.layers import to_device, to_host
 from detrx.predictor import Predictor
 from tests.projects import contract

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from detrx.analysis.flops import count_flops
-from detrx.analysis.routing import RoutingAnalysis
 from detrx.cli import analyze_queries as tool
 from detrx.d2.config import LazyConfig
 from detrx.d2.utils import EventStorage
@@ -16,6 +15,7 @@ from detrx.modeling import ContrastiveDenoising, DetectionTransformer, Method, P
 from detrx.projects.h_detr import HybridBranch
 from detrx.projects.mr_detr import MrDETR
 from detrx.projects.qr_detr import FixedRouter, QueryRouting, force_routers
+from detrx.projects.qr_detr.analysis import RoutingAnalysis
 from tests.modeling.small import make_input, make_model
 from tests.projects.contract import DETECTORS, Inference, detector, losses_of, make_batch, switch_on, training_step
 
@@ -282,7 +282,7 @@ def test_what_it_does_not_work_for():
             QueryRouting(**options)
     with pytest.raises(ValueError, match="wraps a DecoderLayer, but decoder layer 0 is a RoutedDecoderLayer"):
         switch_on(routed(), QueryRouting())
-    with pytest.raises(ValueError, match="does not go together with denoising"):
+    with pytest.raises(ValueError, match="cannot be combined with denoising"):
         routed("dino", regroup="concat")
     with pytest.raises(ValueError, match="decoder layer 0 has no router"):
         force_routers(detector("dino"), 0.5)
@@ -300,7 +300,8 @@ def test_tool_counts_what_passes(request, tmp_path, monkeypatch):
     records = [{"image_id": i} for i in range(3)]
     monkeypatch.setattr(tool, "get_detection_dataset_dicts", lambda *_, **__: records)
     monkeypatch.setattr(tool, "load_model", lambda *_: model)
-    monkeypatch.setattr(tool, "RoutingAnalysis", lambda model, _, images: RoutingAnalysis(model, small(cfg), images))
+    cfg.model = small(cfg)
+    monkeypatch.setattr(tool, "load_config", lambda *_: cfg)
     monkeypatch.setattr(tool, "instantiate", lambda _: lambda record: make_input(64, 96))
     arguments = ["--routing", "--config-file", config, "--weights", "model.pth", "--output", str(tmp_path / "out")]
     tool.main([*arguments, "--cost-images", "2"])
@@ -329,9 +330,11 @@ def small(cfg):
 def test_tool_with_a_detector_that_routes_nothing():
     with pytest.raises(ValueError, match="the decoder layers of this model have no router"):
         RoutingAnalysis(detector("dino"), None)
+    with pytest.raises(ValueError, match="cost_images must be 0 or more, got -1"):
+        RoutingAnalysis(routed(), None, cost_images=-1)
 
 
 def test_tool_arguments(request):
-    for arguments in ([], ["--routing", "--num", "0"], ["--routing", "--cost-images", "-1"]):
+    for arguments in ([], ["--routing", "--num", "0"]):
         with pytest.raises(SystemExit):
             tool.parse_args(["--config-file", "a.py", "--weights", "b.pth", *arguments])

@@ -1,7 +1,5 @@
 """Align-DETR (arXiv 2304.07527), without a backbone: DINO with the IA-BCE loss and mixed matching.
 
-Each ground truth takes two predictions in all layers but the last; the better one of the two counts more.
-
 Sizes are set as in deformable_detr.py.
 """
 
@@ -11,15 +9,36 @@ from detrx.modeling import GIoULoss, HungarianMatcher, IABCELoss, L1Loss, Matchi
 from .dino import model
 
 _cost = L(MatchingCost)(class_weight=2.0, l1_weight=5.0, giou_weight=2.0)
-_several = L(HungarianMatcher)(cost=_cost, copies=2, max_share=0.5)
-_ranked = [
-    L(IABCELoss)(weight=1.0, pair_weight=L(RankWeight)(tau=1.5)),
-    L(L1Loss)(weight=5.0, pair_weight=L(RankWeight)(tau=1.5)),
-    L(GIoULoss)(weight=2.0, pair_weight=L(RankWeight)(tau=1.5)),
-]
-_plain = [L(IABCELoss)(weight=1.0), L(L1Loss)(weight=5.0), L(GIoULoss)(weight=2.0)]
+
+
+def mixed_matching(class_weight, **where):
+    """Each ground truth takes two predictions; the better one of the two counts more."""
+    weight = L(RankWeight)(tau=1.5)
+    return L(Supervision)(
+        assigner=L(HungarianMatcher)(cost=_cost, copies=2, max_share=0.5),
+        losses=[
+            L(IABCELoss)(weight=class_weight, pair_weight=weight),
+            L(L1Loss)(weight=5.0, pair_weight=weight),
+            L(GIoULoss)(weight=2.0, pair_weight=weight),
+        ],
+        **where,
+    )
+
+
+def decoder_supervisions(class_weight):
+    """Mixed matching in all layers but the last, where each ground truth takes one prediction."""
+    return [
+        mixed_matching(class_weight, group="main", layers=(None, -1)),
+        L(Supervision)(
+            group="main",
+            assigner=L(HungarianMatcher)(cost=_cost),
+            losses=[L(IABCELoss)(weight=class_weight), L(L1Loss)(weight=5.0), L(GIoULoss)(weight=2.0)],
+            layers=(-1, None),
+        ),
+    ]
+
+
 model.criterion.supervisions = [
-    L(Supervision)(group="main", assigner=_several, losses=_ranked, layers=(None, -1)),
-    L(Supervision)(group="main", assigner=L(HungarianMatcher)(cost=_cost), losses=_plain, layers=(-1, None)),
-    L(Supervision)(group="encoder", assigner=_several, losses=_ranked, suffix="_enc"),
+    *decoder_supervisions(class_weight=1.0),
+    mixed_matching(class_weight=1.0, group="encoder", suffix="_enc"),
 ]

@@ -1,11 +1,4 @@
-"""Backbones of the papers, with weights from ImageNet.
-
-Channels of res3, res4 and res5, for `model.neck.in_channels`:
-    resnet18                   128, 256, 512
-    resnet50, resnet101        512, 1024, 2048
-    swin_tiny, convnext_tiny   192, 384, 768
-    swin_large                 384, 768, 1536
-"""
+"""Backbones of the papers, with weights from ImageNet."""
 
 import copy
 
@@ -33,11 +26,15 @@ swin_tiny = L(TimmBackbone)(
 )
 swin_large = copy.deepcopy(swin_tiny)
 swin_large.name = "swin_large_patch4_window12_384.ms_in22k"
+convnext_tiny = copy.deepcopy(swin_tiny)
+convnext_tiny.name = "convnext_tiny.fb_in22k"
 
-convnext_tiny = L(TimmBackbone)(
-    name="convnext_tiny.fb_in22k",
-    out_features=["res3", "res4", "res5"],
-    pretrained=True,
-    norm_features=True,
-    model_args=dict(drop_path_rate=0.2),
-)
+# Channels of the maps by the name of the backbone, for `model.neck.in_channels`.
+CHANNELS = {
+    resnet18.name: dict(res2=64, res3=128, res4=256, res5=512),
+    resnet50.name: dict(res2=256, res3=512, res4=1024, res5=2048),
+    resnet101.name: dict(res2=256, res3=512, res4=1024, res5=2048),
+    swin_tiny.name: dict(res2=96, res3=192, res4=384, res5=768),
+    swin_large.name: dict(res2=192, res3=384, res4=768, res5=1536),
+    convnext_tiny.name: dict(res2=96, res3=192, res4=384, res5=768),
+}

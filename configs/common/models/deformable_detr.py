@@ -14,7 +14,6 @@ from detrx.modeling import (
     ChannelMapper,
     Criterion,
     Decoder,
-    DecoderLayer,
     DeformableCrossAttention,
     DeformableEncoder,
     DeformableEncoderLayer,
@@ -30,6 +29,18 @@ from detrx.modeling import (
     Tokenizer,
     TopDetections,
 )
+
+from .decoder_layer import decoder_layer
+
+
+def supervision(**where):
+    """Hungarian matching with focal, L1 and GIoU losses, of a group of queries or of the encoder's proposals."""
+    return L(Supervision)(
+        assigner=L(HungarianMatcher)(cost=L(MatchingCost)(class_weight=2.0, l1_weight=5.0, giou_weight=2.0)),
+        losses=[L(FocalLoss)(weight=1.0), L(L1Loss)(weight=5.0), L(GIoULoss)(weight=2.0)],
+        **where,
+    )
+
 
 model = L(DetectionTransformer)(
     backbone=None,
@@ -60,25 +71,13 @@ model = L(DetectionTransformer)(
     ),
     query_source=L(LearnedQueries)(num_queries=300, embed_dim="${..tokenizer.embed_dim}"),
     decoder=L(Decoder)(
-        layer=L(DecoderLayer)(
-            self_attn=L(MultiheadAttention)(
-                embed_dim="${..embed_dim}",
-                num_heads="${....encoder.layer.self_attn.num_heads}",
-                dropout="${..dropout}",
-            ),
+        layer=decoder_layer(
             cross_attn=L(DeformableCrossAttention)(
                 embed_dim="${..embed_dim}",
                 num_heads="${....encoder.layer.self_attn.num_heads}",
                 num_levels="${....tokenizer.num_levels}",
                 num_points="${....encoder.layer.self_attn.num_points}",
-            ),
-            ffn=L(FFN)(
-                embed_dim="${..embed_dim}",
-                hidden_dim="${....encoder.layer.ffn.hidden_dim}",
-                dropout="${..dropout}",
-            ),
-            embed_dim="${...tokenizer.embed_dim}",
-            dropout="${...encoder.layer.dropout}",
+            )
         ),
         num_layers=6,
         heads=L(PredictionHeads)(
@@ -92,15 +91,7 @@ model = L(DetectionTransformer)(
         look_forward_twice=False,
         inverse_sigmoid_eps=1e-3,
     ),
-    criterion=L(Criterion)(
-        supervisions=[
-            L(Supervision)(
-                group="main",
-                assigner=L(HungarianMatcher)(cost=L(MatchingCost)(class_weight=2.0, l1_weight=5.0, giou_weight=2.0)),
-                losses=[L(FocalLoss)(weight=1.0), L(L1Loss)(weight=5.0), L(GIoULoss)(weight=2.0)],
-            ),
-        ],
-    ),
+    criterion=L(Criterion)(supervisions=[supervision(group="main")]),
     postprocess=L(TopDetections)(num_detections=100),
     methods=[],
 )

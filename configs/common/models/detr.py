@@ -16,7 +16,6 @@ from detrx.modeling import (
     Criterion,
     CrossEntropyLoss,
     Decoder,
-    DecoderLayer,
     DenseCrossAttention,
     DetectionTransformer,
     GIoULoss,
@@ -31,6 +30,8 @@ from detrx.modeling import (
     TransformerEncoder,
     TransformerEncoderLayer,
 )
+
+from .decoder_layer import decoder_layer
 
 model = L(DetectionTransformer)(
     backbone=None,
@@ -58,24 +59,12 @@ model = L(DetectionTransformer)(
     ),
     query_source=L(PositionQueries)(num_queries=100, embed_dim="${..tokenizer.embed_dim}"),
     decoder=L(Decoder)(
-        layer=L(DecoderLayer)(
-            self_attn=L(MultiheadAttention)(
-                embed_dim="${..embed_dim}",
-                num_heads="${....encoder.layer.self_attn.num_heads}",
-                dropout="${..dropout}",
-            ),
+        layer=decoder_layer(
             cross_attn=L(DenseCrossAttention)(
                 embed_dim="${..embed_dim}",
                 num_heads="${....encoder.layer.self_attn.num_heads}",
                 dropout="${..dropout}",
-            ),
-            ffn=L(FFN)(
-                embed_dim="${..embed_dim}",
-                hidden_dim="${....encoder.layer.ffn.hidden_dim}",
-                dropout="${..dropout}",
-            ),
-            embed_dim="${...tokenizer.embed_dim}",
-            dropout="${...encoder.layer.dropout}",
+            )
         ),
         num_layers=6,
         heads=L(PredictionHeads)(

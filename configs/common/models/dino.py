@@ -7,19 +7,9 @@ Sizes are set as in deformable_detr.py.
 from torch import nn
 
 from detrx.d2.config import LazyCall as L
-from detrx.modeling import (
-    ContrastiveDenoising,
-    EncoderProposals,
-    FocalLoss,
-    GIoULoss,
-    HungarianMatcher,
-    L1Loss,
-    MatchingCost,
-    ReferencePosition,
-    Supervision,
-)
+from detrx.modeling import ContrastiveDenoising, EncoderProposals, ReferencePosition
 
-from .deformable_detr import model
+from .deformable_detr import model, supervision
 
 model.encoder.layer.ffn.hidden_dim = 2048
 model.encoder.layer.dropout = 0.0
@@ -38,13 +28,6 @@ model.decoder.refine_boxes = True
 model.decoder.look_forward_twice = True
 model.decoder.heads.shared = False
 model.decoder.heads.initial_size_logit = 0.0
-model.criterion.supervisions.append(
-    L(Supervision)(
-        group="encoder",
-        assigner=L(HungarianMatcher)(cost=L(MatchingCost)(class_weight=2.0, l1_weight=5.0, giou_weight=2.0)),
-        losses=[L(FocalLoss)(weight=1.0), L(L1Loss)(weight=5.0), L(GIoULoss)(weight=2.0)],
-        suffix="_enc",
-    )
-)
+model.criterion.supervisions.append(supervision(group="encoder", suffix="_enc"))
 model.postprocess.num_detections = 300
 model.methods = [L(ContrastiveDenoising)(num_queries=100, label_noise=0.5, box_noise=1.0)]

@@ -11,7 +11,7 @@
 #define DETRX_VECTOR_ATOMICS
 #endif
 
-namespace detrx {
+namespace detrx::cuda {
 
 // How many numbers one operation adds, of kCount side by side.
 template <typename C, int kCount>
@@ -42,7 +42,7 @@ struct RowSums {
 
   template <typename T>
   __device__ __forceinline__ static void read(const T* row, C (&x)[kCount]) {
-    Channels<T, kWidth> pieces[kCount / kWidth];
+    Pack<T, kWidth> pieces[kCount / kWidth];
 #pragma unroll
     for (int i = 0; i < kCount / kWidth; ++i) {
       pieces[i] = load<kWidth>(row + i * kGroup * kWidth);
@@ -70,4 +70,4 @@ struct RowSums {
   }
 };
 
-}  // namespace detrx
+}  // namespace detrx::cuda

@@ -5,160 +5,14 @@
 #include <c10/cuda/CUDAStream.h>
 
 #include "atomics.cuh"
+#include "backward_points.cuh"
+#include "dot_products.cuh"
 #include "kernels.h"
 #include "launch.h"
 #include "points.cuh"
-#include "tensor_cores.cuh"
 
-namespace detrx {
+namespace detrx::cuda {
 namespace {
-
-template <typename C>
-struct alignas(16) BackwardPoint {
-  unsigned row[4];  // of the corners, see HeadRows
-  C dx, dy;         // see BilinearPoint
-  C numerator;      // see ItemInputs
-  int corners;      // bit k: corner k lies inside the map; from bit 4 on: the level
-
-  __device__ __forceinline__ bool has(int k) const {
-    return corners >> k & 1;
-  }
-  __device__ __forceinline__ bool has_any() const {
-    return corners & kAllCorners;
-  }
-  __device__ __forceinline__ int level() const {
-    return corners >> 4;
-  }
-};
-
-// First the dot products of the output's gradient with the values at the corners, then what follows from them.
-template <typename C>
-union alignas(16) PointSums {
-  C dots[4];
-  PointGradient<C> gradient;
-};
-
-// What a group of lanes has in shared memory, behind the tile.
-template <typename C>
-struct SharedPoints {
-  BackwardPoint<C>* points;
-  PointSums<C>* sums;
-
-  static constexpr int kBytes = sizeof(BackwardPoint<C>) + sizeof(PointSums<C>);
-  __device__ __forceinline__ SharedPoints(char* memory, int group, int groups, int points_at_once)
-      : points(reinterpret_cast<BackwardPoint<C>*>(memory) + group * points_at_once),
-        sums(reinterpret_cast<PointSums<C>*>(memory + groups * points_at_once * sizeof(BackwardPoint<C>)) +
-             group * points_at_once) {}
-};
-
-// Places points `begin` to `end` of an item, and returns the sum of the numerators of the lane's points.
-template <typename T, typename C, int kChannels>
-__device__ __forceinline__ C place_points(
-    const Problem<T, C>& problem, const Level<C>* levels, const ItemInputs<T, C>& inputs, int lane, int begin, int end,
-    const SharedPoints<C>& shared) {
-  const int64_t elements_per_token = problem.args.sizes.M * problem.args.sizes.D;
-  C sum = 0;
-  for (int i = begin + lane; i < end; i += Layout<T, kChannels>::kGroup) {
-    const Pixel<C> pixel = pixel_of_point(problem, levels, inputs, i);
-    BackwardPoint<C> point{{0, 0, 0, 0}, 0, 0, inputs.numerator(i), pixel.level << 4};
-    sum += point.numerator;
-    if (pixel.contributes) {
-      const Level<C>& level = levels[pixel.level];
-      const Axis<C> x(pixel.x, level.width), y(pixel.y, level.height);
-      unsigned tokens[4];
-      corner_tokens(level, x, y, tokens);
-#pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        point.row[k] = row_of_token<T, kChannels>(tokens[k], elements_per_token);
-      }
-      point.dx = x.distance;
-      point.dy = y.distance;
-      point.corners |= (x.has_low | x.has_high << 1) * (y.has_low | y.has_high << 2);
-    }
-    shared.points[i - begin] = point;
-  }
-  return sum;
-}
-
-// Sums four numbers over the lanes of a group into `sums`, with as few shuffles as possible: every step halves what a
-// lane still has to sum, as long as there is more than one number.
-template <int kGroup, typename C>
-__device__ __forceinline__ void group_sums(const C (&x)[4], int lane, C* sums) {
-  const bool odd = lane & 1;
-  const C first = (odd ? x[2] : x[0]) + __shfl_xor_sync(kAllLanes, odd ? x[0] : x[2], 1);
-  const C second = (odd ? x[3] : x[1]) + __shfl_xor_sync(kAllLanes, odd ? x[1] : x[3], 1);
-  if constexpr (kGroup == 2) {
-    sums[2 * odd] = first;
-    sums[2 * odd + 1] = second;
-  } else {
-    const bool upper = lane & 2;
-    C sum = (upper ? second : first) + __shfl_xor_sync(kAllLanes, upper ? first : second, 2);
-#pragma unroll
-    for (int offset = 4; offset < kGroup; offset *= 2) {
-      sum += __shfl_xor_sync(kAllLanes, sum, offset);
-    }
-    if (lane < 4) {
-      sums[2 * odd + upper] = sum;
-    }
-  }
-}
-
-template <typename T, int kChannels>
-__device__ constexpr bool has_tensor_cores() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-  return sizeof(T) == 2 && (kChannels == 32 || kChannels == 64);
-#else
-  return false;
-#endif
-}
-
-// The dot products of one point, in its item's channels. `corner` and `grad` are the lane's channels.
-//
-// On tensor cores, row r of the first matrix is what lanes 4 * r to 4 * r + 3 have of a corner, and column r of the
-// second one what they have of the gradient: so the dot products are on the diagonal. Of the 16 rows, 8 are for one
-// corner and 8 for another. What is beside the diagonals is not used.
-template <typename T, typename C, int kChannels, int kVector>
-__device__ __forceinline__ void dot_products(
-    const Channels<T, kVector> (&corner)[4], const Channels<T, kVector>& grad, int lane, C* dots) {
-  constexpr int kGroup = Layout<T, kChannels>::kGroup;
-  if constexpr (has_tensor_cores<T, kChannels>()) {
-    uint32_t x[4][4], y[4];
-    __builtin_memcpy(x, corner, sizeof(x));
-    __builtin_memcpy(y, &grad, sizeof(y));
-    float upper[4] = {}, lower[4] = {};  // corners 0 and 1, corners 2 and 3
-#pragma unroll
-    for (int i = 0; i < 4; i += 2) {
-      multiply_add<T>(upper, {x[0][i], x[1][i], x[0][i + 1], x[1][i + 1]}, {y[i], y[i + 1]});
-      multiply_add<T>(lower, {x[2][i], x[3][i], x[2][i + 1], x[3][i + 1]}, {y[i], y[i + 1]});
-    }
-    const int row = threadIdx.x % kWarp / 4;
-    const bool odd = row % 2;
-    Channels<float, 4> sums{
-        {odd ? upper[1] : upper[0], odd ? upper[3] : upper[2], odd ? lower[1] : lower[0], odd ? lower[3] : lower[2]}};
-    if constexpr (kGroup == 8) {  // an item has two rows
-#pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        sums.at[k] += __shfl_xor_sync(kAllLanes, sums.at[k], 4);
-      }
-    }
-    if (threadIdx.x % 4 == row / 2 && (kGroup == 4 || !odd)) {
-      *reinterpret_cast<Channels<float, 4>*>(dots) = sums;
-    }
-  } else {
-    C partial[4] = {}, widened_grad[kVector];
-    widen(grad, widened_grad);
-#pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      C widened[kVector];
-      widen(corner[k], widened);
-#pragma unroll
-      for (int c = 0; c < kVector; ++c) {
-        partial[k] += widened_grad[c] * widened[c];
-      }
-    }
-    group_sums<kGroup>(partial, lane, dots);
-  }
-}
 
 // Adds an item's contribution to the gradient of the values.
 template <typename T, typename C, int kChannels>
@@ -211,14 +65,14 @@ __device__ __forceinline__ void visit_corners(
     const HeadRows<T, kChannels, const T>& rows, const T* grad_output, ValueGradient<T, C, kChannels>& value_gradient,
     const SharedPoints<C>& shared, int count, int lane, bool add, C factor) {
   constexpr int kVector = Layout<T, kChannels>::kVector;
-  const Channels<T, kVector> grad = load<kVector>(grad_output + lane * kVector);
+  const Pack<T, kVector> grad = load<kVector>(grad_output + lane * kVector);
   if constexpr (kValues) {
     value_gradient.read(grad_output, factor);
   }
 #pragma unroll 2
   for (int i = 0; i < count; ++i) {
     const BackwardPoint<C> point = shared.points[i];
-    Channels<T, kVector> corner[4];
+    Pack<T, kVector> corner[4];
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
       corner[k] = load<kVector>(rows.at(point.row[k]));
@@ -250,87 +104,6 @@ __device__ __forceinline__ void visit_corners(
       }
     }
     group_sums<kWarp>(partial, lane, shared.sums[i].dots);
-  }
-}
-
-// From the dot products to the gradients of location and attention weight of the lane's points. Returns the sum of the
-// latter times the numerators.
-template <int kGroup, typename C>
-__device__ __forceinline__ C differentiate_points(
-    const Level<C>* levels, const SharedPoints<C>& shared, int count, int lane, C factor) {
-  C sum = 0;
-  for (int i = lane; i < count; i += kGroup) {
-    const BackwardPoint<C> point = shared.points[i];
-    PointSums<C>& sums = shared.sums[i];
-    C dots[4];
-#pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      dots[k] = point.has(k) ? sums.dots[k] : 0;
-    }
-    const Level<C>& level = levels[point.level()];
-    sums.gradient = point_gradient(
-        dots[0], dots[1], dots[2], dots[3], point.dx, point.dy, point.numerator * factor, level.height, level.width);
-    sum += point.numerator * sums.gradient.attention;
-  }
-  return sum;
-}
-
-// Gradients of what the operator was given, from those of locations and attention weights. `mean` is the sum over all
-// points of the item of attention weight times its gradient.
-template <int kGroup, typename T, typename C>
-__device__ __forceinline__ void store_gradients(
-    const Problem<T, C>& problem, const DeformAttnGradients<T, C>& grads, const Level<C>* levels,
-    const ItemInputs<T, C>& inputs, int64_t index, const SharedPoints<C>& shared, int begin, int count, int lane,
-    C factor, C mean) {
-  const int size = problem.args.reference_size;
-  const int64_t first = index * problem.points + begin;
-  auto* grad_points = reinterpret_cast<Channels<T, 2>*>(grads.grad_points) + first;
-#pragma unroll 1
-  for (int i = lane; i < count; i += kGroup) {
-    const BackwardPoint<C>& point = shared.points[i];
-    const PointGradient<C> gradient = shared.sums[i].gradient;
-    C x = gradient.x, y = gradient.y, weight = gradient.attention;
-    if (inputs.reference) {
-      weight = logit_gradient(point.numerator * factor, weight, mean);
-      if (size == 2) {
-        const Level<C>& level = levels[point.level()];
-        x = point_offset_gradient(x, level.scale_x);
-        y = point_offset_gradient(y, level.scale_y);
-      } else {
-        const Channels<C, 2> extent = load<2>(inputs.reference + point.level() * size + 2);
-        x = box_offset_gradient(x, extent.at[0], problem.scale_of_boxes);
-        y = box_offset_gradient(y, extent.at[1], problem.scale_of_boxes);
-      }
-    }
-    grad_points[i] = {{static_cast<T>(x), static_cast<T>(y)}};
-    grads.grad_weights[first + i] = static_cast<T>(weight);
-  }
-}
-
-// Adds what `count` points from `begin` on contribute to the gradient of an item's reference. Every level has its lane.
-template <int kGroup, typename T, typename C>
-__device__ __forceinline__ void add_reference_gradient(
-    const Problem<T, C>& problem, const ItemInputs<T, C>& inputs, C* grad_reference, const SharedPoints<C>& shared,
-    int begin, int count, int lane) {
-  const int size = problem.args.reference_size, per_level = problem.args.sizes.P, levels = problem.args.sizes.L;
-  for (int l = lane; l < levels; l += kGroup) {
-    C sum[4] = {};
-    const int end = min((l + 1) * per_level, begin + count);
-#pragma unroll 1
-    for (int i = max(l * per_level, begin); i < end; ++i) {
-      const PointGradient<C> gradient = shared.sums[i - begin].gradient;
-      const Channels<T, 2> offset = inputs.points[i];
-      sum[0] += gradient.x;
-      sum[1] += gradient.y;
-      sum[2] += box_extent_gradient(gradient.x, static_cast<C>(offset.at[0]), problem.scale_of_boxes);
-      sum[3] += box_extent_gradient(gradient.y, static_cast<C>(offset.at[1]), problem.scale_of_boxes);
-    }
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if (i < size) {
-        grad_reference[l * size + i] += sum[i];
-      }
-    }
   }
 }
 
@@ -401,7 +174,7 @@ backward_kernel(const Problem<T, C> problem, const DeformAttnGradients<T, C> gra
 }  // namespace
 
 template <typename T>
-void backward_on_cuda(
+void backward(
     const DeformAttnInputs<T, Compute<T>>& args, const DeformAttnGradients<T, Compute<T>>& grads, bool values) {
   typedef Compute<T> C;
   const Problem<T, C> problem(args);
@@ -416,8 +189,8 @@ void backward_on_cuda(
 }
 
 #define DETRX_INSTANTIATE(T)         \
-  template void backward_on_cuda<T>( \
+  template void backward<T>( \
       const DeformAttnInputs<T, Compute<T>>&, const DeformAttnGradients<T, Compute<T>>&, bool);
 DETRX_FOR_EACH_TYPE(DETRX_INSTANTIATE)
 
-}  // namespace detrx
+}  // namespace detrx::cuda

@@ -8,12 +8,10 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "../../cuda/warps.cuh"
 #include "../../reduced_float.h"
 
-namespace detrx {
-
-constexpr int kWarp = 32;
-constexpr unsigned kAllLanes = 0xffffffffu;
+namespace detrx::cuda {
 
 // For heads of kChannels channels, 0 for any number of them: then a warp takes an item, a channel per lane at a time.
 template <typename T, int kChannels>
@@ -47,20 +45,14 @@ __device__ __forceinline__ C group_maximum(C x) {
   return x;
 }
 
-// Numbers that are loaded and stored together, up to 16 bytes at a time.
-template <typename T, int kCount>
-struct alignas(sizeof(T) * kCount < 16 ? sizeof(T) * kCount : 16) Channels {
-  T at[kCount];
-};
-
 template <int kCount, typename T>
-__device__ __forceinline__ Channels<T, kCount> load(const T* from) {
-  return *reinterpret_cast<const Channels<T, kCount>*>(from);
+__device__ __forceinline__ Pack<T, kCount> load(const T* from) {
+  return *reinterpret_cast<const Pack<T, kCount>*>(from);
 }
 
 // In the type of the arithmetic. The two bfloat16 of a word need one instruction each.
 template <typename C, typename T, int kCount>
-__device__ __forceinline__ void widen(const Channels<T, kCount>& from, C (&to)[kCount]) {
+__device__ __forceinline__ void widen(const Pack<T, kCount>& from, C (&to)[kCount]) {
   if constexpr (std::is_same_v<T, c10::BFloat16> && kCount % 2 == 0) {
     uint32_t words[kCount / 2];
     __builtin_memcpy(words, &from, sizeof(from));
@@ -72,7 +64,7 @@ __device__ __forceinline__ void widen(const Channels<T, kCount>& from, C (&to)[k
   } else {
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
-      to[i] = static_cast<C>(from.at[i]);
+      to[i] = static_cast<C>(from.value[i]);
     }
   }
 }
@@ -112,4 +104,4 @@ __device__ __forceinline__ unsigned row_of_token(unsigned token, int64_t element
   return kChannels ? token * unsigned(elements_per_token / Layout<T, kChannels>::kVector) : token;
 }
 
-}  // namespace detrx
+}  // namespace detrx::cuda

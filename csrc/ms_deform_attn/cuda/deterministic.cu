@@ -15,7 +15,7 @@
 #include "launch.h"
 #include "points.cuh"
 
-namespace detrx {
+namespace detrx::cuda {
 namespace {
 
 constexpr int kLanes = 16;  // that share the points of an item
@@ -23,7 +23,7 @@ constexpr int kLanes = 16;  // that share the points of an item
 // Of every point, the row (b * S + token) * M + m of the first corner, B * S * M if it has none, and four weights.
 template <typename T, typename C, typename Row>
 __global__ void __launch_bounds__(kThreads, kBlocks<C>)
-list_kernel(const Problem<T, C> problem, Row* __restrict__ rows, Channels<C, 4>* __restrict__ weights) {
+list_kernel(const Problem<T, C> problem, Row* __restrict__ rows, Pack<C, 4>* __restrict__ weights) {
   extern __shared__ __align__(16) char memory[];
   const DeformAttnSizes& n = problem.args.sizes;
   const Place<kLanes> place;
@@ -60,7 +60,7 @@ __device__ __forceinline__ int64_t item_of_point(const Problem<T, C>& problem, i
 template <typename T, typename C>
 __global__ void __launch_bounds__(kThreads) gather_kernel(
     const Problem<T, C> problem, const int64_t* __restrict__ starts, const int64_t* __restrict__ order,
-    const Channels<C, 4>* __restrict__ weights, const T* __restrict__ grad_output, C* __restrict__ grad_value) {
+    const Pack<C, 4>* __restrict__ weights, const T* __restrict__ grad_output, C* __restrict__ grad_value) {
   const DeformAttnInputs<T, C>& args = problem.args;
   const DeformAttnSizes& n = args.sizes;
   const Place<kWarp> place;
@@ -85,7 +85,7 @@ __global__ void __launch_bounds__(kThreads) gather_kernel(
 #pragma unroll 4
         for (int64_t i = starts[first_corner]; i < end; ++i) {
           const int64_t point = order[i];
-          sum += weights[point].at[k] * static_cast<C>(grad_output[item_of_point(problem, point) * n.D + channel]);
+          sum += weights[point].value[k] * static_cast<C>(grad_output[item_of_point(problem, point) * n.D + channel]);
         }
       }
       grad_value[row * n.D + channel] = sum;
@@ -103,7 +103,7 @@ void fill(
   const auto keys = grad_value.options().dtype(key);
   const at::Tensor row_of_point = at::empty({points}, keys);
   const at::Tensor weights = at::empty({points, 4}, grad_value.options());
-  auto* weights_of_point = reinterpret_cast<Channels<C, 4>*>(weights.mutable_data_ptr<C>());
+  auto* weights_of_point = reinterpret_cast<Pack<C, 4>*>(weights.mutable_data_ptr<C>());
   constexpr int kItems = kThreads / kLanes;
   list_kernel<T, C, Row><<<blocks(problem.items, kItems), kThreads, Tile<C>::bytes(args.sizes.L, kItems), stream>>>(
       problem, row_of_point.mutable_data_ptr<Row>(), weights_of_point);
@@ -119,7 +119,7 @@ void fill(
 }  // namespace
 
 template <typename T>
-void deterministic_grad_value_on_cuda(
+void deterministic_grad_value(
     const DeformAttnInputs<T, Compute<T>>& args, const T* grad_output, at::Tensor& grad_value) {
   // Keys of half the size are sorted in half the time.
   if (args.sizes.B * args.sizes.S * args.sizes.M < std::numeric_limits<int32_t>::max()) {
@@ -130,8 +130,8 @@ void deterministic_grad_value_on_cuda(
 }
 
 #define DETRX_INSTANTIATE(T)                         \
-  template void deterministic_grad_value_on_cuda<T>( \
+  template void deterministic_grad_value<T>( \
       const DeformAttnInputs<T, Compute<T>>&, const T*, at::Tensor&);
 DETRX_FOR_EACH_TYPE(DETRX_INSTANTIATE)
 
-}  // namespace detrx
+}  // namespace detrx::cuda

@@ -7,7 +7,7 @@
 #include "launch.h"
 #include "points.cuh"
 
-namespace detrx {
+namespace detrx::cuda {
 namespace {
 
 template <typename C>
@@ -64,7 +64,7 @@ __device__ __forceinline__ void add_samples(
 #pragma unroll 2
   for (int i = 0; i < count; ++i) {
     const ForwardPoint<C> point = points[i];
-    Channels<T, kVector> corner[4];
+    Pack<T, kVector> corner[4];
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
       corner[k] = load<kVector>(rows.at(point.row[k], channel));
@@ -83,12 +83,12 @@ __device__ __forceinline__ void add_samples(
 
 template <typename T, typename C, int kVector>
 __device__ __forceinline__ void store(T* target, const C (&sum)[kVector], C factor) {
-  Channels<T, kVector> result;
+  Pack<T, kVector> result;
 #pragma unroll
   for (int c = 0; c < kVector; ++c) {
-    result.at[c] = static_cast<T>(sum[c] * factor);
+    result.value[c] = static_cast<T>(sum[c] * factor);
   }
-  *reinterpret_cast<Channels<T, kVector>*>(target) = result;
+  *reinterpret_cast<Pack<T, kVector>*>(target) = result;
 }
 
 template <typename T, typename C, int kChannels>
@@ -141,7 +141,7 @@ forward_kernel(const Problem<T, C> problem, T* __restrict__ output, int points_a
 }  // namespace
 
 template <typename T>
-void forward_on_cuda(const DeformAttnInputs<T, Compute<T>>& args, T* output) {
+void forward(const DeformAttnInputs<T, Compute<T>>& args, T* output) {
   typedef Compute<T> C;
   const Problem<T, C> problem(args);
   for_channels<T>(args.sizes, [&](auto channels) {
@@ -154,7 +154,7 @@ void forward_on_cuda(const DeformAttnInputs<T, Compute<T>>& args, T* output) {
   });
 }
 
-#define DETRX_INSTANTIATE(T) template void forward_on_cuda<T>(const DeformAttnInputs<T, Compute<T>>&, T*);
+#define DETRX_INSTANTIATE(T) template void forward<T>(const DeformAttnInputs<T, Compute<T>>&, T*);
 DETRX_FOR_EACH_TYPE(DETRX_INSTANTIATE)
 
-}  // namespace detrx
+}  // namespace detrx::cuda

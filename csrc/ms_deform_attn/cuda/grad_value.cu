@@ -14,7 +14,7 @@
 #include "launch.h"
 #include "points.cuh"
 
-namespace detrx {
+namespace detrx::cuda {
 namespace {
 
 constexpr int kLanes = 16;  // that share the points of an item
@@ -126,12 +126,12 @@ __device__ __forceinline__ void count_terms(
 __device__ __forceinline__ int sums_before(int* all_counts, int* warp_sums) {
   constexpr int kCounts = kBuckets / kThreads;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  auto& shared_counts = reinterpret_cast<Channels<int, kCounts>*>(all_counts)[threadIdx.x];
-  Channels<int, kCounts> counts = shared_counts;
+  auto& shared_counts = reinterpret_cast<Pack<int, kCounts>*>(all_counts)[threadIdx.x];
+  Pack<int, kCounts> counts = shared_counts;
   int sum = 0;
 #pragma unroll
   for (int i = 0; i < kCounts; ++i) {
-    sum += counts.at[i];
+    sum += counts.value[i];
   }
   int up_to_here = sum;
 #pragma unroll
@@ -151,8 +151,8 @@ __device__ __forceinline__ int sums_before(int* all_counts, int* warp_sums) {
   }
 #pragma unroll
   for (int i = 0; i < kCounts; ++i) {
-    before += counts.at[i];
-    counts.at[i] = before - counts.at[i];
+    before += counts.value[i];
+    counts.value[i] = before - counts.value[i];
   }
   shared_counts = counts;
   return all;
@@ -300,7 +300,7 @@ bool sums_grad_value_in_blocks(const DeformAttnSizes& n) {
 }
 
 template <typename T>
-void grad_value_on_cuda(const DeformAttnInputs<T, Compute<T>>& args, const T* grad_output, Compute<T>* grad_value) {
+void grad_value_in_blocks(const DeformAttnInputs<T, Compute<T>>& args, const T* grad_output, Compute<T>* grad_value) {
   if constexpr (std::is_same_v<Compute<T>, float>) {
     const Problem<T, float> problem(args);
     const int steps = (problem.points + kLanes - 1) / kLanes;
@@ -319,7 +319,7 @@ void grad_value_on_cuda(const DeformAttnInputs<T, Compute<T>>& args, const T* gr
 
 #define DETRX_INSTANTIATE(T)                                                                              \
   template bool sums_grad_value_in_blocks<T>(const DeformAttnSizes&);                                     \
-  template void grad_value_on_cuda<T>(const DeformAttnInputs<T, Compute<T>>&, const T*, Compute<T>*);
+  template void grad_value_in_blocks<T>(const DeformAttnInputs<T, Compute<T>>&, const T*, Compute<T>*);
 DETRX_FOR_EACH_TYPE(DETRX_INSTANTIATE)
 
-}  // namespace detrx
+}  // namespace detrx::cuda

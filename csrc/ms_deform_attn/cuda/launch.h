@@ -6,12 +6,12 @@
 #include <limits>
 #include <type_traits>
 
+#include "../../cuda/warps.cuh"
 #include "tile.cuh"
 
-namespace detrx {
+namespace detrx::cuda {
 
-constexpr int kThreads = 256;    // of a block
-constexpr int kFewThreads = 64;  // where larger blocks would not reach every multiprocessor
+constexpr int kFewThreads = 64;  // of a block, where larger blocks would not reach every multiprocessor
 constexpr int64_t kManyThreads = 256 * kThreads;
 constexpr int kSharedMemory = 48 * 1024;  // what every device gives a block
 
@@ -61,4 +61,4 @@ void for_channels(const DeformAttnSizes& n, const Function& function) {
   }
 }
 
-}  // namespace detrx
+}  // namespace detrx::cuda

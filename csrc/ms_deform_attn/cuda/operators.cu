@@ -10,16 +10,13 @@
 #include <cstdint>
 #include <limits>
 
-#include "../operators.h"
+#include "../../compute_type.h"
+#include "../ms_deform_attn.h"
 #include "kernels.h"
 #include "tile.cuh"
 
-namespace detrx {
+namespace detrx::cuda {
 namespace {
-
-at::ScalarType compute_type(const at::Tensor& value) {
-  return at::isReducedFloatingType(value.scalar_type()) ? at::kFloat : value.scalar_type();
-}
 
 // Contiguous and on 16 bytes: a slice of a larger tensor may begin anywhere.
 at::Tensor aligned(const at::Tensor& tensor) {
@@ -37,63 +34,30 @@ DeformAttnSizes check_sizes(const DeformAttnArguments& arguments) {
   return n;
 }
 
-// Arguments as the kernels take them.
-class Prepared {
- public:
-  Prepared(const DeformAttnArguments& arguments, const DeformAttnSizes& sizes)
-      : sizes_(sizes),
-        value_(aligned(arguments.value)),
-        spatial_shapes_(arguments.spatial_shapes.to(at::kLong).contiguous()),
-        level_start_index_(arguments.level_start_index.to(at::kLong).contiguous()),
-        points_(aligned(arguments.points)),
-        weights_(aligned(arguments.weights)) {
-    if (arguments.reference) {
-      reference_ = aligned(arguments.reference->to(compute_type(value_)));
-    }
-  }
-  template <typename T>
-  DeformAttnInputs<T, Compute<T>> inputs() const {
-    typedef Compute<T> C;
-    return {sizes_,
-            value_.const_data_ptr<T>(),
-            spatial_shapes_.const_data_ptr<int64_t>(),
-            level_start_index_.const_data_ptr<int64_t>(),
-            points_.const_data_ptr<T>(),
-            weights_.const_data_ptr<T>(),
-            reference_.defined() ? reference_.const_data_ptr<C>() : nullptr,
-            reference_.defined() ? static_cast<int>(reference_.size(3)) : 0};
-  }
-
- private:
-  DeformAttnSizes sizes_;
-  at::Tensor value_, spatial_shapes_, level_start_index_, points_, weights_, reference_;
-};
-
 at::Tensor run_forward(const DeformAttnArguments& arguments) {
   const DeformAttnSizes n = check_sizes(arguments);
   const at::Tensor& value = arguments.value;
   const c10::cuda::CUDAGuard guard(value.device());
-  const Prepared prepared(arguments, n);
+  const PreparedArguments prepared(arguments, n, &aligned);
   if (n.L * n.P == 0) {
     return at::zeros({n.B, n.Q, n.M * n.D}, value.options());
   }
   at::Tensor output = at::empty({n.B, n.Q, n.M * n.D}, value.options());
   if (output.numel() > 0) {
     AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, value.scalar_type(), "ms_deform_attn", [&] {
-      forward_on_cuda(prepared.inputs<scalar_t>(), output.mutable_data_ptr<scalar_t>());
+      forward(prepared.inputs<scalar_t>(), output.mutable_data_ptr<scalar_t>());
     });
   }
   return output;
 }
 
-// Gradients of value, points, weights and, where it is asked for, the reference.
 DeformAttnGradientTensors run_backward(
     const DeformAttnArguments& arguments, const at::Tensor& grad_output, bool reference_needs_grad) {
   const DeformAttnSizes n = check_sizes(arguments);
   check_grad_output(arguments, n, grad_output);
   const at::Tensor& value = arguments.value;
   const c10::cuda::CUDAGuard guard(value.device());
-  const Prepared prepared(arguments, n);
+  const PreparedArguments prepared(arguments, n, &aligned);
   const at::Tensor grad = aligned(grad_output);
   const auto compute = value.options().dtype(compute_type(value));
   const bool any = value.numel() > 0 && arguments.points.numel() > 0;
@@ -117,25 +81,20 @@ DeformAttnGradientTensors run_backward(
           grad_weights.mutable_data_ptr<scalar_t>(),
           reference_needs_grad ? grad_reference.mutable_data_ptr<C>() : nullptr};
       const bool in_blocks = !deterministic && sums_grad_value_in_blocks<scalar_t>(n);
-      backward_on_cuda(inputs, gradients, /*values=*/!deterministic && !in_blocks);
+      backward(inputs, gradients, /*values=*/!deterministic && !in_blocks);
       if (deterministic) {
-        deterministic_grad_value_on_cuda(inputs, gradients.grad_output, grad_value);
+        deterministic_grad_value(inputs, gradients.grad_output, grad_value);
       } else if (in_blocks) {
-        grad_value_on_cuda(inputs, gradients.grad_output, gradients.grad_value);
+        grad_value_in_blocks(inputs, gradients.grad_output, gradients.grad_value);
       }
     });
   }
-  if (reference_needs_grad) {
-    grad_reference = grad_reference.sum(2).to(arguments.reference->scalar_type());
-  } else if (arguments.reference) {
-    grad_reference = at::empty({0}, arguments.reference->options());
-  }
-  return {grad_value.to(value.scalar_type()), grad_points, grad_weights, grad_reference};
+  return finish_gradients(arguments, grad_value, grad_points, grad_weights, grad_reference);
 }
 
 }  // namespace
-}  // namespace detrx
+}  // namespace detrx::cuda
 
 TORCH_LIBRARY_IMPL(detrx, CUDA, m) {
-  detrx::DeformAttnOperators<&detrx::run_forward, &detrx::run_backward>::register_in(m);
+  detrx::DeformAttnOperators<&detrx::cuda::run_forward, &detrx::cuda::run_backward>::register_in(m);
 }

@@ -8,12 +8,12 @@
 #include "../sampling.h"
 #include "tile.cuh"
 
-namespace detrx {
+namespace detrx::cuda {
 
 // What the operator was given for an item: its points, and their attention weights or logits.
 template <typename T, typename C>
 struct ItemInputs {
-  const Channels<T, 2>* points;
+  const Pack<T, 2>* points;
   const T* weights;
   const C* reference;  // of level 0, null without one
   C maximum;           // of the logits
@@ -34,7 +34,7 @@ __device__ __forceinline__ ItemInputs<T, C> inputs_of(const Problem<T, C>& probl
   const DeformAttnInputs<T, C>& args = problem.args;
   const int64_t first = (item.query * args.sizes.M + item.head) * problem.points;
   ItemInputs<T, C> inputs{
-      reinterpret_cast<const Channels<T, 2>*>(args.points) + first, args.weights + first, nullptr, 0};
+      reinterpret_cast<const Pack<T, 2>*>(args.points) + first, args.weights + first, nullptr, 0};
   if (args.reference) {
     inputs.reference = args.reference + item.query * args.sizes.L * args.reference_size;
     inputs.maximum = -static_cast<C>(INFINITY);
@@ -75,17 +75,17 @@ __device__ __forceinline__ Pixel<C> pixel_of_point(
     const Problem<T, C>& problem, const Level<C>* levels, const ItemInputs<T, C>& inputs, int i) {
   const int size = problem.args.reference_size, l = problem.points_per_level.divide(i);
   const Level<C>& level = levels[l];
-  const Channels<T, 2> stored = inputs.points[i];
-  C x = static_cast<C>(stored.at[0]), y = static_cast<C>(stored.at[1]);
+  const Pack<T, 2> stored = inputs.points[i];
+  C x = static_cast<C>(stored.value[0]), y = static_cast<C>(stored.value[1]);
   if (inputs.reference) {
-    const Channels<C, 2> centre = load<2>(inputs.reference + l * size);
+    const Pack<C, 2> centre = load<2>(inputs.reference + l * size);
     if (size == 2) {
-      x = point_location(centre.at[0], x, level.scale_x);
-      y = point_location(centre.at[1], y, level.scale_y);
+      x = point_location(centre.value[0], x, level.scale_x);
+      y = point_location(centre.value[1], y, level.scale_y);
     } else {
-      const Channels<C, 2> extent = load<2>(inputs.reference + l * size + 2);
-      x = box_location(centre.at[0], extent.at[0], x, problem.scale_of_boxes);
-      y = box_location(centre.at[1], extent.at[1], y, problem.scale_of_boxes);
+      const Pack<C, 2> extent = load<2>(inputs.reference + l * size + 2);
+      x = box_location(centre.value[0], extent.value[0], x, problem.scale_of_boxes);
+      y = box_location(centre.value[1], extent.value[1], y, problem.scale_of_boxes);
     }
   }
   x = pixel_of(x, level.width);
@@ -153,4 +153,4 @@ struct Footprint {
   }
 };
 
-}  // namespace detrx
+}  // namespace detrx::cuda

@@ -5,10 +5,10 @@
 #include <cstdint>
 
 #include "../../reduced_float.h"
-#include "../ms_deform_attn.h"
+#include "../inputs.h"
 #include "../sampling.h"
 
-namespace detrx {
+namespace detrx::cuda {
 
 // Divides numbers below 2^31 by a positive one that is known on the host, in three instructions.
 class Divisor {
@@ -49,4 +49,4 @@ struct Problem {
         scale_of_boxes(box_scale<C>(args.sizes.P)) {}
 };
 
-}  // namespace detrx
+}  // namespace detrx::cuda

@@ -9,7 +9,7 @@
 
 #include "channels.cuh"
 
-namespace detrx {
+namespace detrx::cuda {
 
 // Adds to d[m][n] the sum over k of a[m][k] * b[k][n], for 16 m, 8 n and 16 k. A warp holds the matrices together. With
 // r = lane / 4 and c = 2 * (lane % 4), a lane has in a word of
@@ -28,11 +28,11 @@ __device__ __forceinline__ void multiply_add(float (&d)[4], const uint32_t (&a)[
       for (int m = 0; m < 2; ++m) {
         const uint32_t row = __shfl_sync(kAllLanes, a[2 * k + m], 4 * r + source);
         for (int n = 0; n < 2; ++n) {
-          Channels<T, 2> x, y;
+          Pack<T, 2> x, y;
           __builtin_memcpy(&x, &row, sizeof(x));
           __builtin_memcpy(&y, &column[n], sizeof(y));
-          d[2 * m + n] += static_cast<float>(x.at[0]) * static_cast<float>(y.at[0]) +
-                          static_cast<float>(x.at[1]) * static_cast<float>(y.at[1]);
+          d[2 * m + n] += static_cast<float>(x.value[0]) * static_cast<float>(y.value[0]) +
+                          static_cast<float>(x.value[1]) * static_cast<float>(y.value[1]);
         }
       }
     }
@@ -54,4 +54,4 @@ __device__ __forceinline__ void multiply_add(float (&d)[4], const uint32_t (&a)[
 #endif
 }
 
-}  // namespace detrx
+}  // namespace detrx::cuda

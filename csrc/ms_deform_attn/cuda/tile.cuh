@@ -10,7 +10,7 @@
 #include "channels.cuh"
 #include "problem.h"
 
-namespace detrx {
+namespace detrx::cuda {
 
 template <typename C>
 struct alignas(16) Level {
@@ -128,4 +128,4 @@ __device__ __forceinline__ void fill_tile(const Problem<T, C>& problem, int64_t 
   __syncthreads();
 }
 
-}  // namespace detrx
+}  // namespace detrx::cuda

@@ -1,4 +1,4 @@
-"""Detections to report on: from the file that an evaluation has written, or of the trained model."""
+"""Detections, read from the file of an evaluation or made by the trained model, and the dataset they are of."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -7,22 +7,22 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from detrx.coco.results import instances_on_host, to_results, with_category_ids
 from detrx.d2.config import instantiate
 from detrx.d2.data import MetadataCatalog
-from detrx.d2.structures import BoxMode, Instances
+from detrx.d2.structures import BoxMode
 from detrx.data import get_detection_dataset_dicts
 from detrx.engine.trained import load_model
 from detrx.errors import user_message
 from detrx.evaluation import read_ground_truth, read_results
-from detrx.evaluation.results import instances_on_host
 from detrx.modeling import DetectionTransformer
 
-from .queries import QueryWatch
+from .query_watch import QueryWatch
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """What was to be found.
+    """A dataset with its ground truth.
 
     Attributes:
         name: registered name.
@@ -40,7 +40,7 @@ class Dataset:
         return [each["name"] for each in sorted(self.ground_truth["categories"], key=lambda each: each["id"])]
 
     def first(self, count: int) -> "Dataset":
-        """Its first images only."""
+        """The dataset of its first `count` images."""
         kept = dict(list(self.records.items())[:count])
         truth = dict(self.ground_truth)
         truth["images"] = [each for each in truth["images"] if each["id"] in kept]
@@ -50,7 +50,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Detections:
-    """Detections in COCO's result format in the images of a dataset; `source` says in words where they are from."""
+    """Detections in COCO's result format in the images of a dataset; `source` names their origin in words."""
 
     dataset: Dataset
     results: list[dict[str, Any]]
@@ -59,14 +59,14 @@ class Detections:
 
 @dataclass(frozen=True)
 class Absent:
-    """Why a part of the report is missing, and the command that would make it, if one would."""
+    """Why a part of the report is missing, and the command that adds it, if there is one."""
 
     why: str
     command: str = ""
 
 
 def load_dataset(name: str) -> Dataset:
-    """A registered dataset with its annotations.
+    """Load a registered dataset with its annotations.
 
     Raises:
         ValueError, FileNotFoundError: it is not registered, its annotations are missing or faulty.
@@ -78,7 +78,7 @@ def load_dataset(name: str) -> Dataset:
 
 
 def read_detections(file: Path, dataset: Dataset) -> Detections:
-    """Detections of an evaluation.
+    """Read the detections that an evaluation wrote.
 
     Raises:
         ValueError: the file is damaged, or of another dataset; names it.
@@ -89,7 +89,7 @@ def read_detections(file: Path, dataset: Dataset) -> Detections:
 def run_model(
     cfg: Any, weights: Path, device: str, dataset: Dataset, threshold: float
 ) -> tuple[Detections, dict[str, Any] | Absent]:
-    """The detections of a checkpoint in all images of a dataset, and what its queries did (`QueryWatch.figures`).
+    """Run a checkpoint on all images of a dataset.
 
     Args:
         cfg: the config that the model was trained with.
@@ -98,13 +98,16 @@ def run_model(
         dataset: its images.
         threshold: least score at which a query counts as active.
 
+    Returns:
+        The detections, and the figures on queries, see `QueryWatch.figures`.
+
     Raises:
         CheckpointError, FileNotFoundError, ValueError: the checkpoint is not there or of another model, or an image
             cannot be read.
     """
     model = load_model(cfg, str(weights), device)
     mapper = instantiate(cfg.dataloader.test.mapper)
-    watch: QueryWatch | Absent = Absent("The model is no detection transformer of this library: it has no queries.")
+    watch: QueryWatch | Absent = Absent("The model is not a DetectionTransformer of detrx, so it has no queries.")
     if isinstance(model, DetectionTransformer):
         try:
             watch = QueryWatch(model, cfg.model, dataset.class_names, threshold)
@@ -112,31 +115,22 @@ def run_model(
             if (message := user_message(error)) is None:
                 raise
             watch = Absent(message)
-    ids = [each["id"] for each in sorted(dataset.ground_truth["categories"], key=lambda each: each["id"])]
+    ids = sorted(each["id"] for each in dataset.ground_truth["categories"])
+    index_of = {category_id: index for index, category_id in enumerate(ids)}
     results: list[dict[str, Any]] = []
     with torch.no_grad():
         for image_id, record in tqdm(dataset.records.items(), desc="detecting", unit="img"):
             inputs = mapper(record)
             (found,) = instances_on_host([output["instances"] for output in model([inputs])])
-            results += to_coco(found, image_id, ids)
+            results += with_category_ids(to_results(found, image_id), index_of)
             if isinstance(watch, QueryWatch):
                 watch.observe(inputs, found)
     figures = watch if isinstance(watch, Absent) else watch.figures()
     return Detections(dataset, results, f"of {weights.name} in {len(dataset.records)} images"), figures
 
 
-def to_coco(found: Instances, image_id: Any, category_ids: list[int]) -> list[dict[str, Any]]:
-    """Detections in COCO's result format; `category_ids` by class index."""
-    boxes = BoxMode.convert(found.pred_boxes.tensor, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS).tolist()
-    columns = zip(boxes, found.pred_classes.tolist(), found.scores.tolist(), strict=True)
-    return [
-        {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
-        for box, label, score in columns
-    ]
-
-
 def _truth_of(records: dict[Any, dict[str, Any]], name: str) -> dict[str, Any]:
-    """What a COCO file of these dataset dicts would have."""
+    """The content of a COCO annotation file for these dataset dicts."""
     labels = {each["category_id"] for record in records.values() for each in record.get("annotations", ())}
     names = MetadataCatalog.get(name).get("thing_classes") or [str(i) for i in range(max(labels, default=0) + 1)]
     annotations = []

@@ -1,4 +1,4 @@
-"""What a training has left in its output folder: config, metrics and log."""
+"""The output folder of a training: config, metrics and log."""
 
 import ast
 import datetime
@@ -14,7 +14,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from detrx.analysis.curves import Run, read_metrics
+from detrx.analysis.metrics import RunMetrics, read_metrics
 from detrx.errors import InvalidInputError
 
 _ENTRY = re.compile(r"^\[\d\d/\d\d \d\d:\d\d:\d\d\] ", re.MULTILINE)
@@ -24,7 +24,7 @@ _BEGIN = "Starting training from iteration "
 
 @dataclass(frozen=True)
 class Log:
-    """What `log.txt` tells; everything is empty where it does not.
+    """Facts from `log.txt`; those that it lacks are empty.
 
     Attributes:
         config_file: of the last training; of the last evaluation, if there was no training.
@@ -51,13 +51,13 @@ class RunFolder:
         config: content of `config.yaml`, with its interpolations; None if there is no such file.
         config_text: the file as it is.
         metrics: content of `metrics.json`; None if there is no such file.
-        log: what `log.txt` tells.
+        log: facts from `log.txt`.
     """
 
     path: Path
     config: DictConfig | None
     config_text: str
-    metrics: Run | None
+    metrics: RunMetrics | None
     log: Log
 
     def get(self, key: str) -> Any:
@@ -66,7 +66,7 @@ class RunFolder:
             return None
         try:
             return OmegaConf.select(self.config, key)
-        except OmegaConfBaseException:  # an interpolation that leads nowhere
+        except OmegaConfBaseException:  # an interpolation of a key that does not exist
             return None
 
     @property
@@ -88,7 +88,7 @@ class RunFolder:
 
     @property
     def seconds(self) -> tuple[float, bool] | None:
-        """Duration of the training, and whether the log tells (True) or it was added up from times per iteration."""
+        """Duration of the training, and whether it is from the log (True) or the sum of the logged iteration times."""
         if self.log.seconds is not None:
             return self.log.seconds, True
         if self.metrics is None or "time" not in self.metrics.series:
@@ -99,7 +99,7 @@ class RunFolder:
 
     @property
     def date(self) -> str:
-        """When the training began: by the TensorBoard file, or as logged, or else when something was last logged."""
+        """When the training began, from the TensorBoard file or the log; otherwise, when the last scalar was logged."""
         stamps = [re.match(r"events\.out\.tfevents\.(\d+)\.", file.name) for file in self.path.glob("events.out.*")]
         if begun := min((int(stamp[1]) for stamp in stamps if stamp), default=None):
             return f"{_time(begun)} UTC"
@@ -109,7 +109,7 @@ class RunFolder:
         return f"{_time(file.stat().st_mtime)} UTC (last entry)" if file.is_file() else ""
 
     def command(self) -> str:
-        """The command that trained it, or evaluated it, if nothing did; empty where the log does not have it."""
+        """The command of the training, or of the evaluation if there was no training; empty if it was not logged."""
         if not self.log.config_file:
             return ""
         parts = ["python", "tools/lazyconfig_train_net.py", "--config-file", self.log.config_file]

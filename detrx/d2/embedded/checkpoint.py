@@ -3,13 +3,13 @@
 from typing import Any
 
 import torch
-from fvcore.common.checkpoint import Checkpointer, PeriodicCheckpointer
+from fvcore.common.checkpoint import Checkpointer
 from torch import nn
 
 from detrx.d2.embedded import comm
 from detrx.d2.embedded.file_io import PathManager
 
-__all__ = ["Checkpointer", "DetectionCheckpointer", "PeriodicCheckpointer"]
+__all__ = ["DetectionCheckpointer"]
 
 
 class DetectionCheckpointer(Checkpointer):

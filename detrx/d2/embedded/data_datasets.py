@@ -1,15 +1,15 @@
-"""Datasets over lists, mapped datasets, and the step from samples to an endless stream of batches."""
+"""Datasets over lists, and mapped datasets."""
 
 from __future__ import annotations
 
 import logging
 import pickle
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset, IterableDataset, Sampler, get_worker_info
+from torch.utils.data import Dataset
 
 logger = logging.getLogger(__name__)
 
@@ -61,44 +61,3 @@ class MapDataset(Dataset):
             mapped = self._map_func(self._dataset[current])
         self._candidates.add(current)
         return mapped
-
-
-class ToIterableDataset(IterableDataset):
-    """A dataset in the order of a sampler, which then runs in the workers and not in the main process."""
-
-    def __init__(self, dataset: Dataset, sampler: Sampler, *, shard_chunk_size: int = 1):
-        """
-        Args:
-            sampler: cheap to iterate over; each of the W workers goes through all of it and loads one in W chunks.
-            shard_chunk_size: indices per chunk; the batch size makes the batches independent of W.
-        """
-        assert isinstance(sampler, Sampler), f"Expected a Sampler, got {type(sampler).__name__}"
-        self.dataset = dataset
-        self.sampler = sampler
-        self.shard_chunk_size = shard_chunk_size
-
-    def __iter__(self) -> Iterator[Any]:
-        worker = get_worker_info()
-        for position, index in enumerate(self.sampler):
-            if worker is None or position // self.shard_chunk_size % worker.num_workers == worker.id:
-                yield self.dataset[index]
-
-
-class AspectRatioGroupedDataset(IterableDataset):
-    """Batches of images that are either all wider than high or none of them is, which need less padding.
-
-    Yields ``list[dict]`` of length ``batch_size``; the dicts of ``dataset`` have "width" and "height".
-    """
-
-    def __init__(self, dataset: Iterable[dict], batch_size: int):
-        self.dataset = dataset
-        self.batch_size = batch_size
-        self._buckets: dict[bool, list[dict]] = {True: [], False: []}
-
-    def __iter__(self) -> Iterator[list[dict]]:
-        for sample in self.dataset:
-            wide = sample["width"] > sample["height"]
-            self._buckets[wide].append(sample)
-            if len(self._buckets[wide]) == self.batch_size:
-                batch, self._buckets[wide] = self._buckets[wide], []
-                yield batch

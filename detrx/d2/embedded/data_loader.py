@@ -1,22 +1,18 @@
-"""Registered datasets as dataset dicts, and loaders over them."""
+"""Registered datasets as dataset dicts, and the test loader over them."""
 
 from __future__ import annotations
 
 import itertools
 import logging
-import operator
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from detrx.d2.embedded import comm
 from detrx.d2.embedded.data_catalog import DatasetCatalog, MetadataCatalog
-from detrx.d2.embedded.data_datasets import AspectRatioGroupedDataset, DatasetFromList, MapDataset, ToIterableDataset
-from detrx.d2.embedded.data_samplers import InferenceSampler, TrainingSampler
-from detrx.d2.embedded.env import seed_all_rng
+from detrx.d2.embedded.data_datasets import DatasetFromList, MapDataset
+from detrx.d2.embedded.data_samplers import InferenceSampler
 from detrx.errors import InvalidInputError
 
 logger = logging.getLogger(__name__)
@@ -69,46 +65,6 @@ def _check_classes(names: list[str], dicts: list[dict]) -> None:
     logger.info("Objects: %s", ", ".join(f"{name} {counts[k]}" for k, name in enumerate(classes[0])))
 
 
-def build_detection_train_loader(
-    dataset: list[dict] | Dataset,
-    *,
-    mapper: Callable[[dict], Any] | None,
-    sampler: Sampler | None = None,
-    total_batch_size: int,
-    aspect_ratio_grouping: bool = True,
-    num_workers: int = 0,
-    seed: int | None = None,
-    **loader_options: Any,
-) -> Iterable[list]:
-    """An endless iterable of batches, lists of what ``mapper`` returns.
-
-    Args:
-        dataset: dataset dicts, or a map-style dataset.
-        mapper: from a dataset dict to what the model takes; None for the dict itself.
-        sampler: default `TrainingSampler`.
-        total_batch_size: images per batch over all ranks.
-        aspect_ratio_grouping: see `AspectRatioGroupedDataset`.
-        seed: of the workers' random numbers.
-        loader_options: for ``torch.utils.data.DataLoader``.
-    """
-    dataset = _mapped(dataset, mapper)
-    sampler = TrainingSampler(len(dataset)) if sampler is None else sampler
-    world_size = comm.get_world_size()
-    assert total_batch_size > 0 and total_batch_size % world_size == 0, (
-        f"The total batch size {total_batch_size} is not a multiple of the number of processes, {world_size}"
-    )
-    batch_size = total_batch_size // world_size
-    dataset = ToIterableDataset(dataset, sampler, shard_chunk_size=batch_size)
-    generator = None if seed is None else torch.Generator().manual_seed(seed)
-    options = dict(
-        worker_init_fn=worker_init_reset_seed, generator=generator, num_workers=num_workers, **loader_options
-    )
-    if aspect_ratio_grouping:  # the loader then yields single samples
-        return AspectRatioGroupedDataset(DataLoader(dataset, collate_fn=operator.itemgetter(0), **options), batch_size)
-    options = {"drop_last": True, "collate_fn": trivial_batch_collator, **options}
-    return DataLoader(dataset, batch_size=batch_size, **options)
-
-
 def build_detection_test_loader(
     dataset: list[dict] | Dataset,
     *,
@@ -118,10 +74,17 @@ def build_detection_test_loader(
     num_workers: int = 0,
     collate_fn: Callable[[list], Any] | None = None,
 ) -> DataLoader:
-    """Every sample once over all ranks (`InferenceSampler`), in batches. Arguments as for the train loader."""
+    """Every sample once over all ranks, in batches.
+
+    Args:
+        dataset: dataset dicts, or a map-style dataset.
+        mapper: from a dataset dict to what the model takes; None for the dict itself.
+        sampler: default `InferenceSampler`.
+        collate_fn: makes a batch of a list of samples; default: the list as it is.
+    """
     dataset = _mapped(dataset, mapper)
     sampler = InferenceSampler(len(dataset)) if sampler is None else sampler
-    collate_fn = collate_fn or trivial_batch_collator
+    collate_fn = collate_fn or _as_it_is
     return DataLoader(dataset, batch_size=batch_size, sampler=sampler, num_workers=num_workers, collate_fn=collate_fn)
 
 
@@ -131,11 +94,5 @@ def _mapped(dataset: list[dict] | Dataset, mapper: Callable[[dict], Any] | None)
     return dataset if mapper is None else MapDataset(dataset, mapper)
 
 
-def trivial_batch_collator(batch: list) -> list:
-    """The list of samples as it is."""
+def _as_it_is(batch: list) -> list:
     return batch
-
-
-def worker_init_reset_seed(worker_id: int) -> None:
-    """Seed torch, numpy and Python in a worker process from the seed that the ``DataLoader`` gave it."""
-    seed_all_rng(torch.initial_seed() % 2**31 + worker_id)

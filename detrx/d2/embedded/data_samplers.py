@@ -18,7 +18,7 @@ from detrx.errors import InvalidInputError
 class _InfiniteSampler(Sampler):
     """An endless stream of epochs, of which this rank yields the elements ``rank, rank + world_size, ...``.
 
-    It does not look at the worker of a ``DataLoader``: samplers run in the main process, or in a `ToIterableDataset`.
+    It does not look at the worker of a ``DataLoader``: samplers run in the main process.
     """
 
     def __init__(self, shuffle: bool, seed: int | None):

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
 from collections.abc import Sequence
 
+from detrx.coco.json_files import read_annotations
+from detrx.coco.metrics import METRICS, coco_api, score_boxes, table, table_per_class
+from detrx.coco.results import CollectedResults, with_category_ids, write_results
 from detrx.d2.embedded import comm
 from detrx.d2.embedded.data_catalog import MetadataCatalog
-from detrx.d2.embedded.data_coco import read_coco_json
 from detrx.d2.embedded.evaluation import DatasetEvaluator
+from detrx.d2.embedded.file_io import PathManager
 from detrx.errors import InvalidInputError
-from detrx.evaluation.coco_scores import METRICS, coco_api, score_boxes, table, table_per_class
-from detrx.evaluation.results import instances_on_host, to_results, with_category_ids, write_results
 
 logger = logging.getLogger(__name__)
 
@@ -58,21 +58,18 @@ class COCOEvaluator(DatasetEvaluator):
             raise InvalidInputError(
                 f"COCOEvaluator needs a COCO file, but dataset {dataset_name!r} has no metadata 'json_file'"
             )
-        self._distributed = distributed
         self._output_dir = output_dir
         self._max_dets = 100 if max_dets_per_image is None else max_dets_per_image
         self._use_fast_impl = use_fast_impl
-        self._predictions: list[list[dict]] = []
-        self._coco = coco_api(read_coco_json(json_file))
+        self._found = CollectedResults(distributed, comm)
+        self._coco = coco_api(read_annotations(json_file, ("images", "categories"), PathManager.open))
 
     def reset(self) -> None:
-        self._predictions = []
+        self._found.clear()
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         """``inputs`` have "image_id", ``outputs`` have "instances" in the coordinates of the annotation file."""
-        ids = [source["image_id"] for source, output in zip(inputs, outputs, strict=True) if "instances" in output]
-        found = instances_on_host([output["instances"] for output in outputs if "instances" in output])
-        self._predictions += [to_results(each, image_id) for each, image_id in zip(found, ids, strict=True)]
+        self._found.add(inputs, outputs)
 
     def evaluate(self, img_ids: list[int] | None = None) -> dict[str, dict[str, float]]:
         """Score everything since `reset`, on rank 0; an empty dict elsewhere, or if nothing was processed.
@@ -80,18 +77,11 @@ class COCOEvaluator(DatasetEvaluator):
         Args:
             img_ids: ids of the images to score. Default: all of the annotation file.
         """
-        predictions = self._predictions
-        if self._distributed:
-            comm.synchronize()
-            predictions = list(itertools.chain.from_iterable(comm.gather(predictions, dst=0)))
-            if not comm.is_main_process():
-                return {}
-        if not predictions:
-            logger.warning("COCOEvaluator has received no predictions")
+        found = self._found.gather()
+        if found is None:
             return {}
-
         id_map = self._metadata.get("thing_dataset_id_to_contiguous_id")
-        results = with_category_ids(itertools.chain.from_iterable(predictions), id_map)
+        results = with_category_ids(found, id_map)
         if self._output_dir:
             write_results(os.path.join(self._output_dir, "coco_instances_results.json"), results)
         if "annotations" not in self._coco.dataset:

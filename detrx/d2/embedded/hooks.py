@@ -1,19 +1,15 @@
-"""Hooks of a trainer: schedule, checkpoints, evaluation, writers, timers."""
+"""Hooks of a trainer: schedule, best checkpoint, evaluation, writers."""
 
-import datetime
 import logging
 import math
 import operator
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from fvcore.common.checkpoint import Checkpointer
-from fvcore.common.checkpoint import PeriodicCheckpointer as _PeriodicCheckpointer
 from fvcore.common.param_scheduler import ParamScheduler
-from fvcore.common.timer import Timer
 
 from detrx.d2.embedded import comm
 from detrx.d2.embedded.events import EventWriter
@@ -25,54 +21,11 @@ __all__ = [
     "BestCheckpointer",
     "EvalHook",
     "HookBase",
-    "IterationTimer",
     "LRScheduler",
-    "PeriodicCheckpointer",
     "PeriodicWriter",
 ]
 
 logger = logging.getLogger(__name__)
-
-
-class IterationTimer(HookBase):
-    """Put the duration of every step as "time", and log a summary. Register it first: it times the hooks after it.
-
-    Args:
-        warmup_iter: iterations at the start that do not count.
-    """
-
-    def __init__(self, warmup_iter: int = 3):
-        self._warmup_iter = warmup_iter
-        self._step_timer = Timer()
-        self._total_timer = Timer()
-        self._start_time = time.perf_counter()
-
-    def before_train(self) -> None:
-        self._start_time = time.perf_counter()
-        self._total_timer.reset()
-        self._total_timer.pause()
-
-    def before_step(self) -> None:
-        self._step_timer.reset()
-        self._total_timer.resume()
-
-    def after_step(self) -> None:
-        if self.trainer.storage.iter - self.trainer.start_iter + 1 >= self._warmup_iter:
-            self.trainer.storage.put_scalars(time=self._step_timer.seconds())
-        else:
-            self._start_time = time.perf_counter()
-            self._total_timer.reset()
-        self._total_timer.pause()
-
-    def after_train(self) -> None:
-        total = time.perf_counter() - self._start_time
-        steps = self._total_timer.seconds()
-        count = self.trainer.storage.iter + 1 - self.trainer.start_iter - self._warmup_iter
-        if count > 0 and steps > 0:
-            duration = datetime.timedelta(seconds=int(steps))
-            logger.info(f"Overall training speed: {count} iterations in {duration} ({steps / count:.4f} s / it)")
-        total, hooks = (datetime.timedelta(seconds=int(seconds)) for seconds in (total, total - steps))
-        logger.info(f"Total training time: {total} ({hooks} on hooks)")
 
 
 class PeriodicWriter(HookBase):
@@ -92,16 +45,6 @@ class PeriodicWriter(HookBase):
         for writer in self._writers:
             writer.write()
             writer.close()
-
-
-class PeriodicCheckpointer(_PeriodicCheckpointer, HookBase):
-    """fvcore's `PeriodicCheckpointer` as a hook: every ``period`` iterations, and after the last one."""
-
-    def before_train(self) -> None:
-        self.max_iter = self.trainer.max_iter
-
-    def after_step(self) -> None:
-        self.step(self.trainer.iter)
 
 
 class EvalHook(HookBase):

@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from detrx.coco.annotations import is_box
+from detrx.coco.problems import Findings, Problem, printable
 from detrx.d2.structures import BoxMode
-
-from ..datasets.coco_parse import is_box
-from .problems import Findings, Problem, printable
 
 __all__ = ["BoxTable", "check_boxes", "check_boxes_closely"]
 
@@ -99,7 +98,7 @@ def _table(records: list[dict[str, Any]], findings: Findings) -> BoxTable:
     where = [(r, a) for r, record in enumerate(records) for a in range(len(record.get("annotations", ())))]
     annotations = [annotation for record in records for annotation in record.get("annotations", ())]
     boxes = [annotation["bbox"] for annotation in annotations]
-    # One look at all of them at once: there are millions in large datasets, and as good as always all are well.
+    # All at once, since large datasets have millions of boxes, and nearly always all of them are valid.
     if not (set(map(type, boxes)) <= {list, tuple} and set(map(len, boxes)) <= {4} and _all_finite(boxes)):
         usable = []
         for k, box in enumerate(boxes):

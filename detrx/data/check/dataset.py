@@ -1,34 +1,30 @@
-"""Everything that is wrong with a dataset, found before a training: ids, boxes, image files; and its statistics."""
+"""Checking a COCO file, a registered dataset, or all datasets of a config."""
 
 from __future__ import annotations
 
 import dataclasses
-import numbers
 import os
-import warnings
-from collections.abc import Iterable
-from multiprocessing.pool import ThreadPool
 from typing import Any
 
-import numpy as np
 from omegaconf import DictConfig, OmegaConf
-from tqdm import tqdm
 
+from detrx.coco.annotations import number_classes, parse_coco
+from detrx.coco.json_files import read_json
+from detrx.coco.problems import Findings, Problem, printable
+from detrx.coco.records import check_classes
 from detrx.d2.data import DatasetCatalog, MetadataCatalog
 from detrx.d2.structures import BoxMode
 from detrx.d2.utils import PathManager
 from detrx.errors import InvalidInputError
 
-from ..datasets.coco import check_classes, check_registered
-from ..datasets.coco_parse import LARGEST_SIDE, parse_coco, read_json
 from ..datasets.custom import without_files
-from ..images import open_picture
-from .boxes import BoxTable, check_boxes, check_boxes_closely
-from .problems import Findings, Problem, printable
+from ..datasets.registered import check_registered
+from .boxes import check_boxes, check_boxes_closely
+from .entries import check_labels, usable_records
+from .image_files import check_images
+from .statistics import statistics_of
 
 __all__ = ["CheckedDataset", "check_coco_file", "check_config", "check_dataset"]
-
-_SMALL, _LARGE = 32**2, 96**2  # COCO's limits, in pixels of area
 
 
 @dataclasses.dataclass
@@ -42,7 +38,7 @@ class CheckedDataset:
         classes: class names, by `category_id` of the records.
         records: its usable dataset dicts.
         findings: what is wrong.
-        statistics: see `_statistics`.
+        statistics: see `statistics_of`.
     """
 
     name: str
@@ -69,7 +65,7 @@ class CheckedDataset:
 def check_coco_file(
     json_file: str, image_root: str, decode: bool = True, workers: int = 1, max_examples: int = 3
 ) -> CheckedDataset:
-    """Check a COCO annotation file and its images; whatever is wrong with it is found, and not raised.
+    """Check a COCO annotation file and its images; problems are collected, and not raised.
 
     Args:
         image_root: folder that its file names are relative to.
@@ -104,7 +100,7 @@ def check_dataset(
         )
         if json_file and metadata.get("evaluator_type") == "coco":
             parsed, classes = _parse(json_file, image_root or "", name, findings)
-        records = _usable(DatasetCatalog.get(name), findings)
+        records = usable_records(DatasetCatalog.get(name), findings)
         classes = list(metadata.get("thing_classes") or [])
     except Exception as error:  # whatever the reader of the dataset raises
         if not findings.count("error"):
@@ -112,7 +108,7 @@ def check_dataset(
         records, classes = parsed, classes if parsed else []
     if [record["file_name"] for record in parsed] == [record["file_name"] for record in records]:
         records = parsed  # these have annotation ids
-    _check_labels(records, classes, findings)
+    check_labels(records, classes, findings)
     return _check(name, json_file, image_root, records, classes, findings, decode, workers, role)
 
 
@@ -158,70 +154,17 @@ def _parse(
     json_file: str, image_root: str, name: str | None, findings: Findings
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Records with annotation ids and contiguous classes, and the names of these."""
-    before = findings.count("error")
-    content = read_json(json_file, findings)
-    if findings.count("error") > before:
+    try:
+        content = read_json(json_file, open_file=PathManager.open)
+    except (OSError, InvalidInputError) as error:
+        findings.add(Problem.FILE, str(error))
         return [], []
-    records, categories = parse_coco(content, image_root, findings, with_ids=True)
+    records, categories = parse_coco(content, image_root, BoxMode.XYWH_ABS, findings, with_ids=True)
     classes = list(categories.values())
-    check_classes(classes, name, findings)
-    contiguous = {category_id: k for k, category_id in enumerate(categories)}
-    for record in records:
-        for annotation in record["annotations"]:
-            annotation["category_id"] = contiguous[annotation["category_id"]]
+    if name is not None:
+        check_classes(classes, MetadataCatalog.get(name), findings)
+    number_classes(records, categories)
     return records, classes
-
-
-def _usable(records: Iterable[Any], findings: Findings) -> list[dict[str, Any]]:
-    """Dataset dicts that are as Detectron2 defines them; others are found."""
-    usable = []
-    for position, record in enumerate(records):
-        problem = _problem_of(record)
-        if problem is not None:
-            findings.add(Problem.ENTRY, f"dataset dict {position} {problem}")
-            continue
-        annotations = []
-        for annotation in record.get("annotations", []):
-            problem = _problem_of_annotation(annotation)
-            if problem is None:
-                annotations.append(annotation)
-            else:
-                name = printable(os.fspath(record["file_name"]))
-                findings.add(Problem.ENTRY, f"dataset dict {position} ({name}) has an annotation that {problem}")
-        usable.append({**record, "file_name": os.fspath(record["file_name"]), "annotations": annotations})
-    return usable
-
-
-def _problem_of(record: Any) -> str | None:
-    if not isinstance(record, dict) or not isinstance(record.get("file_name"), (str, os.PathLike)):
-        return f"has no file_name: {printable(record)}"
-    if not isinstance(record.get("annotations", []), (list, tuple)):
-        return f"has annotations {printable(record['annotations'])}, expected a list"
-    for side in ("width", "height"):
-        if side in record and not (isinstance(record[side], numbers.Real) and 0 < record[side] <= LARGEST_SIDE):
-            return f"has {side} {printable(record[side])}, expected a positive number"
-    return None
-
-
-def _problem_of_annotation(annotation: Any) -> str | None:
-    if not isinstance(annotation, dict):
-        return f"is no dict: {printable(annotation)}"
-    if missing := [key for key in ("bbox", "bbox_mode", "category_id") if key not in annotation]:
-        return f"has no {missing[0]}"
-    if not (isinstance(annotation["category_id"], numbers.Integral) and 0 <= annotation["category_id"] < 2**31):
-        return f"has category_id {printable(annotation['category_id'])}, expected 0, 1, ..."
-    if annotation["bbox_mode"] not in (BoxMode.XYXY_ABS, BoxMode.XYWH_ABS):
-        return f"has bbox_mode {printable(annotation['bbox_mode'])}, expected XYXY_ABS or XYWH_ABS"
-    return None
-
-
-def _check_labels(records: list[dict[str, Any]], classes: list[str], findings: Findings) -> None:
-    for record in records if classes else ():
-        for annotation in record["annotations"]:
-            if annotation["category_id"] not in range(len(classes)):
-                what = f"image {printable(record['file_name'])} has category_id {printable(annotation['category_id'])}"
-                findings.add(Problem.UNKNOWN_CATEGORY, f"{what}, expected 0 to {len(classes) - 1}")
-        record["annotations"] = [a for a in record["annotations"] if a["category_id"] in range(len(classes))]
 
 
 def _check(
@@ -239,81 +182,6 @@ def _check(
     check_boxes_closely(table, records, findings)
     if records and role != "test" and not ((table.boxes[:, 2:] > 0).all(1) & ~table.crowd).any():
         findings.add(Problem.NO_BOXES, f"{len(records)} images, {len(table.boxes)} boxes")
-    _check_images(records, findings, decode, workers)
-    statistics = _statistics(table, records, classes)
+    check_images(records, findings, decode, workers)
+    statistics = statistics_of(table, records, classes)
     return CheckedDataset(name, json_file, image_root, classes, records, findings, statistics)
-
-
-def _check_images(records: list[dict[str, Any]], findings: Findings, decode: bool, workers: int) -> None:
-    look = _decode if decode else _exists
-    with ThreadPool(workers) as pool, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's; what matters is in the notes
-        found = pool.imap(look, records, chunksize=16)
-        for problems in tqdm(found, total=len(records), desc="images", unit="img", disable=not records):
-            for problem, example in problems:
-                findings.add(problem, example)
-
-
-def _decode(record: dict[str, Any]) -> list[tuple[Problem, str]]:
-    annotated = (record["width"], record["height"]) if "width" in record and "height" in record else None
-    name = printable(record["file_name"])
-    try:
-        picture = open_picture(record["file_name"], annotated)
-    except FileNotFoundError:
-        return [(Problem.IMAGE_MISSING, name)]
-    except ValueError as error:
-        return [(Problem.IMAGE_UNREADABLE, f"{name}: {printable(str(error).rpartition(' cannot be read: ')[2])}")]
-    problems = [(Problem.of_note(note), name) for note in picture.notes]
-    if annotated not in (None, picture.image.size):
-        width, height = picture.image.size
-        problems.append((Problem.IMAGE_SIZE, f"{name}: {width} x {height}, annotated {annotated[0]} x {annotated[1]}"))
-    return problems
-
-
-def _exists(record: dict[str, Any]) -> list[tuple[Problem, str]]:
-    name = record["file_name"]
-    return [] if PathManager.isfile(name) else [(Problem.IMAGE_MISSING, printable(name))]
-
-
-def _statistics(table: BoxTable, records: list[dict[str, Any]], classes: list[str]) -> dict[str, Any]:
-    """Counts of images and boxes (crowds apart), by class, per image and by size; sizes in pixels."""
-    real = ~table.crowd
-    boxes, labels, owners = table.boxes[real], table.classes[real], table.record[real]
-    per_image = np.bincount(owners, minlength=len(records))
-    areas = np.clip(boxes[:, 2:], 0, None).prod(1)
-    names = classes
-    if not classes:  # unknown: their numbers
-        numbers_of, labels = np.unique(labels, return_inverse=True)
-        names = [str(number) for number in numbers_of]
-    pairs = np.unique(np.column_stack([labels, owners]), axis=0)[:, 0] if len(labels) else labels
-    by_class, images_by_class = (np.bincount(values, minlength=len(names)) for values in (labels, pairs))
-    image_size = {
-        side: _spread(np.array([record.get(side, np.nan) for record in records], dtype=np.float64))
-        for side in ("width", "height")
-    }
-    return {
-        "images": len(records),
-        "images_without_boxes": int((per_image == 0).sum()),
-        "image_size": image_size,
-        "boxes": len(boxes),
-        "crowds": int(table.crowd.sum()),
-        "boxes_per_image": {**_spread(per_image), "mean": float(per_image.mean()) if len(records) else None},
-        "boxes_by_size": {
-            "small": int((areas < _SMALL).sum()),
-            "medium": int(((areas >= _SMALL) & (areas < _LARGE)).sum()),
-            "large": int((areas >= _LARGE).sum()),
-        },
-        "box_side": _spread(np.sqrt(areas)),
-        "classes": [
-            {"name": name, "boxes": int(n), "images": int(m)}
-            for name, n, m in zip(names, by_class, images_by_class, strict=True)
-        ],
-        "classes_without_boxes": [name for name, n in zip(names, by_class, strict=True) if n == 0],
-    }
-
-
-def _spread(values: np.ndarray) -> dict[str, float | None]:
-    values = values[np.isfinite(values)]
-    if not len(values):
-        return dict.fromkeys(("min", "median", "max"))
-    return {"min": float(values.min()), "median": float(np.median(values)), "max": float(values.max())}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from detrx.coco.problems import printable
+
 from .dataset import CheckedDataset
-from .problems import printable
 
 __all__ = ["as_text"]
 

@@ -1,13 +1,13 @@
 """Datasets in the formats of other tools, as COCO files. Images stay where they are."""
 
-from .coco_file import ConversionError, Labelled, LabelledImage, as_coco, write_coco_files
+from .labelled import DatasetConversionError, Labelled, LabelledImage, as_coco, write_coco_files
 from .voc import DIFFICULT, VOC_CLASSES, read_voc
 from .yolo import read_yolo
 
 __all__ = [
     "DIFFICULT",
     "VOC_CLASSES",
-    "ConversionError",
+    "DatasetConversionError",
     "Labelled",
     "LabelledImage",
     "as_coco",

@@ -11,9 +11,10 @@ from xml.parsers import expat
 
 from tqdm import tqdm
 
+from detrx.data.images import IMAGE_SUFFIXES
 from detrx.errors import InvalidInputError
 
-from .coco_file import IMAGE_SUFFIXES, Box, ConversionError, Labelled, LabelledImage, Problems, sizes_of_images
+from .labelled import Box, DatasetConversionError, Labelled, LabelledImage, ReadErrors, sizes_of_images
 
 __all__ = ["DIFFICULT", "VOC_CLASSES", "read_voc"]
 
@@ -45,7 +46,7 @@ def read_voc(
         sources: folders such as VOCdevkit/VOC2007, with Annotations, JPEGImages and ImageSets/Main, whose images are
             put together by split; or VOCdevkit itself, for all of those in it. Without ImageSets, all annotations are
             the split "train"; without Annotations, XML files and images are expected in the folder itself.
-        splits: which to read: names of ImageSets/Main/*.txt; None reads what there is of train, val, trainval and test.
+        splits: which to read: names of ImageSets/Main/*.txt; None: all there are of train, val, trainval, test.
         difficult: "crowd" makes objects marked as difficult crowds, which training leaves out, and evaluation neither
             demands nor punishes (as VOC's own evaluation); "keep" treats them as all others; "drop" forgets them.
         zero_based: coordinates count from 0, and xmax, ymax are where the box ends, as some annotation programs write.
@@ -54,12 +55,12 @@ def read_voc(
 
     Raises:
         FileNotFoundError: a folder, or the file of a split, does not exist.
-        ConversionError: anything cannot be read; the message says what, by file and line.
+        DatasetConversionError: anything cannot be read; the message says what, by file and line.
     """
     if difficult not in DIFFICULT:
         raise InvalidInputError(f"difficult must be one of {', '.join(DIFFICULT)}, got {difficult!r}")
     folders = [folder for source in sources for folder in _years(Path(source))]
-    problems = Problems()
+    problems = ReadErrors()
     files: dict[str, list[Path]] = {}
     for folder in folders:
         for split, xmls in _splits(folder, splits, problems).items():
@@ -110,7 +111,7 @@ def _years(source: Path) -> list[Path]:
     return years or [source]
 
 
-def _splits(folder: Path, splits: Sequence[str] | None, problems: Problems) -> dict[str, list[Path]]:
+def _splits(folder: Path, splits: Sequence[str] | None, problems: ReadErrors) -> dict[str, list[Path]]:
     annotations = folder / "Annotations" if (folder / "Annotations").is_dir() else folder
     lists = folder / "ImageSets" / "Main"
     if not lists.is_dir():
@@ -140,11 +141,13 @@ def _classes(found: set[str], classes: Sequence[str] | None) -> list[str]:
     if classes is None:
         return list(VOC_CLASSES) if found <= set(VOC_CLASSES) else sorted(found)
     if unknown := sorted(found - set(classes)):
-        raise ConversionError(f"there are objects of {', '.join(unknown)}, which are not among the classes given")
+        raise DatasetConversionError(
+            f"there are objects of {', '.join(unknown)}, which are not among the classes given"
+        )
     return list(classes)
 
 
-def _read(xml: Path, zero_based: bool, problems: Problems) -> tuple[tuple[int, int] | None, list[_Object]] | None:
+def _read(xml: Path, zero_based: bool, problems: ReadErrors) -> tuple[tuple[int, int] | None, list[_Object]] | None:
     """Size, if there is one, and objects of an annotation file; None, and a problem, if it is no XML."""
     try:
         tree = _parse(xml)

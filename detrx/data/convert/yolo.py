@@ -11,9 +11,10 @@ from typing import Any
 
 import yaml
 
+from detrx.data.images import IMAGE_SUFFIXES
 from detrx.errors import InvalidInputError
 
-from .coco_file import IMAGE_SUFFIXES, Box, ConversionError, Labelled, LabelledImage, Problems, sizes_of_images
+from .labelled import Box, DatasetConversionError, Labelled, LabelledImage, ReadErrors, sizes_of_images
 
 __all__ = ["read_yolo"]
 
@@ -45,26 +46,26 @@ def read_yolo(source: str | os.PathLike, splits: Sequence[str] | None = None, wo
 
     Raises:
         FileNotFoundError: `source`, or what its data.yaml names, does not exist.
-        ConversionError: anything cannot be read; the message says what, by file and line.
+        DatasetConversionError: anything cannot be read; the message says what, by file and line.
     """
     source = Path(source)
     if not source.exists():
         raise FileNotFoundError(f"{source} does not exist")
-    problems = Problems()
+    problems = ReadErrors()
     layout = _find_layout(source, splits, problems)
     if splits is not None and (unknown := [split for split in splits if split not in layout.splits]):
-        raise ConversionError(f"{source} has no split {unknown[0]!r}, but {', '.join(layout.splits) or 'none'}")
+        raise DatasetConversionError(f"{source} has no split {unknown[0]!r}, but {', '.join(layout.splits) or 'none'}")
     paths = list(dict.fromkeys(path for files in layout.splits.values() for path in files))
     sizes = sizes_of_images(paths, problems, workers)
     images = {path: _read_image(path, size, layout, problems) for path, (size, _) in sizes.items()}
     problems.raise_any()
     if paths and not any(_label_file(path).is_file() for path in paths):
-        raise ConversionError(f"none of {len(paths)} images has a label file, such as {_label_file(paths[0])}")
+        raise DatasetConversionError(f"none of {len(paths)} images has a label file, such as {_label_file(paths[0])}")
     read = {split: [images[path] for path in files] for split, files in layout.splits.items()}
     return Labelled(layout.root, layout.classes, read)
 
 
-def _find_layout(source: Path, splits: Sequence[str] | None, problems: Problems) -> _Layout:
+def _find_layout(source: Path, splits: Sequence[str] | None, problems: ReadErrors) -> _Layout:
     if source.is_file():
         return _from_yaml(source, splits, problems)
     yamls = sorted(path for path in source.iterdir() if path.suffix in (".yaml", ".yml"))
@@ -73,10 +74,10 @@ def _find_layout(source: Path, splits: Sequence[str] | None, problems: Problems)
     if len(yamls) == 1:
         return _from_yaml(yamls[0], splits, problems)
     if yamls:
-        raise ConversionError(f"{source} has several YAML files: give one of {', '.join(map(str, yamls))}")
+        raise DatasetConversionError(f"{source} has several YAML files: give one of {', '.join(map(str, yamls))}")
     names = next((path for path in (source / "classes.txt", source / "labels" / "classes.txt") if path.is_file()), None)
     if names is None:
-        raise ConversionError(f"{source} has neither a data.yaml nor a classes.txt")
+        raise DatasetConversionError(f"{source} has neither a data.yaml nor a classes.txt")
     classes = [line.strip() for line in _read_text(names).splitlines() if line.strip()]
     folder = source / "images" if (source / "images").is_dir() else source
     parts = [folder / split for split in _SPLITS if (folder / split).is_dir()]
@@ -84,15 +85,17 @@ def _find_layout(source: Path, splits: Sequence[str] | None, problems: Problems)
     return _Layout(source, classes, {split: files for split, files in found.items() if not splits or split in splits})
 
 
-def _from_yaml(file: Path, splits: Sequence[str] | None, problems: Problems) -> _Layout:
+def _from_yaml(file: Path, splits: Sequence[str] | None, problems: ReadErrors) -> _Layout:
     try:
         content = yaml.safe_load(_read_text(file))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{file}:{mark.line + 1}" if mark else f"{file}"
-        raise ConversionError(f"{where}: not valid YAML ({getattr(error, 'problem', error)})") from error
+        raise DatasetConversionError(f"{where}: not valid YAML ({getattr(error, 'problem', error)})") from error
     if not isinstance(content, dict):
-        raise ConversionError(f"{file}: expected keys such as train, val and names, got a {type(content).__name__}")
+        raise DatasetConversionError(
+            f"{file}: expected keys such as train, val and names, got a {type(content).__name__}"
+        )
     classes = _names(content, file)
     root = file.parent / str(content.get("path") or "")
     if not root.is_dir():
@@ -112,12 +115,12 @@ def _names(content: dict[str, Any], file: Path) -> list[str]:
     names = content.get("names")
     if isinstance(names, dict):
         if sorted(names, key=str) != sorted(range(len(names)), key=str):
-            raise ConversionError(f"{file}: names has the numbers {list(names)}, expected 0 to {len(names) - 1}")
+            raise DatasetConversionError(f"{file}: names has the numbers {list(names)}, expected 0 to {len(names) - 1}")
         names = [names[k] for k in range(len(names))]
     if not isinstance(names, list) or not names:
-        raise ConversionError(f"{file}: names is {names!r}, expected a list of class names, or a dict by number")
+        raise DatasetConversionError(f"{file}: names is {names!r}, expected a list of class names, or a dict by number")
     if content.get("nc", len(names)) != len(names):
-        raise ConversionError(f"{file}: nc is {content['nc']!r}, but there are {len(names)} names")
+        raise DatasetConversionError(f"{file}: nc is {content['nc']!r}, but there are {len(names)} names")
     return [str(name) for name in names]
 
 
@@ -126,11 +129,11 @@ def _keypoint_values(content: dict[str, Any], file: Path) -> int:
     if shape is None:
         return 0
     if not isinstance(shape, list) or not all(isinstance(n, int) and n > 0 for n in shape):
-        raise ConversionError(f"{file}: kpt_shape is {shape!r}, expected two numbers")
+        raise DatasetConversionError(f"{file}: kpt_shape is {shape!r}, expected two numbers")
     return math.prod(shape)
 
 
-def _images_of(part: Any, split: str, root: Path, file: Path, problems: Problems) -> list[Path]:
+def _images_of(part: Any, split: str, root: Path, file: Path, problems: ReadErrors) -> list[Path]:
     """Images in a folder, or listed in a text file, both relative to the root."""
     part = str(part)
     places = [root / part]
@@ -149,7 +152,7 @@ def _in_folder(folder: Path) -> list[Path]:
     return files
 
 
-def _listed(file: Path, root: Path, problems: Problems) -> list[Path]:
+def _listed(file: Path, root: Path, problems: ReadErrors) -> list[Path]:
     images = []
     for number, line in enumerate(_read_text(file).splitlines(), start=1):
         if not (name := line.strip()):
@@ -172,14 +175,14 @@ def _label_file(image: Path) -> Path:
     return Path(*parts).with_suffix(".txt")
 
 
-def _read_image(path: Path, size: tuple[int, int], layout: _Layout, problems: Problems) -> LabelledImage:
+def _read_image(path: Path, size: tuple[int, int], layout: _Layout, problems: ReadErrors) -> LabelledImage:
     image = LabelledImage(path, size, [])
     labels = _label_file(path)
     if not labels.is_file():
         return image
     try:
         lines = _read_text(labels).splitlines()
-    except ConversionError as error:
+    except DatasetConversionError as error:
         problems.add(labels, None, str(error).removeprefix(f"{labels}: "))
         return image
     for number, line in enumerate(lines, start=1):
@@ -224,4 +227,4 @@ def _read_text(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ConversionError(f"{file}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+        raise DatasetConversionError(f"{file}: not UTF-8 text ({error.reason} at byte {error.start})") from error

@@ -6,15 +6,15 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from detrx.coco.classes import COCO_CATEGORIES
 from detrx.d2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detrx.data.digits import CLASSES, SPLITS, VARIANTS, prepare
 
 from . import cityscapes, lvis, nuimages, objects365
 from .coco import load_coco
-from .coco_classes import COCO_CATEGORIES
-from .coco_like import check_image_root
 from .file_classes import FileClasses
 from .lazy_metadata import LazyMetadata
+from .sources import check_image_root
 
 
 def datasets_root() -> Path:

@@ -10,7 +10,8 @@ from tqdm import tqdm
 
 from detrx.errors import InvalidInputError
 
-from .converted import converted_file, missing_file, read_source
+from .converted import converted_file
+from .sources import missing_file, read_source
 
 SPLITS = ("train", "val")
 CLASSES = ("person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle")

@@ -12,7 +12,8 @@ from typing import Any
 from iopath.common.file_io import file_lock
 
 from detrx.atomic import write_atomically
-from detrx.errors import InvalidInputError
+
+from .sources import missing_file
 
 logger = logging.getLogger(__name__)
 
@@ -46,26 +47,6 @@ def converted_file(name: str, folder: Path, sources: Sequence[Path], convert: Ca
             content = json.dumps(convert()).encode()
             write_atomically(file, lambda stream: stream.write(content))
     return file
-
-
-def read_source(file: Path) -> Any:
-    """Content of a JSON file.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not valid JSON; names the file.
-    """
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise missing_file(file) from error
-    except ValueError as error:  # also UnicodeDecodeError
-        raise InvalidInputError(f"annotation file {file}: not valid JSON ({error})") from error
-
-
-def missing_file(file: Path, kind: str = "annotation file") -> FileNotFoundError:
-    datasets = os.environ.get("DETECTRON2_DATASETS") or "datasets"
-    return FileNotFoundError(f"{kind} {file} does not exist (DETECTRON2_DATASETS is {datasets!r})")
 
 
 def _digest(folder: Path, sources: Sequence[Path]) -> str:

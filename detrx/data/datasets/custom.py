@@ -1,10 +1,8 @@
 """Datasets of one's own: a COCO annotation file and a folder of images for training, and the same for validation."""
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from detrx.d2.data import DatasetCatalog, MetadataCatalog
 from detrx.errors import InvalidInputError
@@ -45,49 +43,6 @@ def without_files(name: str) -> bool:
     """Whether a dataset is a split of a custom one for which no files were given."""
     split = dict(DatasetCatalog).get(name)
     return isinstance(split, CustomSplit) and not split.json_file
-
-
-def read_categories(json_file: str) -> dict[int, str]:
-    """Class names of a COCO annotation file by category id, ordered by it.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not a COCO file, or has no categories, or an id twice; the message names the file.
-    """
-    try:
-        with open(json_file, encoding="utf-8") as file:
-            content = json.load(file)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"annotation file {json_file} does not exist") from error
-    except IsADirectoryError as error:
-        raise InvalidInputError(f"annotation file {json_file} is a folder") from error
-    except ValueError as error:  # also UnicodeDecodeError
-        raise InvalidInputError(f"annotation file {json_file}: not valid JSON ({error})") from error
-    entries = content.get("categories") if isinstance(content, dict) else None
-    if not isinstance(entries, list) or not entries:
-        raise InvalidInputError(f"annotation file {json_file}: has no list 'categories', or an empty one")
-    return as_categories(entries, f"annotation file {json_file}: ")
-
-
-def as_categories(entries: list[Mapping[str, Any]], where: str) -> dict[int, str]:
-    """Class names by category id, ordered by it, of COCO's [{"id": ..., "name": ...}, ...].
-
-    Raises:
-        ValueError: an entry is no such thing, or an id occurs twice; the message begins with `where`.
-    """
-    categories: dict[int, str] = {}
-    for position, entry in enumerate(entries):
-        number, name = (entry.get("id"), entry.get("name")) if isinstance(entry, Mapping) else (None, None)
-        if isinstance(number, float) and number.is_integer():  # some programs write 3.0
-            number = int(number)
-        if type(number) is not int or not isinstance(name, str):
-            raise InvalidInputError(
-                f"{where}categories[{position}] is {entry!r}, expected an integer 'id' and a 'name'"
-            )
-        if number in categories:
-            raise InvalidInputError(f"{where}category id {number} occurs twice")
-        categories[number] = name
-    return dict(sorted(categories.items()))
 
 
 def register_custom(name: str, files: Mapping[str, tuple[str, str]], categories: Mapping[int, str]) -> None:

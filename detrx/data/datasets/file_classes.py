@@ -1,13 +1,15 @@
-"""Classes that only the annotation file of a dataset knows, and what else its categories say."""
+"""Datasets whose classes only their annotation files know."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from detrx.errors import InvalidInputError
+from detrx.coco.annotations import number_classes, parse_coco
+from detrx.coco.problems import Findings
+from detrx.coco.records import categories_of
+from detrx.d2.structures import BoxMode
 
-from .converted import read_source
-from .custom import as_categories
+from .sources import read_source
 
 
 class FileClasses:
@@ -26,10 +28,6 @@ class FileClasses:
         self._files, self._name_of = files, name_of
         self._read: dict[tuple[Path, ...], list[dict[str, Any]]] = {}
 
-    def remember(self, categories: list[dict[str, Any]]) -> None:
-        """Take these entries of one of the files, which has just been read, instead of reading one."""
-        self._read = {tuple(self._files()): sorted(categories, key=lambda category: category["id"])}
-
     def entries(self) -> list[dict[str, Any]]:
         """Entries of the categories, ordered by id.
 
@@ -43,11 +41,8 @@ class FileClasses:
             if not existing:
                 raise AttributeError(f"unknown classes: {' and '.join(map(str, files))} do not exist")
             content = read_source(existing[0])
-            categories = content.get("categories") if isinstance(content, dict) else None
-            if not isinstance(categories, list) or not categories:
-                raise InvalidInputError(f"annotation file {existing[0]}: has no list 'categories', or an empty one")
-            as_categories(categories, f"annotation file {existing[0]}: ")
-            self.remember(categories)
+            categories_of(content, f"annotation file {existing[0]}")  # raises an error if they are faulty
+            self._remember(content["categories"])
         return self._read[files]
 
     def names(self) -> list[str]:
@@ -56,3 +51,23 @@ class FileClasses:
     def ids(self) -> dict[int, int]:
         """Category id -> class index."""
         return {category["id"]: index for index, category in enumerate(self.entries())}
+
+    def read_records(self, content: Any, json_file: Path, image_root: Path) -> list[dict[str, Any]]:
+        """Dataset dicts of one of the files, as those of `load_coco`; its categories are remembered.
+
+        Args:
+            content: of the file, with the names of the images relative to `image_root`.
+
+        Raises:
+            ValueError: the content is not what it should be; names the file and the first entry at fault.
+        """
+        findings = Findings()
+        records, _ = parse_coco(content, image_root, BoxMode.XYWH_ABS, findings)
+        findings.raise_first_error(f"annotation file {json_file}")
+        self._remember(content["categories"])
+        number_classes(records, [category["id"] for category in self.entries()])
+        return records
+
+    def _remember(self, categories: list[dict[str, Any]]) -> None:
+        """Take these entries of one of the files, which has just been read, instead of reading one."""
+        self._read = {tuple(self._files()): sorted(categories, key=lambda category: category["id"])}

@@ -6,8 +6,8 @@ from typing import Any
 
 from detrx.errors import InvalidInputError
 
-from .coco_like import check_image_root, read_content, records_of
 from .file_classes import FileClasses
+from .sources import check_image_root, read_source
 
 FILES = {split: f"lvis/lvis_v1_{split}.json" for split in ("train", "val")}
 
@@ -37,7 +37,7 @@ def load_lvis(json_file: Path, image_root: Path, classes: FileClasses) -> list[d
         FileNotFoundError: there is no such file or folder.
         ValueError: the content of the file is not what it should be; names the file and what is wrong.
     """
-    content = read_content(json_file)
+    content = read_source(json_file, lists=["images"])
     extra = {}
     for position, image in enumerate(content["images"]):
         for key in ("id", "coco_url", "not_exhaustive_category_ids", "neg_category_ids"):
@@ -45,6 +45,6 @@ def load_lvis(json_file: Path, image_root: Path, classes: FileClasses) -> list[d
                 raise InvalidInputError(f"annotation file {json_file}: images[{position}] has no {key!r}")
         image["file_name"] = "/".join(str(image["coco_url"]).split("/")[-2:])
         extra[image["id"]] = {key: image[key] for key in ("not_exhaustive_category_ids", "neg_category_ids")}
-    records = records_of(content, json_file, image_root, classes)
+    records = classes.read_records(content, json_file, image_root)
     check_image_root(json_file, image_root)
     return [record | extra[record["image_id"]] for record in records]

@@ -6,7 +6,8 @@ from typing import Any
 
 from detrx.errors import InvalidInputError
 
-from .converted import converted_file, read_source
+from .converted import converted_file
+from .sources import read_source
 
 SPLITS = ("train", "val", "mini")
 CLASSES = (

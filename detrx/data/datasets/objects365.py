@@ -6,8 +6,8 @@ from typing import Any
 
 from detrx.errors import InvalidInputError
 
-from .coco_like import check_image_root, read_content, records_of
 from .file_classes import FileClasses
+from .sources import check_image_root, read_source
 
 FILES = {split: f"objects365/annotations/zhiyuan_objv2_{split}.json" for split in ("train", "val")}
 # Annotated, but in none of the official archives.
@@ -37,7 +37,7 @@ def load_objects365(json_file: Path, image_root: Path, classes: FileClasses) -> 
         FileNotFoundError: there is no such file or folder.
         ValueError: the content of the file is not what it should be; names the file and what is wrong.
     """
-    content = read_content(json_file)
+    content = read_source(json_file, lists=["images"])
     check_image_root(json_file, image_root)
     as_on_server = (image_root / "images").is_dir()
     missing = set()
@@ -48,4 +48,4 @@ def load_objects365(json_file: Path, image_root: Path, classes: FileClasses) -> 
         image["file_name"] = image["file_name"] if as_on_server else patch
         if patch in _NOT_PUBLISHED and not (image_root / image["file_name"]).is_file():
             missing.add(str(image_root / image["file_name"]))
-    return [r for r in records_of(content, json_file, image_root, classes) if r["file_name"] not in missing]
+    return [r for r in classes.read_records(content, json_file, image_root) if r["file_name"] not in missing]

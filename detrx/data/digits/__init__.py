@@ -1,4 +1,4 @@
-"""`digits`: a detection dataset that is always there, drawn from scikit-learn's bundled handwritten digits."""
+"""`digits`: a detection dataset without a download, drawn from scikit-learn's bundled handwritten digits."""
 
 from .generate import CLASSES, SPLITS, prepare, split_samples
 from .render import overlap_over_smaller, render_canvas

@@ -1,8 +1,8 @@
 """Mr. DETR on Deformable-DETR++: ResNet-50, 300 queries, 12 epochs."""
 
 from detrx.d2.config import LazyCall as L
-from detrx.modeling import AnchorMatcher, FocalLoss, GIoULoss, HungarianMatcher, L1Loss, MatchingCost, Supervision
-from detrx.projects.mr_detr import MrDETR
+from detrx.modeling import FocalLoss, GIoULoss, HungarianMatcher, L1Loss, MatchingCost, Supervision
+from detrx.projects.mr_detr import AnchorMatcher, MrDETR
 
 from ....configs.deformable_detr.deformable_detr_plus_plus_r50 import dataloader, lr_multiplier, model, optimizer, train
 

@@ -1,9 +1,6 @@
 """PaQ-DETR on Deformable-DETR++: ResNet-50, 300 queries, 12 epochs."""
 
 from ....configs.deformable_detr.deformable_detr_plus_plus_r50 import dataloader, lr_multiplier, model, optimizer, train
-from .common.paq_detr import assignment as _assignment
-from .common.paq_detr import diversity as _diversity
-from .common.paq_detr import patterns as _patterns
+from .common.paq_detr import paq_detr
 
-model.query_source.content = _patterns
-model.methods += [_diversity, _assignment]
+paq_detr(model)

@@ -1,9 +1,6 @@
 """PaQ-DETR on the small DN-DETR for digits."""
 
 from ....configs.dn_detr.dn_detr_digits import dataloader, lr_multiplier, model, optimizer, train
-from .common.paq_detr import assignment as _assignment
-from .common.paq_detr import diversity as _diversity
-from .common.paq_detr import patterns as _patterns
+from .common.paq_detr import paq_detr
 
-model.query_source.content = _patterns
-model.methods += [_diversity, _assignment]
+paq_detr(model)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from detrx.d2 import USE_DETECTRON2
-from detrx.d2.data import DatasetCatalog, MetadataCatalog, load_coco_json, register_coco_instances
+from detrx.d2.data import DatasetCatalog, MetadataCatalog, register_coco_instances
 from detrx.data import datasets_root, get_detection_dataset_dicts, load_coco
 
 
@@ -102,8 +102,11 @@ def test_ids_that_occur_twice(register, coco, tmp_path, section):
             get_detection_dataset_dicts(name)
 
 
-def test_records_are_those_of_the_provider(register, coco, tmp_path):
+@pytest.mark.skipif(not USE_DETECTRON2, reason="Detectron2 is not installed")
+def test_records_are_those_of_detectron2(register, coco, tmp_path):
     """Gaps between ids, crowds and segmentations included."""
+    from detectron2.data.datasets import load_coco_json
+
     entry = coco["annotations"][0]
     coco["images"].insert(0, {"id": 9, "file_name": "b.png", "width": 30, "height": 20})
     coco["annotations"] += [

@@ -155,7 +155,7 @@ class TestLVIS:
         ("damage", "message"),
         [
             (lambda c: "{", "not valid JSON"),
-            (lambda c: [c], "has no list 'images'"),
+            (lambda c: [c], "expected an object with images"),
             (lambda c: without(c, "categories"), "has no list 'categories'"),
             (lambda c: {**c, "images": [without(c["images"][0], "coco_url")]}, r"images\[0\] has no 'coco_url'"),
             (lambda c: {**c, "images": [without(c["images"][0], "neg_category_ids")]}, "no 'neg_category_ids'"),

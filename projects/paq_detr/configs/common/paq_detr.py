@@ -1,4 +1,4 @@
-"""PaQ-DETR (arXiv 2603.06917): patterns, the `content` of a query source; two methods: their loss, the assignment."""
+"""The parts of PaQ-DETR (arXiv 2603.06917), and `paq_detr`, which uses them all."""
 
 from detrx.d2.config import LazyCall as L
 from detrx.projects.paq_detr import PatternContent, PatternDiversity, QualityAwareAssignment
@@ -11,3 +11,9 @@ patterns = L(PatternContent)(
 )
 diversity = L(PatternDiversity)(weight=0.2)
 assignment = L(QualityAwareAssignment)(top_k=4, gamma=0.4)
+
+
+def paq_detr(model):
+    """Switch it on: queries made of patterns, the loss that keeps these apart, and the assignment."""
+    model.query_source.content = patterns
+    model.methods += [diversity, assignment]

@@ -1,0 +1,62 @@
+"""A config with another backbone, other levels, queries or epochs: what the names in a `variants.yaml` are made by."""
+
+from detrx.errors import InvalidInputError
+
+from .models.backbones import CHANNELS, convnext_tiny, resnet18, resnet50, resnet101, swin_large, swin_tiny
+from .schedule import EPOCH, lr_multiplier_12ep, lr_multiplier_24ep, lr_multiplier_36ep, lr_multiplier_50ep
+
+BACKBONES = {
+    "r18": resnet18,
+    "r50": resnet50,
+    "r101": resnet101,
+    "swin_t": swin_tiny,
+    "swin_l": swin_large,
+    "convnext_t": convnext_tiny,
+}
+LEVELS = {4: ["res3", "res4", "res5"], 5: ["res2", "res3", "res4", "res5"]}  # the last level is made from res5
+STRIDES = {"c5": 32, "dc5": 16}
+SCHEDULES = {12: lr_multiplier_12ep, 24: lr_multiplier_24ep, 36: lr_multiplier_36ep, 50: lr_multiplier_50ep}
+
+
+def variant(cfg, *, backbone=None, stage=None, levels=None, queries=None, epochs=None):
+    """Change a config for COCO in place; what is None stays.
+
+    Args:
+        cfg: a whole config, as loaded, with a backbone of `models/backbones.py`.
+        backbone: one of `BACKBONES`; it gives the same maps as the one before.
+        stage: "c5", a single level at stride 32, or "dc5", dilated, at stride 16.
+        levels: 4, strides 8 to 64, or 5, strides 4 to 64.
+        queries: their number.
+        epochs: 12, 24, 36 or 50, of 7500 iterations, with the learning rate's drop that belongs to them.
+
+    Raises:
+        InvalidInputError: there is no such backbone, stage, number of levels or epochs.
+    """
+    model = cfg.model
+    features = model.backbone.out_features
+    if backbone is not None:
+        model.backbone = _one_of("backbone", backbone, BACKBONES)
+    if stage is not None:
+        features = ["res5"]
+        model.tokenizer.num_levels = 1
+        if _one_of("stage", stage, STRIDES) == 16:
+            model.backbone.model_args = {"output_stride": 16}
+    if levels is not None:
+        features = _one_of("levels", levels, LEVELS)
+        model.tokenizer.num_levels = levels
+    if (backbone, stage, levels) != (None, None, None):
+        channels = _one_of("model.backbone.name", model.backbone.name, CHANNELS)
+        model.backbone.out_features = features
+        model.neck.in_features = features
+        model.neck.in_channels = [channels[name] for name in features]
+    if queries is not None:
+        model.query_source.num_queries = queries
+    if epochs is not None:
+        cfg.lr_multiplier = _one_of("epochs", epochs, SCHEDULES)
+        cfg.train.max_iter = epochs * EPOCH
+
+
+def _one_of(name, value, choices):
+    if value not in choices:
+        raise InvalidInputError(f"{name} is {value!r}, expected {', '.join(map(str, choices))}")
+    return choices[value]

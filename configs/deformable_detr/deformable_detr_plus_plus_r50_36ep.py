@@ -1,6 +1,0 @@
-"""Deformable-DETR++: ResNet-50, 300 queries, 36 epochs."""
-
-from ..common.schedule import lr_multiplier_36ep as lr_multiplier
-from .deformable_detr_plus_plus_r50 import dataloader, model, optimizer, train
-
-train.max_iter = 270000

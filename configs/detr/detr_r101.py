@@ -1,5 +1,0 @@
-"""DETR: ResNet-101 C5, 12 epochs."""
-
-from .detr_r50 import dataloader, lr_multiplier, model, optimizer, train
-
-model.backbone.name = "resnet101.tv_in1k"

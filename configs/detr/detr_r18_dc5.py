@@ -1,5 +1,0 @@
-"""DETR: ResNet-18 DC5, 12 epochs."""
-
-from .detr_r18 import dataloader, lr_multiplier, model, optimizer, train
-
-model.backbone.model_args = dict(output_stride=16)

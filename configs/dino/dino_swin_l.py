@@ -1,7 +1,0 @@
-"""DINO: Swin-L, 4 levels, 12 epochs."""
-
-from ..common.models.backbones import swin_large as _backbone
-from .dino_r50 import dataloader, lr_multiplier, model, optimizer, train
-
-model.backbone = _backbone
-model.neck.in_channels = [384, 768, 1536]

@@ -1,6 +1,0 @@
-"""DN-DETR: ResNet-50 C5, 50 epochs."""
-
-from ..common.schedule import lr_multiplier_50ep as lr_multiplier
-from .dn_detr_r50 import dataloader, model, optimizer, train
-
-train.max_iter = 375000

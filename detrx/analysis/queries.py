@@ -1,0 +1,137 @@
+"""Analyses of what the queries of a trained detector do on a dataset: their interface, and where they are found.
+
+`tools/analyze_queries.py` offers every registered analysis as an option of its name, and the report of a training shows
+the tables of those that apply to its model. `activation` is for all detectors. A method offers its own in the module
+`analysis` of its package in `detrx.projects`, with `@QUERY_ANALYSES.register()`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from fvcore.common.registry import Registry
+from torch import nn
+
+from detrx import projects
+from detrx.d2.structures import Instances
+
+__all__ = ["QUERY_ANALYSES", "QueryAnalysis", "QueryTable", "Subject", "query_analyses"]
+
+QUERY_ANALYSES = Registry("QUERY_ANALYSES")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is analysed.
+
+    Attributes:
+        model: in evaluation mode; it is called with one image at a time.
+        model_cfg: the description of the model.
+        class_names: by class index; may be empty.
+        score_threshold: least score of a confident detection.
+        options: what the arguments of the analyses were set to; by default to what `add_arguments` says.
+    """
+
+    model: nn.Module
+    model_cfg: Any = None
+    class_names: Sequence[str] = ()
+    score_threshold: float = 0.5
+    options: argparse.Namespace | None = None
+
+    def option(self, name: str, default: Any) -> Any:
+        return getattr(self.options, name, default)
+
+
+@dataclass(frozen=True)
+class QueryTable:
+    """A table for a report: numbers are formatted by who shows it, floats with one decimal."""
+
+    title: str
+    caption: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str | int | float, ...], ...]
+
+
+class QueryAnalysis(ABC):
+    """Watches a model, image by image, and writes figures and pictures.
+
+    Attributes:
+        name: of the option, and of the files: `<name>.json`, `<name>.png`.
+        help: of the option.
+        in_report: whether the report of a training has its table.
+    """
+
+    name: ClassVar[str]
+    help: ClassVar[str]
+    in_report: ClassVar[bool] = False
+
+    @classmethod  # noqa: B027 - most have none
+    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
+        """Further options of a command line. Each needs a default, and its help begins with "with --<name>:"."""
+
+    @classmethod
+    def applies_to(cls, model: nn.Module) -> bool:
+        """Whether the model has what is analysed."""
+        return True
+
+    @classmethod
+    @abstractmethod
+    def of(cls, subject: Subject) -> QueryAnalysis:
+        """Begin an analysis.
+
+        Raises:
+            ValueError: the model does not have what is analysed, see `applies_to`.
+            ImportError: a package is missing.
+        """
+
+    @abstractmethod
+    def observe(self, inputs: dict[str, Any], instances: Instances) -> None:
+        """Take account of an image that the model was just called with.
+
+        Args:
+            inputs: the image's element of the model's input.
+            instances: its detections.
+        """
+
+    @abstractmethod
+    def figures(self) -> dict[str, Any]:
+        """What `<name>.json` holds."""
+
+    @abstractmethod
+    def write(self, folder: Path) -> str:
+        """Write figures and pictures, and say in words what they show.
+
+        Raises:
+            ValueError: no image was observed.
+        """
+
+    def table(self) -> QueryTable:
+        """What a report shows; needed with `in_report` only."""
+        raise NotImplementedError
+
+    @classmethod
+    def compare(cls, analyses: Mapping[str, Mapping[int, QueryAnalysis]], folder: Path) -> str | None:
+        """Write what a study's variants and seeds have in common or differ in, and return it as text.
+
+        Args:
+            analyses: by name of the variant and seed.
+        """
+        return None
+
+
+def query_analyses() -> dict[str, type[QueryAnalysis]]:
+    """All analyses by name: that of the library first, then those of the methods in `detrx.projects`."""
+    modules = ["detrx.analysis.activation"]
+    modules += [f"detrx.projects.{package.name}.analysis" for package in pkgutil.iter_modules(projects.__path__)]
+    for module in modules:
+        if importlib.util.find_spec(module):
+            importlib.import_module(module)
+    return {analysis.name: analysis for _, analysis in QUERY_ANALYSES}

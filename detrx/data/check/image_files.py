@@ -1,0 +1,48 @@
+"""What is wrong with the image files of a dataset."""
+
+from __future__ import annotations
+
+import warnings
+from multiprocessing.pool import ThreadPool
+from typing import Any
+
+from tqdm import tqdm
+
+from detrx.coco.problems import Findings, Problem, printable
+from detrx.d2.utils import PathManager
+
+from ..images import open_picture
+
+__all__ = ["check_images"]
+
+
+def check_images(records: list[dict[str, Any]], findings: Findings, decode: bool, workers: int) -> None:
+    """Decode all image files, or only look whether they exist, in so many threads."""
+    look = _decode if decode else _exists
+    with ThreadPool(workers) as pool, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's; what matters is in the notes
+        found = pool.imap(look, records, chunksize=16)
+        for problems in tqdm(found, total=len(records), desc="images", unit="img", disable=not records):
+            for problem, example in problems:
+                findings.add(problem, example)
+
+
+def _decode(record: dict[str, Any]) -> list[tuple[Problem, str]]:
+    annotated = (record["width"], record["height"]) if "width" in record and "height" in record else None
+    name = printable(record["file_name"])
+    try:
+        picture = open_picture(record["file_name"], annotated)
+    except FileNotFoundError:
+        return [(Problem.IMAGE_MISSING, name)]
+    except ValueError as error:
+        return [(Problem.IMAGE_UNREADABLE, f"{name}: {printable(str(error).rpartition(' cannot be read: ')[2])}")]
+    problems = [(Problem[f"IMAGE_{note.name}"], name) for note in picture.notes]
+    if annotated not in (None, picture.image.size):
+        width, height = picture.image.size
+        problems.append((Problem.IMAGE_SIZE, f"{name}: {width} x {height}, annotated {annotated[0]} x {annotated[1]}"))
+    return problems
+
+
+def _exists(record: dict[str, Any]) -> list[tuple[Problem, str]]:
+    name = record["file_name"]
+    return [] if PathManager.isfile(name) else [(Problem.IMAGE_MISSING, printable(name))]

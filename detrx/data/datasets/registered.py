@@ -1,0 +1,32 @@
+"""Registered datasets by name: whether there is one, and what its classes are called."""
+
+import difflib
+import os
+
+from detrx.coco.records import read_categories
+from detrx.d2.data import DatasetCatalog, MetadataCatalog
+from detrx.errors import InvalidInputError
+
+__all__ = ["check_registered", "class_names_of"]
+
+
+def check_registered(names: list[str]) -> None:
+    """Raise a ValueError, which lists similar names, if one of these is not that of a registered dataset."""
+    for name in names:
+        if name not in DatasetCatalog:
+            known = sorted(DatasetCatalog)
+            near = difflib.get_close_matches(name, known, n=3) or known
+            raise InvalidInputError(f"dataset {name!r} is not registered; did you mean one of: {', '.join(near)}?")
+
+
+def class_names_of(dataset: str) -> list[str]:
+    """Names of a dataset's classes by index, from its metadata or else its annotation file; [] if neither tells.
+
+    Raises:
+        ValueError: the annotation file is no COCO file.
+    """
+    metadata = MetadataCatalog.get(dataset)
+    if (names := metadata.get("thing_classes")) is not None:
+        return list(names)
+    file = metadata.get("json_file")
+    return list(read_categories(file).values()) if file is not None and os.path.isfile(file) else []

@@ -1,8 +1,0 @@
-"""D3ETR on Conditional DETR: ResNet-101 DC5 teaches ResNet-50 DC5, 12 epochs of COCO. `checkpoint` has to be set."""
-
-from detrx.d2.config import LazyCall as L
-from detrx.projects.d3etr import Distillation
-
-from ....configs.conditional_detr.conditional_detr_r50_dc5 import dataloader, lr_multiplier, model, optimizer, train
-
-model.methods.append(L(Distillation)(teacher="conditional_detr/conditional_detr_r101_dc5_50ep.py", checkpoint=""))

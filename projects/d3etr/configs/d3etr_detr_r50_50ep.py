@@ -1,8 +1,0 @@
-"""D3ETR on DETR: ResNet-101 C5 teaches ResNet-50 C5, 50 epochs of COCO. `checkpoint` has to be set."""
-
-from detrx.d2.config import LazyCall as L
-from detrx.projects.d3etr import Distillation
-
-from ....configs.detr.detr_r50_50ep import dataloader, lr_multiplier, model, optimizer, train
-
-model.methods.append(L(Distillation)(teacher="detr/detr_r101_50ep.py", checkpoint=""))

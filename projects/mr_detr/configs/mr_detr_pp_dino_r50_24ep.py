@@ -1,6 +1,0 @@
-"""Mr. DETR++ on DINO (Deformable-DETR++ with denoising): ResNet-50, 900 queries, 24 epochs."""
-
-from ....configs.common.schedule import lr_multiplier_24ep as lr_multiplier
-from .mr_detr_pp_dino_r50 import dataloader, model, optimizer, train
-
-train.max_iter = 180000

@@ -1,0 +1,185 @@
+"""Analysis of the patterns of pattern queries."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from detrx.analysis.figure import new_figure
+from detrx.analysis.queries import QUERY_ANALYSES, QueryAnalysis, Subject
+from detrx.coco.results import instances_on_host
+from detrx.d2.structures import Instances
+from detrx.errors import InvalidInputError, MissingImportError
+from detrx.modeling import DetectionTransformer
+
+from .patterns import PatternContent
+
+LEAST_IMAGES = 4
+"""Minimum number of different vectors for an embedding."""
+
+
+@QUERY_ANALYSES.register()
+class PatternsAnalysis(QueryAnalysis):
+    """Collects the weights of the patterns: means over the confident queries of each class, and over all queries of
+    each image.
+
+    Args:
+        model: detector in evaluation mode, with a `PatternContent`; it is called with one image at a time.
+        class_names: names by class index.
+        score_threshold: minimum score of a confident detection.
+
+    Raises:
+        ValueError: the model has no pattern queries.
+        ImportError: scikit-learn, which computes the embedding, cannot be imported.
+    """
+
+    name = "patterns"
+    help = (
+        "PaQ-DETR: patterns used by each class, and an embedding of the images by their weights (patterns.json, "
+        "patterns.png, embedding.png)"
+    )
+
+    @classmethod
+    def applies_to(cls, model: nn.Module) -> bool:
+        return isinstance(getattr(getattr(model, "query_source", None), "content", None), PatternContent)
+
+    @classmethod
+    def of(cls, subject: Subject) -> PatternsAnalysis:
+        return cls(subject.model, subject.class_names, subject.score_threshold)
+
+    def __init__(self, model: DetectionTransformer, class_names: Sequence[str], score_threshold: float = 0.5):
+        if not self.applies_to(model):
+            raise InvalidInputError(
+                "patterns: this model has no pattern queries; give its query source a PatternContent as content"
+            )
+        check_scikit_learn()
+        self.class_names = list(class_names)
+        self.score_threshold = score_threshold
+        self.weights: list[Tensor] = []
+        self.of_images: list[np.ndarray] = []
+        self.labels: list[tuple[Any, int]] = []
+        self.of_class: dict[int, tuple[int, np.ndarray]] = {}
+        model.query_source.content.generator.register_forward_hook(self._note_weights)
+
+    def _note_weights(self, generator: nn.Module, inputs: Any, output: Tensor) -> None:
+        self.weights.append(output)
+
+    def observe(self, inputs: dict[str, Any], instances: Instances) -> None:
+        """Process an image after the model was called with it."""
+        (found,) = instances_on_host([instances])
+        confident = found.scores >= self.score_threshold
+        queries, classes = found.pred_queries[confident].numpy(), found.pred_classes[confident].numpy()
+        weights = self.weights.pop()[0].float().cpu().numpy()
+        self.weights.clear()
+        for query, label in zip(queries, classes.tolist(), strict=True):
+            count, total = self.of_class.get(label, (0, np.zeros(weights.shape[1])))
+            self.of_class[label] = (count + 1, total + weights[query])
+        self.of_images.append(weights.mean(0))
+        self.labels.append((inputs.get("image_id"), int(np.bincount(classes).argmax()) if len(classes) else -1))
+
+    def class_name(self, label: int) -> str:
+        return self.class_names[label] if label < len(self.class_names) else str(label)
+
+    def figures(self) -> dict[str, Any]:
+        """Contents of `patterns.json`.
+
+        `usage`: for each class, the number of its detections and the mean weights of their queries. `embedding`: for
+        each image, its id, the class with the most detections (None without detections) and the coordinates of its mean
+        weights in the plane.
+        """
+        return {
+            "images": len(self.of_images),
+            "score_threshold": self.score_threshold,
+            "usage": {
+                self.class_name(label): {"detections": count, "weights": (total / count).tolist()}
+                for label, (count, total) in sorted(self.of_class.items())
+            },
+            "embedding": [
+                {"image_id": image_id, "class": None if label < 0 else self.class_name(label), "x": x, "y": y}
+                for (image_id, label), (x, y) in zip(self.labels, self.embedding(), strict=False)
+            ],
+        }
+
+    def embedding(self) -> list[list[float]]:
+        """t-SNE of the images' mean weights in a plane; empty if fewer than `LEAST_IMAGES` of them are different."""
+        vectors = np.stack(self.of_images).astype(np.float64)
+        if len(np.unique(vectors, axis=0)) < LEAST_IMAGES:
+            return []
+        from sklearn.manifold import TSNE
+
+        # Weights of many patterns differ little: without scaling, their squared distances would be lost in rounding.
+        vectors = (vectors - vectors.mean(0)) / (vectors - vectors.mean(0)).std()
+        perplexity = min(30.0, (len(vectors) - 1) / 3)
+        return TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(vectors).tolist()
+
+    def write(self, folder: Path) -> str:
+        """Write `patterns.json`, `patterns.png` and `embedding.png`, and return a summary.
+
+        Raises:
+            ValueError: no image was observed.
+        """
+        if not self.of_images:
+            raise InvalidInputError("patterns: the dataset has no images")
+        figures = self.figures()
+        (folder / "patterns.json").write_text(json.dumps(figures, indent=1) + "\n")
+        detections = sum(each["detections"] for each in figures["usage"].values())
+        lines = [f"patterns of {detections} detections in {figures['images']} images"]
+        written = ["patterns.json"]
+        for key, file, plot, why in (
+            ("usage", "patterns.png", plot_usage, "there is no confident detection"),
+            ("embedding", "embedding.png", plot_embedding, f"there are fewer than {LEAST_IMAGES} different images"),
+        ):
+            if figures[key]:
+                plot(figures[key], folder / file)
+                written.append(file)
+            else:
+                lines.append(f"{file} is not drawn: {why}")
+        return "\n".join([*lines, f"figures and pictures in {folder}: {', '.join(written)}"])
+
+
+def check_scikit_learn() -> None:
+    try:
+        import sklearn.manifold  # noqa: F401
+    except ImportError as error:
+        raise MissingImportError(
+            "patterns: the embedding of pattern weights needs scikit-learn, which cannot be imported: "
+            "pip install scikit-learn"
+        ) from error
+
+
+def plot_usage(usage: dict[str, Any], file: Path) -> None:
+    """Heat map of the use of each pattern by each class, relative to the mean over the classes."""
+    weights = np.array([each["weights"] for each in usage.values()])
+    ratio = np.log2(weights / weights.mean(0))
+    limit = max(float(np.abs(ratio).max()), 1e-6)
+    figure = new_figure(10, 1.8 + 0.22 * len(usage))
+    axes = figure.add_subplot(title="Use of the patterns by detections of each class", xlabel="pattern")
+    picture = axes.imshow(ratio, aspect="auto", cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
+    axes.set_yticks(range(len(usage)), list(usage))
+    figure.colorbar(picture, label="log2 (weight / mean over classes)")
+    figure.savefig(file)
+
+
+def plot_embedding(points: list[dict[str, Any]], file: Path) -> None:
+    """The weights of the images in a plane, coloured by the class with the most detections."""
+    figure = new_figure(8, 6.5)
+    axes = figure.add_subplot(title="Weights of the patterns, by image (t-SNE)", xticks=[], yticks=[])
+    names = sorted({point["class"] for point in points}, key=lambda name: (name is None, name))
+    colours = figure_colours(len(names))
+    for name, colour in zip(names, colours, strict=True):
+        chosen = [(point["x"], point["y"]) for point in points if point["class"] == name]
+        axes.scatter(*np.array(chosen).T, s=14, color=colour, label="no detection" if name is None else name)
+    columns = -(-len(names) // 25)
+    axes.legend(title="most detections", loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, ncols=columns)
+    figure.savefig(file)
+
+
+def figure_colours(count: int) -> list[Any]:
+    from matplotlib import colormaps
+
+    return [colormaps["tab20" if count <= 20 else "gist_rainbow"](i / max(1, count - 1)) for i in range(count)]

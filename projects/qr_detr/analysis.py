@@ -1,0 +1,186 @@
+"""Analysis of query routing: how many queries pass the routers of a decoder, and the multiply-adds."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from detrx.analysis.figure import new_figure
+from detrx.analysis.flops import count_flops
+from detrx.analysis.queries import QUERY_ANALYSES, QueryAnalysis, QueryTable, Subject
+from detrx.d2.config import instantiate
+from detrx.d2.structures import Instances
+from detrx.engine.config import without_pretrained
+from detrx.errors import InvalidInputError
+from detrx.modeling import DetectionTransformer
+
+
+@QUERY_ANALYSES.register()
+class RoutingAnalysis(QueryAnalysis):
+    """Counts, for each image, the queries that pass the router of each decoder layer, and the multiply-adds.
+
+    Args:
+        model: detector in evaluation mode; its decoder layers have a `router`, whose first output is the (1, N) bool
+            mask of the passing queries. It is called with one image at a time.
+        model_cfg: config of the model. Without its methods, it describes the plain detector, whose multiply-adds are
+            counted for comparison.
+        cost_images: count the multiply-adds of the first `cost_images` images.
+
+    Raises:
+        ValueError: the model has no routers.
+    """
+
+    name = "routing"
+    in_report = True
+    help = (
+        "QR-DETR: number of queries that pass the router of each layer, and multiply-adds (routing.json, routing.png)"
+    )
+
+    @classmethod
+    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument(
+            "--cost-images",
+            type=int,
+            default=10,
+            metavar="N",
+            help="with --routing: count the multiply-adds of the first N images (default: 10)",
+        )
+
+    @classmethod
+    def applies_to(cls, model: nn.Module) -> bool:
+        return isinstance(model, DetectionTransformer) and bool(routed_layers(model))
+
+    @classmethod
+    def of(cls, subject: Subject) -> RoutingAnalysis:
+        return cls(subject.model, subject.model_cfg, subject.option("cost_images", 0))
+
+    def __init__(self, model: DetectionTransformer, model_cfg: Any, cost_images: int = 10):
+        self.model = model
+        if cost_images < 0:
+            raise InvalidInputError(f"routing: cost_images must be 0 or more, got {cost_images}")
+        self.layers = routed_layers(model)
+        if not self.layers:
+            raise InvalidInputError(
+                "routing: the decoder layers of this model have no router; add QueryRouting to its methods"
+            )
+        self.counts: list[list[int]] = [[] for _ in self.layers]
+        self.queries = 0
+        self.cost_images = cost_images
+        self.macs: dict[str, list[int]] = {"routed": [], "plain": []}
+        self.plain: nn.Module | None = None
+        if cost_images:
+            plain = without_pretrained(copy.deepcopy(model_cfg))
+            plain.methods = []
+            self.plain = instantiate(plain).to(model.device).eval()
+        self.passing: list[Tensor] = []
+        for layer in self.layers:
+            layer.router.register_forward_hook(self._note)
+
+    def _note(self, router: nn.Module, inputs: Any, output: Any) -> None:
+        self.passing.append(output[0])
+
+    def observe(self, inputs: dict[str, Any], instances: Instances) -> None:
+        """Process an image after the model was called with it."""
+        for of_layer, keep in zip(self.counts, self.passing, strict=True):
+            of_layer.append(int(keep.sum()))
+        self.queries = self.passing[0].shape[1]
+        if len(self.macs["routed"]) < self.cost_images:
+            image = self.model.preprocess([inputs]).tensor
+            for name, model in (("routed", self.model), ("plain", self.plain)):
+                self.macs[name].append(int(count_flops(model, image).total()))
+        self.passing.clear()
+
+    def figures(self) -> dict[str, Any]:
+        """Contents of `routing.json`; counts are queries per image."""
+        result: dict[str, Any] = {
+            "images": len(self.counts[0]),
+            "queries": self.queries,
+            "mean_passing": statistics.fmean(statistics.fmean(counts) for counts in self.counts),
+            "layers": [
+                {
+                    "layer": index,
+                    "wrapped": getattr(layer, "wrapped", None),
+                    "mean_passing": statistics.fmean(counts),
+                    "std_passing": statistics.pstdev(counts),
+                    "min_passing": min(counts),
+                    "max_passing": max(counts),
+                    "passing": counts,
+                }
+                for index, (layer, counts) in enumerate(zip(self.layers, self.counts, strict=True))
+            ],
+        }
+        if self.macs["routed"]:
+            result["multiply_adds"] = {"images": len(self.macs["routed"])} | {
+                name: statistics.fmean(values) for name, values in self.macs.items()
+            }
+        return result
+
+    def write(self, folder: Path) -> str:
+        """Write `routing.json` and `routing.png`, and return a summary.
+
+        Raises:
+            ValueError: no image was observed.
+        """
+        if not self.counts[0]:
+            raise InvalidInputError("routing: the dataset has no images")
+        figures = self.figures()
+        (folder / "routing.json").write_text(json.dumps(figures, indent=1) + "\n")
+        self.plot(folder / "routing.png")
+        lines = [f"{figures['mean_passing']:.1f} of {self.queries} queries pass a router, on average over the layers"]
+        lines += [
+            f"  layer {each['layer']} ({each['wrapped']}): {each['mean_passing']:.1f} "
+            f"({each['min_passing']} to {each['max_passing']})"
+            for each in figures["layers"]
+        ]
+        if macs := figures.get("multiply_adds"):
+            ratio = macs["routed"] / macs["plain"]
+            lines.append(
+                f"multiply-adds per image: {macs['routed'] / 1e9:.3f} G, without routing {macs['plain'] / 1e9:.3f} G "
+                f"({ratio:.3f}), over {macs['images']} images"
+            )
+        return "\n".join([*lines, f"figures and picture: {folder / 'routing.json'}, {folder / 'routing.png'}"])
+
+    def table(self) -> QueryTable:
+        rows = tuple(
+            (
+                each["layer"],
+                each["wrapped"] or "–",
+                float(each["mean_passing"]),
+                each["min_passing"],
+                each["max_passing"],
+            )
+            for each in self.figures()["layers"]
+        )
+        columns = ("layer", "routed part", "mean", "least", "most")
+        return QueryTable("Routing", f"Queries of {self.queries} that pass each router, per image", columns, rows)
+
+    def plot(self, file: Path) -> None:
+        """Draw a histogram of the passing queries per image for each layer."""
+        columns = min(3, len(self.counts))
+        rows = -(-len(self.counts) // columns)
+        figure = new_figure(4 * columns, 3 * rows)
+        panels = list(figure.subplots(rows, columns, squeeze=False, sharex=True).flat)
+        bins = torch.linspace(0, self.queries, min(self.queries, 50) + 1).tolist()
+        for index, (panel, counts) in enumerate(zip(panels, self.counts, strict=False)):
+            wrapped = getattr(self.layers[index], "wrapped", None)
+            panel.hist(counts, bins=bins, color="C0")
+            panel.axvline(statistics.fmean(counts), color="C1", label=f"mean {statistics.fmean(counts):.1f}")
+            panel.set_title(f"layer {index}" + (f": {wrapped}" if wrapped else ""))
+            panel.set_xlabel(f"passing queries of {self.queries}")
+            panel.set_ylabel("images")
+            panel.legend()
+        for panel in panels[len(self.counts) :]:
+            panel.set_visible(False)
+        figure.savefig(file)
+
+
+def routed_layers(model: DetectionTransformer) -> list[nn.Module]:
+    """The decoder layers with a router."""
+    return [layer for layer in model.decoder.layers if getattr(layer, "router", None) is not None]
