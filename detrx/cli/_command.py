@@ -47,6 +47,17 @@ def add_device(parser: Any) -> None:
     )
 
 
+def add_size(parser: Any) -> None:
+    parser.add_argument(
+        "--size",
+        type=at_least(1),
+        nargs=2,
+        default=(800, 1333),
+        metavar=("H", "W"),
+        help="image size (default: 800 1333)",
+    )
+
+
 def add_overrides(parser: Any, help: str = "config overrides") -> None:
     """Add config overrides, as the last arguments or after `--opts`. Parse the arguments with `parse`."""
     parser.add_argument("opts", nargs="*", metavar="KEY=VALUE", help=help)

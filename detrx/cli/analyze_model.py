@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from detrx.analysis import inference_memory, model_cost, random_image, random_model, training_memory
-from detrx.cli._command import add_config, add_device, add_overrides, at_least, parse, run_tool, write_json
+from detrx.cli._command import add_config, add_device, add_overrides, add_size, at_least, parse, run_tool, write_json
 
 BOXES_PER_IMAGE = 10
 
@@ -19,14 +19,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         epilog="example: analyze_model.py --config-file configs/deformable_detr/deformable_detr_r50.py --size 800 1333",
     )
     add_config(parser, help="config of the model")
-    parser.add_argument(
-        "--size",
-        type=at_least(1),
-        nargs=2,
-        default=(800, 1333),
-        metavar=("H", "W"),
-        help="image size (default: 800 1333)",
-    )
+    add_size(parser)
     parser.add_argument(
         "--rounds", type=at_least(0), default=5, metavar="N", help="number of timed calls; 0: no timing (default: 5)"
     )

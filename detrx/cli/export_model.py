@@ -5,7 +5,7 @@ import json
 from functools import partial
 from pathlib import Path
 
-from detrx.cli._command import add_config, add_overrides, add_weights, at_least, parse, run_tool
+from detrx.cli._command import add_config, add_overrides, add_size, add_weights, parse, run_tool
 from detrx.engine.config import load_config
 from detrx.engine.trained import load_model
 from detrx.export import (
@@ -36,14 +36,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_weights(parser)
     parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="file to write: .pt2 or .onnx")
     parser.add_argument("--format", choices=SUFFIXES, help="default: by the suffix of --output")
-    parser.add_argument(
-        "--size",
-        type=at_least(1),
-        nargs=2,
-        default=(800, 1333),
-        metavar=("H", "W"),
-        help="image size (default: 800 1333)",
-    )
+    add_size(parser)
     parser.add_argument("--input-dtype", choices=("uint8", "float32"), default="uint8", help="default: uint8")
     parser.add_argument("--dynamic-batch", action="store_true", help="accept any batch size instead of 1")
     parser.add_argument(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +52,6 @@ class PairsAnalysis(QueryAnalysis):
         if not methods:
             raise InvalidInputError("pairs: this model has no teacher; add Distillation to its methods")
         self.model, self.method = model, methods[0]
-        self.images = 0
         self.counts: np.ndarray | None = None  # (layers, student's queries, teacher's queries)
 
     @torch.no_grad()
@@ -91,24 +89,14 @@ class PairsAnalysis(QueryAnalysis):
         _, student, teacher = self.counts.shape
         return {"images": self.images, "student_queries": student, "teacher_queries": teacher, "layers": layers}
 
-    def write(self, folder: Path) -> str:
-        """Write `pairs.json` and `pairs.png`, and return a summary.
-
-        Raises:
-            ValueError: no image was observed.
-        """
-        if self.counts is None:
-            raise InvalidInputError("pairs: the dataset has no images")
-        figures = self.figures()
-        (folder / "pairs.json").write_text(json.dumps(figures, indent=1) + "\n")
+    def draw(self, figures: dict[str, Any], folder: Path) -> tuple[list[str], list[str]]:
         self.plot(folder / "pairs.png")
         lines = [
             f"  layer {index}: a student query has its most frequent partner in {each['commonest_partner']:.1%} of the "
             f"images, and the teacher query of the same index in {each['partner_of_equal_place']:.1%}"
             for index, each in enumerate(figures["layers"])
         ]
-        where = f"figures and picture: {folder / 'pairs.json'}, {folder / 'pairs.png'}"
-        return "\n".join([f"pairs of student and teacher in {self.images} images", *lines, where])
+        return [f"pairs of student and teacher in {self.images} images", *lines], ["pairs.png"]
 
     def plot(self, file: Path) -> None:
         """A map for each layer: student queries, sorted by their most frequent partner, against teacher queries."""

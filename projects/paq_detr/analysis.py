@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -80,6 +79,7 @@ class PatternsAnalysis(QueryAnalysis):
             count, total = self.of_class.get(label, (0, np.zeros(weights.shape[1])))
             self.of_class[label] = (count + 1, total + weights[query])
         self.of_images.append(weights.mean(0))
+        self.images += 1
         self.labels.append((inputs.get("image_id"), int(np.bincount(classes).argmax()) if len(classes) else -1))
 
     def class_name(self, label: int) -> str:
@@ -93,7 +93,7 @@ class PatternsAnalysis(QueryAnalysis):
         weights in the plane.
         """
         return {
-            "images": len(self.of_images),
+            "images": self.images,
             "score_threshold": self.score_threshold,
             "usage": {
                 self.class_name(label): {"detections": count, "weights": (total / count).tolist()}
@@ -117,19 +117,10 @@ class PatternsAnalysis(QueryAnalysis):
         perplexity = min(30.0, (len(vectors) - 1) / 3)
         return TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(vectors).tolist()
 
-    def write(self, folder: Path) -> str:
-        """Write `patterns.json`, `patterns.png` and `embedding.png`, and return a summary.
-
-        Raises:
-            ValueError: no image was observed.
-        """
-        if not self.of_images:
-            raise InvalidInputError("patterns: the dataset has no images")
-        figures = self.figures()
-        (folder / "patterns.json").write_text(json.dumps(figures, indent=1) + "\n")
+    def draw(self, figures: dict[str, Any], folder: Path) -> tuple[list[str], list[str]]:
         detections = sum(each["detections"] for each in figures["usage"].values())
         lines = [f"patterns of {detections} detections in {figures['images']} images"]
-        written = ["patterns.json"]
+        written = []
         for key, file, plot, why in (
             ("usage", "patterns.png", plot_usage, "there is no confident detection"),
             ("embedding", "embedding.png", plot_embedding, f"there are fewer than {LEAST_IMAGES} different images"),
@@ -139,7 +130,7 @@ class PatternsAnalysis(QueryAnalysis):
                 written.append(file)
             else:
                 lines.append(f"{file} is not drawn: {why}")
-        return "\n".join([*lines, f"figures and pictures in {folder}: {', '.join(written)}"])
+        return lines, written
 
 
 def check_scikit_learn() -> None:

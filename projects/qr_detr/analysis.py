@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import statistics
 from pathlib import Path
 from typing import Any
@@ -96,11 +95,12 @@ class RoutingAnalysis(QueryAnalysis):
             for name, model in (("routed", self.model), ("plain", self.plain)):
                 self.macs[name].append(int(count_flops(model, image).total()))
         self.passing.clear()
+        self.images += 1
 
     def figures(self) -> dict[str, Any]:
         """Contents of `routing.json`; counts are queries per image."""
         result: dict[str, Any] = {
-            "images": len(self.counts[0]),
+            "images": self.images,
             "queries": self.queries,
             "mean_passing": statistics.fmean(statistics.fmean(counts) for counts in self.counts),
             "layers": [
@@ -122,16 +122,7 @@ class RoutingAnalysis(QueryAnalysis):
             }
         return result
 
-    def write(self, folder: Path) -> str:
-        """Write `routing.json` and `routing.png`, and return a summary.
-
-        Raises:
-            ValueError: no image was observed.
-        """
-        if not self.counts[0]:
-            raise InvalidInputError("routing: the dataset has no images")
-        figures = self.figures()
-        (folder / "routing.json").write_text(json.dumps(figures, indent=1) + "\n")
+    def draw(self, figures: dict[str, Any], folder: Path) -> tuple[list[str], list[str]]:
         self.plot(folder / "routing.png")
         lines = [f"{figures['mean_passing']:.1f} of {self.queries} queries pass a router, on average over the layers"]
         lines += [
@@ -145,7 +136,7 @@ class RoutingAnalysis(QueryAnalysis):
                 f"multiply-adds per image: {macs['routed'] / 1e9:.3f} G, without routing {macs['plain'] / 1e9:.3f} G "
                 f"({ratio:.3f}), over {macs['images']} images"
             )
-        return "\n".join([*lines, f"figures and picture: {folder / 'routing.json'}, {folder / 'routing.png'}"])
+        return lines, ["routing.png"]
 
     def table(self) -> QueryTable:
         rows = tuple(
