@@ -37,7 +37,7 @@ def test_help_of_a_script_and_of_a_module():
 
 def test_the_exit_status_is_passed_on():
     result = run("-m", "detrx.cli", "lazyconfig_train_net", "--config-file", "nothing.py")
-    assert (result.returncode, result.stderr) == (2, "error: config file nothing.py does not exist\n")
+    assert result.returncode == 2 and result.stderr.startswith("error: config file nothing.py does not exist")
 
 
 @pytest.mark.parametrize("arguments", [(), ("nothing",)])
