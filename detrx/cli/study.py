@@ -40,7 +40,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "repeated",
     )
     parser.add_argument(
-        "--rounds", type=at_least(1), default=20, metavar="N", help="number of timed calls per variant (default: 20)"
+        "--rounds",
+        type=at_least(0),
+        default=20,
+        metavar="N",
+        help="number of timed calls per variant; 0: no timing (default: 20)",
     )
     return parser.parse_args(argv)
 
