@@ -9,10 +9,10 @@ from typing import Any
 
 import yaml
 
-from detrx import model_zoo
+from detrx import config_zoo
 from detrx.analysis.study import markdown_table
 
-ROOT = model_zoo.config_root().parent
+ROOT = config_zoo.config_root().parent
 RECORDS = ROOT / "benchmarks" / "results" / "studies"
 PAPERS = ROOT / "benchmarks" / "results" / "papers.yaml"
 PAGE = ROOT / "MODEL_ZOO.md"
@@ -62,7 +62,7 @@ def paper_tables(papers: list[dict[str, Any]]) -> Iterator[str]:
         yield "|---|---|---|---|---|---|---|---|\n"
         for table in tables:
             for row in table["rows"]:
-                model_zoo.find(row["config"])
+                config_zoo.find(row["config"])
                 scores = " | ".join(f"{row[key]:.1f}" if key in row else "-" for key in ("AP", "AP50", "AP75"))
                 where = "; ".join([table["where"], row["note"]] if "note" in row else [table["where"]])
                 schedule = f"{row['backbone']} | {row['queries']} | {table.get('epochs', '-')}"
