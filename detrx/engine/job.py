@@ -138,4 +138,5 @@ def _guarded(
 def _pass_on(number: int, frame) -> None:
     """Leave the decision to the started processes. A Ctrl-C in a terminal reaches them twice, which they know."""
     for process in multiprocessing.active_children():
-        os.kill(process.pid, number)
+        if process.pid is not None:  # None: not started
+            os.kill(process.pid, number)

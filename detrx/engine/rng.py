@@ -14,12 +14,12 @@ __all__ = ["get_rng_state", "preserved_rng", "set_rng_state"]
 def get_rng_state() -> dict[str, Any]:
     """State of Python's, numpy's and torch's global generators (CPU, and the current CUDA device if CUDA is in use), in
     plain types."""
-    _, keys, *rest = np.random.get_state()  # noqa: NPY002 the global generator is what models and mappers draw from
+    drawn = np.random.get_state(legacy=False)  # noqa: NPY002 the global generator is what models and mappers draw from
     state = {
         "python": random.getstate(),
         "numpy": {
-            "keys": torch.from_numpy(keys.astype(np.int64)),
-            "rest": [int(rest[0]), int(rest[1]), float(rest[2])],
+            "keys": torch.from_numpy(drawn["state"]["key"].astype(np.int64)),
+            "rest": [int(drawn["state"]["pos"]), int(drawn["has_gauss"]), float(drawn["gauss"])],
         },
         "torch": torch.get_rng_state(),
     }

@@ -120,8 +120,9 @@ class Trainer(TrainerBase):
         with EventStorage(start_iter) as self.storage, self._signals:
             try:
                 self.before_train()
-                if self._loaded is not None:
-                    self._continue()
+                if (state := self._loaded) is not None:
+                    self._loaded = None
+                    self._continue(state)
                 for self.iter in range(start_iter, max_iter):
                     self.before_step()
                     self.run_step()
@@ -137,9 +138,8 @@ class Trainer(TrainerBase):
             if self._signals.received:  # during the last evaluation
                 raise SystemExit(128 + self._signals.received)
 
-    def _continue(self) -> None:
+    def _continue(self, state: dict[str, Any]) -> None:
         """Restore what is part of a running training, and do what was left to do after the checkpoint was saved."""
-        state, self._loaded = self._loaded, None
         for name, (smoothing_hint, values) in state["scalars"].items():
             for value, iteration in values:
                 self.storage.put_scalar(name, value, smoothing_hint=smoothing_hint, cur_iter=iteration)
