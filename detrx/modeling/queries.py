@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detrx.errors import InvalidInputError
+
+M = TypeVar("M")
+"""A module, or None."""
 
 
 class QueryTokens(nn.Module):
@@ -50,7 +54,7 @@ class Route:
     ffn: Sequence[nn.Module] | None = None
     norm1: Sequence[nn.Module] | None = None
     gate: Sequence[nn.Module] | None = None
-    tokens: Sequence[nn.Module] | None = None
+    tokens: Sequence[QueryTokens] | None = None
 
 
 @dataclass(frozen=True)
@@ -96,10 +100,21 @@ class Queries:
     reference: Tensor | None
     sine: Tensor | None = None
 
+    def given(self, part: str) -> Tensor:
+        """`pos`, `reference` or `sine`, where there must be one.
+
+        Raises:
+            ValueError: it is None.
+        """
+        value = getattr(self, part)
+        if value is None:
+            raise InvalidInputError(f"the queries have no {part}, which a part of the decoder needs")
+        return value
+
     def take(self, slices: Sequence[slice]) -> Queries:
         """The queries of some groups."""
-        parts = (self.content, self.pos, self.reference, self.sine)
-        return Queries(*(None if part is None else take(part, slices) for part in parts))
+        others = (None if part is None else take(part, slices) for part in (self.pos, self.reference, self.sine))
+        return Queries(take(self.content, slices), *others)
 
 
 @dataclass(frozen=True)
@@ -120,8 +135,8 @@ class Predictions:
 
     def of_layers(self, layers: slice) -> Predictions:
         """Those of some layers."""
-        parts = (self.logits, self.boxes, self.anchors, self.quality)
-        return Predictions(*(None if part is None else part[layers] for part in parts))
+        others = (None if part is None else part[layers] for part in (self.anchors, self.quality))
+        return Predictions(self.logits[layers], self.boxes[layers], *others)
 
 
 class QueryLayout:
@@ -151,22 +166,24 @@ class QueryLayout:
 
     def queries(self) -> Queries:
         """The groups side by side."""
-        return Queries(*(self._cat(attribute) for attribute in ("content", "pos", "reference")))
+        content = _cat([group.content for group in self.groups])
+        return Queries(content, self._cat_all("pos"), self._cat_all("reference"))
 
-    def _cat(self, attribute: str) -> Tensor | None:
+    def _cat_all(self, attribute: str) -> Tensor | None:
+        """What all groups have, or none."""
         parts = [getattr(group, attribute) for group in self.groups]
-        return parts[0] if len(parts) == 1 or parts[0] is None else torch.cat(parts, dim=1)
+        return None if parts[0] is None else _cat(parts)
 
     def split(self, x: Tensor, dim: int) -> dict[str, Tensor]:
         """The part of each group, which together are `x` along `dim`."""
         return split_by_name(x, self.slices, dim)
 
     def by_component(
-        self, component: str, layer: int, default: nn.Module | None, among: Sequence[slice] | None = None
-    ) -> list[tuple[nn.Module | None, list[slice]]]:
+        self, component: str, layer: int, default: M, among: Sequence[slice] | None = None
+    ) -> list[tuple[M, list[slice]]]:
         """The distinct modules that serve as `component` in `layer`, each with the slices of the groups it serves; of
         the groups `among` these slices only. None stands for groups that have no such component."""
-        served: dict[int, tuple[nn.Module | None, list[slice]]] = {}
+        served: dict[int, tuple[M, list[slice]]] = {}
         for group in self.groups:
             if among is not None and self.slices[group.name] not in among:
                 continue
@@ -215,6 +232,11 @@ class QueryLayout:
         return torch.cat([tokens, first, *rest], dim=1)[:, None, None]
 
 
+def _cat(parts: list[Tensor]) -> Tensor:
+    """(B, N_i, ...) each -> (B, N_1 + N_2 + ..., ...)"""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
 def side_by_side(sizes: Mapping[str, int]) -> dict[str, slice]:
     """Where stretches of the given sizes lie, one after the other."""
     ends = accumulate(sizes.values())
@@ -235,9 +257,7 @@ def take(x: Tensor, slices: Sequence[slice], dim: int = 1) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=dim)
 
 
-def portions(
-    x: Tensor, served: Sequence[tuple[nn.Module, Sequence[slice]]]
-) -> Iterator[tuple[nn.Module, Sequence[slice], Tensor]]:
+def portions(x: Tensor, served: Sequence[tuple[M, Sequence[slice]]]) -> Iterator[tuple[M, Sequence[slice], Tensor]]:
     """Each module with its slices and what `take` gives for them; no two modules have a slice in common.
 
     `x` is cut up once, so that its gradient is put together once: that of a `take` is as large as `x`, mostly zeros.
