@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""What the queries of a trained detector do on a dataset: pictures and figures."""
+"""Analyse what the queries of a trained detector do on a dataset."""
 
 from detrx.cli.analyze_queries import main
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Average the weights of several checkpoints of a run: checkpoints in, one file for train.init_checkpoint out."""
+"""Average the weights of several checkpoints of a run into one file for train.init_checkpoint."""
 
 from detrx.cli.average_checkpoints import main
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Compare the speed of inference of detectors."""
+"""Compare the inference speed of detectors."""
 
 from detrx.cli.benchmark_model import main
 

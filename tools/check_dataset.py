@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Find everything that is wrong with a dataset before a training is wasted on it."""
+"""Check a dataset before training on it."""
 
 from detrx.cli.check_dataset import main
 

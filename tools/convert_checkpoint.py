@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Convert published weights to ours: a checkpoint of another code base in, a file for train.init_checkpoint out."""
+"""Convert a checkpoint of another project to a file for train.init_checkpoint."""
 
 from detrx.cli.convert_checkpoint import main
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Detect objects in images and videos: files or a registered dataset in, drawn PNGs and COCO-format JSON out."""
+"""Detect objects in images and videos, and write drawn images and COCO-format JSON."""
 
 from detrx.cli.demo import main
 

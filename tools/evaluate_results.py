@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Score a saved file of detections, without a model: detections and annotations in, tables of AP and AR out."""
+"""Score a saved file of detections, without the model."""
 
 from detrx.cli.evaluate_results import main
 

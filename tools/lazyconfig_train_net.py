@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train or evaluate what a config file describes."""
+"""Train or evaluate the model of a config file."""
 
 import sys
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draw the training curves of one or several runs: metrics.json in, PNG out."""
+"""Plot the training curves of one or several runs."""
 
 from detrx.cli.plot_metrics import main
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Write a report of a training: one HTML file that needs nothing else."""
+"""Write a self-contained HTML report of a training."""
 
 from detrx.cli.report import main
 

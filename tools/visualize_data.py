@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draw what a model is given: a contact sheet of augmented images with their boxes."""
+"""Draw the augmented images and boxes that a model receives, as a contact sheet."""
 
 from detrx.cli.visualize_data import main
 

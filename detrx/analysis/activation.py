@@ -13,7 +13,6 @@ from torch import nn
 
 from detrx.coco.results import instances_on_host
 from detrx.d2.structures import Instances
-from detrx.errors import InvalidInputError
 from detrx.modeling import DetectionTransformer, as_detection_transformer
 
 from .figure import new_figure
@@ -66,7 +65,7 @@ class ActivationAnalysis(QueryAnalysis):
     def __init__(self, model: DetectionTransformer, score_threshold: float = 0.5):
         self.score_threshold = score_threshold
         self.counts = np.zeros(0, dtype=np.int64)
-        self.images = self.detections = 0
+        self.detections = 0
         model.query_source.register_forward_hook(self._note_queries)
 
     def _note_queries(self, source: nn.Module, inputs: Any, output: Any) -> None:
@@ -103,23 +102,14 @@ class ActivationAnalysis(QueryAnalysis):
             "lorenz": lorenz(self.counts).tolist(),
         }
 
-    def write(self, folder: Path) -> str:
-        """Write `activation.json` and `activation.png`, and say in words what they show.
-
-        Raises:
-            ValueError: no image was observed.
-        """
-        if not self.images:
-            raise InvalidInputError("activation: the dataset has no images")
-        figures = self.figures()
-        (folder / "activation.json").write_text(json.dumps(figures, indent=1) + "\n")
+    def draw(self, figures: dict[str, Any], folder: Path) -> tuple[list[str], list[str]]:
         plot_activation(figures, folder / "activation.png")
         coefficient = "undefined" if figures["gini"] is None else f"{figures['gini']:.3f}"
-        return (
+        line = (
             f"{figures['active_queries']} of {figures['queries']} queries were detections with a score of "
-            f"{self.score_threshold:g} or more in {self.images} images; Gini coefficient: {coefficient}\n"
-            f"figures and picture: {folder / 'activation.json'}, {folder / 'activation.png'}"
+            f"{self.score_threshold:g} or more in {self.images} images; Gini coefficient: {coefficient}"
         )
+        return [line], ["activation.png"]
 
     @classmethod
     def compare(cls, analyses: Mapping[str, Mapping[int, Self]], folder: Path) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
+import json
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ from torch import nn
 
 from detrx import projects
 from detrx.d2.structures import Instances
+from detrx.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -70,11 +72,13 @@ class QueryAnalysis(ABC):
         name: of the option, and of the files: `<name>.json`, `<name>.png`.
         help: of the option.
         in_report: whether the report of a training has its table.
+        images: how many were observed; to be counted by `observe`.
     """
 
     name: ClassVar[str]
     help: ClassVar[str]
     in_report: ClassVar[bool] = False
+    images: int = 0
 
     @classmethod  # noqa: B027 - most have none
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
@@ -109,12 +113,25 @@ class QueryAnalysis(ABC):
         """What `<name>.json` holds."""
 
     @abstractmethod
+    def draw(self, figures: dict[str, Any], folder: Path) -> tuple[list[str], list[str]]:
+        """Draw the figures.
+
+        Returns:
+            lines of text that say what the figures show, and the names of the files that were written.
+        """
+
     def write(self, folder: Path) -> str:
-        """Write figures and pictures, and say in words what they show.
+        """Write `<name>.json` and the pictures, and return a summary.
 
         Raises:
             ValueError: no image was observed.
         """
+        if not self.images:
+            raise InvalidInputError(f"{self.name}: the dataset has no images")
+        figures = self.figures()
+        (folder / f"{self.name}.json").write_text(json.dumps(figures, indent=1) + "\n")
+        lines, pictures = self.draw(figures, folder)
+        return "\n".join([*lines, f"figures and pictures in {folder}: {', '.join([f'{self.name}.json', *pictures])}"])
 
     def table(self) -> QueryTable:
         """What a report shows; needed with `in_report` only."""

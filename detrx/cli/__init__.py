@@ -1,5 +1,5 @@
-"""The commands, one module each, with a `main(argv)`: `tools/demo.py` is `detrx.cli.demo`.
+"""The commands: one module each, with a `main(argv)`. `tools/demo.py` runs `detrx.cli.demo`.
 
-Without a checkout, `python -m detrx.cli demo ...` runs them. A command parses its arguments, calls the library and
-prints; what others could use is in the library.
+Without a checkout, run `python -m detrx.cli demo ...`. A command only parses its arguments, calls the library and
+prints; reusable code belongs in the library.
 """

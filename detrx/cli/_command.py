@@ -1,4 +1,4 @@
-"""What the commands share: arguments of one style, figures as JSON, and how a mistake of the user ends them."""
+"""Shared by the commands: common arguments, JSON output, and one-line errors for mistakes of the user."""
 
 import argparse
 import json
@@ -14,7 +14,7 @@ from detrx.errors import user_message
 
 
 def run_tool(run: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> None:
-    """Run a command; a mistake of the user ends it with one line and exit status 1."""
+    """Run a command. An error caused by the user prints one line and exits with status 1."""
     try:
         run(args)
     except Exception as error:
@@ -27,31 +27,47 @@ def run_tool(run: Callable[[argparse.Namespace], None], args: argparse.Namespace
 def add_config(
     parser: Any, help: str = "config that the model was trained with", required: bool = True, **how: Any
 ) -> None:
-    """Add `--config-file` to a parser or a group of one."""
-    parser.add_argument("--config-file", metavar="FILE", help=help, **({"required": True} if required else {}), **how)
+    """Add `--config-file`, a file or a name of the model zoo, to a parser or an argument group."""
+    how |= {"required": True} if required else {}
+    parser.add_argument(
+        "--config-file", metavar="CONFIG", help=f"{help}: a file, or a name such as dino/dino_r50", **how
+    )
 
 
 def add_weights(parser: Any) -> None:
     parser.add_argument(
-        "--weights", required=True, metavar="FILE", help="checkpoint (its averaged weights, if it has any)"
+        "--weights", required=True, metavar="FILE", help="checkpoint (averaged weights are used if it has any)"
     )
 
 
 def add_device(parser: Any) -> None:
-    """Add `--device`, whose value is a name of a device and not "auto"."""
+    """Add `--device`; the parsed value is a device name, never "auto"."""
     parser.add_argument(
         "--device", type=_device, default="auto", help="cpu, cuda, ... (default: auto, a GPU if there is one)"
     )
 
 
+def add_size(parser: Any) -> None:
+    parser.add_argument(
+        "--size",
+        type=at_least(1),
+        nargs=2,
+        default=(800, 1333),
+        metavar=("H", "W"),
+        help="image size (default: 800 1333)",
+    )
+
+
 def add_overrides(parser: Any, help: str = "config overrides") -> None:
-    """Add the overrides of a config, as the last arguments or after `--opts`; parse the arguments with `parse`."""
+    """Add config overrides, as the last arguments or after `--opts`. Parse the arguments with `parse`."""
     parser.add_argument("opts", nargs="*", metavar="KEY=VALUE", help=help)
-    parser.add_argument("--opts", dest="more_opts", nargs="+", default=[], metavar="KEY=VALUE", help="the same")
+    parser.add_argument(
+        "--opts", dest="more_opts", nargs="+", default=[], metavar="KEY=VALUE", help="same as KEY=VALUE"
+    )
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """The arguments, with all overrides in `opts`."""
+    """Parse the arguments; `opts` of the result has all overrides."""
     args = parser.parse_intermixed_args(argv)
     if hasattr(args, "more_opts"):
         args.opts = [*args.opts, *args.more_opts]
@@ -60,7 +76,7 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpar
 
 
 def at_least(minimum: int) -> Callable[[str], int]:
-    """The type of an argument that is a whole number from `minimum` on."""
+    """Argument type: an integer of at least `minimum`."""
 
     def number(text: str) -> int:
         value = int(text)
@@ -68,12 +84,12 @@ def at_least(minimum: int) -> Callable[[str], int]:
             raise argparse.ArgumentTypeError(f"must be {minimum} or more, got {value}")
         return value
 
-    number.__name__ = "int"  # argparse names the type of what is no number
+    number.__name__ = "int"  # for argparse's message "invalid int value"
     return number
 
 
 def fraction(text: str) -> float:
-    """The type of an argument that is a number from 0 to 1."""
+    """Argument type: a number from 0 to 1."""
     value = float(text)
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"must be between 0 and 1, got {text}")
@@ -81,7 +97,7 @@ def fraction(text: str) -> float:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write figures and say where; the folder is made."""
+    """Write `content` as JSON, creating the folder, and print the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda file: file.write((json.dumps(content, indent=2) + "\n").encode()))
     print(f"figures: {path}")

@@ -6,35 +6,28 @@ from pathlib import Path
 import torch
 
 from detrx.analysis import inference_memory, model_cost, random_image, random_model, training_memory
-from detrx.cli._command import add_config, add_device, add_overrides, at_least, parse, run_tool, write_json
+from detrx.cli._command import add_config, add_device, add_overrides, add_size, at_least, parse, run_tool, write_json
 
 BOXES_PER_IMAGE = 10
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Prints a table of the model's parts: parameters and multiply-adds for one image; the median "
-        "time of inference, and the memory of its activations; if asked for, the memory of a training step. Methods "
-        "are listed, but not part of inference. Weights are random; no dataset is needed.",
+        description="Print parameters and multiply-adds for one image, by part of the model; the median time and the "
+        "activation memory of inference; and, with --training-batch, the memory of a training step. Methods are "
+        "listed, but are not part of inference. Weights are random; no dataset is needed.",
         epilog="example: analyze_model.py --config-file configs/deformable_detr/deformable_detr_r50.py --size 800 1333",
     )
     add_config(parser, help="config of the model")
+    add_size(parser)
     parser.add_argument(
-        "--size",
-        type=at_least(1),
-        nargs=2,
-        default=(800, 1333),
-        metavar=("H", "W"),
-        help="image size (default: 800 1333)",
-    )
-    parser.add_argument(
-        "--rounds", type=at_least(0), default=5, metavar="N", help="timed calls; 0: no timing (default: 5)"
+        "--rounds", type=at_least(0), default=5, metavar="N", help="number of timed calls; 0: no timing (default: 5)"
     )
     parser.add_argument(
         "--training-batch", type=at_least(0), default=0, metavar="N", help="also measure a training step of N images"
     )
     add_device(parser)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results to this file")
     add_overrides(parser)
     return parse(parser, argv)
 

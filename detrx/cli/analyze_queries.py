@@ -1,4 +1,4 @@
-"""What the queries of a trained detector do on a dataset: pictures and figures."""
+"""Analyse what the queries of a trained detector do on a dataset."""
 
 import argparse
 from pathlib import Path
@@ -18,8 +18,8 @@ from detrx.engine import load_config, load_model
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     analyses = query_analyses()
     parser = argparse.ArgumentParser(
-        description="Runs a trained detector over a dataset, one image at a time, and writes pictures (PNG) and "
-        "figures (JSON) of what its queries did.",
+        description="Run a trained detector on a dataset, one image at a time, and write plots (PNG) and numbers "
+        "(JSON) of what its queries do.",
         epilog="example: analyze_queries.py --activation --weights output/model_final.pth "
         "--config-file configs/deformable_detr/deformable_detr_digits.py",
     )
@@ -29,14 +29,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--study",
         type=Path,
         metavar="FILE",
-        help="analyse all runs of a study, which tools/study.py has trained: results are in <variant>/seed<N>/ of the "
-        "output, comparisons of the variants in the output itself",
+        help="analyse all runs of a study that tools/study.py has trained; writes results to <variant>/seed<N>/ in "
+        "the output folder, and comparisons of the variants to the output folder itself",
     )
     parser.add_argument(
         "--weights",
         required=True,
         metavar="PATH",
-        help="checkpoint (its averaged weights, if it has any); of a study, the output folder of tools/study.py",
+        help="checkpoint (averaged weights are used if it has any); with --study, the output folder of tools/study.py",
     )
     parser.add_argument("--dataset", metavar="NAME", help="registered dataset (default: the config's test dataset)")
     parser.add_argument("--num", type=at_least(1), metavar="N", help="only the first N images")
@@ -48,7 +48,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         type=fraction,
         default=0.5,
         metavar="S",
-        help="least score of a confident detection (default: 0.5)",
+        help="minimum score of a confident detection (default: 0.5)",
     )
     wanted = parser.add_argument_group("analyses, at least one")
     for name, analysis in analyses.items():
@@ -56,9 +56,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         analysis.add_arguments(parser)
     args = parse(parser, argv)
     if not args.analyses:
-        parser.error(f"say what to analyse: {', '.join(f'--{name}' for name in analyses)}, or some of them")
+        parser.error(f"give at least one analysis: {', '.join(f'--{name}' for name in analyses)}")
     if args.study and args.opts:
-        parser.error(f"{args.opts[0]}: a study has its overrides in its file")
+        parser.error(f"{args.opts[0]}: the file of a study contains its overrides")
     return args
 
 

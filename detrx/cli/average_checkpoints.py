@@ -1,4 +1,4 @@
-"""Average the weights of several checkpoints of a run: checkpoints in, one file for train.init_checkpoint out."""
+"""Average the weights of several checkpoints of a run into one file for train.init_checkpoint."""
 
 import argparse
 from pathlib import Path
@@ -11,7 +11,7 @@ from detrx.cli._command import at_least, run_tool
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Write the mean of the weights of several checkpoints of one model. Averaged (EMA) weights are "
-        "taken where all checkpoints have them. Evaluate the file that comes out with "
+        "used if all checkpoints have them. Evaluate the written file with "
         "lazyconfig_train_net.py --config-file CONFIG --eval-only train.init_checkpoint=FILE.",
         epilog="example: average_checkpoints.py output/a --last 5 --output output/a/average.pth",
     )
@@ -22,16 +22,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="SOURCE",
         help="checkpoints (.pth, .safetensors), or the output folder of one run with --last",
     )
+    parser.add_argument("--last", type=at_least(1), metavar="N", help="average the last N checkpoints of the folder")
     parser.add_argument(
-        "--last", type=at_least(1), metavar="N", help="of a folder, the checkpoints of the last N iterations"
-    )
-    parser.add_argument(
-        "--factors", nargs="+", type=float, metavar="F", help="share of each checkpoint, oldest first (default: alike)"
+        "--factors", nargs="+", type=float, metavar="F", help="weight of each checkpoint, oldest first (default: equal)"
     )
     parser.add_argument(
         "--ema",
         action=argparse.BooleanOptionalAction,
-        help="insist on the averaged (EMA) weights, or take the trained ones (default: averaged if all have them)",
+        help="require averaged (EMA) weights, or use the trained ones (default: averaged if all checkpoints have them)",
     )
     parser.add_argument(
         "--output", required=True, type=Path, metavar="FILE", help=f"file to write: {' or '.join(WEIGHT_SUFFIXES)}"

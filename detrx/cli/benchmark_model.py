@@ -1,4 +1,4 @@
-"""Compare the speed of inference of detectors."""
+"""Compare the inference speed of detectors."""
 
 import argparse
 from collections.abc import Iterator
@@ -23,10 +23,10 @@ from detrx.ops import extension_info
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Times inference, from images in 0..255 to detections, of one or more configs in every combination "
-        "of the settings below. Configs take turns, so that a busy moment of the machine hits all of them. Prints a "
-        "table of median, 10th and 90th percentile of a call, images per second, and the median as a multiple of the "
-        "baseline's. Options with * may be given several times.",
+        description="Time inference, from images in 0..255 to detections, of one or more configs in every combination "
+        "of the settings below. Configs take turns, so that load on the machine affects all of them. Prints a "
+        "table with median, 10th and 90th percentile of a call, images per second, and the median relative to the "
+        "baseline's. Options marked * may be given several times.",
         epilog="example: benchmark_model.py --config-file configs/deformable_detr/deformable_detr_r50.py --config-file "
         "configs/dino/dino_r50.py --size 480 640 --size 800 1333 --dtype float32 --dtype bfloat16 --json speed.json",
     )
@@ -47,9 +47,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         nargs=2,
         action="append",
         metavar=("H", "W"),
-        help="* of random images (default: 800 1333; with --data-loader: none)",
+        help="* size of random images (default: 800 1333; with --data-loader: none)",
     )
-    parser.add_argument("--dtype", choices=DTYPES, action="append", help="* of autocast (default: float32)")
+    parser.add_argument("--dtype", choices=DTYPES, action="append", help="* autocast dtype (default: float32)")
     parser.add_argument(
         "--compile",
         action="append",
@@ -59,12 +59,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--data-loader",
         action="store_true",
-        help="also time detection in the images of each config's test loader, reading and resizing included, without "
-        "workers; needs its dataset",
+        help="also time detection on the images of each config's test loader, including reading and resizing, without "
+        "workers; needs the dataset",
     )
-    parser.add_argument("--rounds", type=at_least(1), default=20, metavar="N", help="timed calls (default: 20)")
+    parser.add_argument(
+        "--rounds", type=at_least(1), default=20, metavar="N", help="number of timed calls (default: 20)"
+    )
     add_device(parser)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write figures, all times and the machine here")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="also write the results, all times and the machine to this file"
+    )
     add_overrides(parser, help="config overrides, for all configs")
     args = parse(parser, argv)
     args.baseline = args.baseline or args.config_file[0]

@@ -1,4 +1,4 @@
-"""Find everything that is wrong with a dataset before a training is wasted on it."""
+"""Check a dataset before training on it."""
 
 import argparse
 import os
@@ -13,20 +13,20 @@ from detrx.engine.config import load_config
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Checks annotations and decodes every image file. Prints statistics and each kind of problem with "
-        "its number and examples. Exit status: 1 if there are errors (a training or an evaluation would stop, or be "
-        "meaningless), otherwise 0 (see --strict). The text of a warning says how detrx handles the problem.",
+        description="Check the annotations and decode every image file. Prints statistics, and for each kind of "
+        "problem the count and examples. Exits with status 1 if there are errors (a training or an evaluation would "
+        "stop or be meaningless), otherwise with 0. Warnings say how detrx handles the problem.",
         epilog="example: check_dataset.py --annotations shapes/train.json --images shapes/train",
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--dataset", metavar="NAME", help="a registered dataset, such as digits_train")
     source.add_argument("--annotations", metavar="FILE", help="a COCO annotation file; needs --images")
-    add_config(source, help="the datasets of a config, and whether they fit each other and the model", required=False)
+    add_config(source, help="check a config's datasets, also against each other and the model", required=False)
     parser.add_argument("--images", metavar="DIR", help="folder that the file names in --annotations are relative to")
-    parser.add_argument("--no-images", action="store_true", help="do not decode images, only look whether they exist")
-    parser.add_argument("--strict", action="store_true", help="exit status 1 for warnings, too")
+    parser.add_argument("--no-images", action="store_true", help="do not decode images, only check that they exist")
+    parser.add_argument("--strict", action="store_true", help="exit with status 1 also for warnings")
     parser.add_argument(
-        "--examples", type=at_least(1), default=3, metavar="N", help="of each kind of problem (default: 3)"
+        "--examples", type=at_least(1), default=3, metavar="N", help="examples of each kind of problem (default: 3)"
     )
     parser.add_argument(
         "--workers",
@@ -35,13 +35,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="N",
         help="threads that decode images",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything that is printed to this file")
-    add_overrides(parser, help="config overrides, with --config-file")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the report to this file")
+    add_overrides(parser, help="config overrides; require --config-file")
     args = parse(parser, argv)
     if bool(args.annotations) != bool(args.images):
-        parser.error("--annotations and --images need each other")
+        parser.error("--annotations and --images must be given together")
     if args.opts and not args.config_file:
-        parser.error(f"{args.opts[0]} needs --config-file")
+        parser.error(f"{args.opts[0]} requires --config-file")
     return args
 
 

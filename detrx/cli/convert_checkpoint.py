@@ -1,4 +1,4 @@
-"""Convert published weights to ours: a checkpoint of another code base in, a file for train.init_checkpoint out."""
+"""Convert a checkpoint of another project to a file for train.init_checkpoint."""
 
 import argparse
 from pathlib import Path
@@ -14,8 +14,8 @@ from detrx.engine.config import load_config, without_pretrained
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Convert a checkpoint of Hugging Face transformers, of the original DETR, Deformable-DETR and DINO "
-        "repositories or of detrex for the model of a config. Every tensor is accounted for: if some have no "
-        "counterpart, no source or another shape, all of them are listed, and nothing is written.",
+        "repositories or of detrex for the model of a config. Every tensor is accounted for: if any has no "
+        "counterpart, no source or another shape, all such tensors are listed and nothing is written.",
         epilog="example: convert_checkpoint.py r50_deformable_detr-checkpoint.pth --config-file "
         "configs/deformable_detr/deformable_detr_r50.py --output deformable_detr_r50.safetensors",
     )
@@ -28,19 +28,21 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--output", required=True, type=Path, metavar="FILE", help=f"file to write: {' or '.join(WEIGHT_SUFFIXES)}"
     )
-    parser.add_argument("--format", choices=sorted(FORMATS), help="of the source (default: recognised by its keys)")
+    parser.add_argument(
+        "--format", choices=sorted(FORMATS), help="format of the source (default: recognised by its keys)"
+    )
     parser.add_argument(
         "--skip",
         nargs="+",
         default=[],
         metavar="REGEX",
-        help="leave out these keys of the source and tensors of the model, such as '.*class_head.*' to train on other "
-        "classes",
+        help="leave out matching keys of the source and tensors of the model, such as '.*class_head.*' to train on "
+        "other classes",
     )
     parser.add_argument(
         "--allow-pickle",
         action="store_true",
-        help="read files that hold more than tensors. They can run any code: only where you trust the origin",
+        help="allow files that contain more than tensors. Loading them can run arbitrary code: use trusted files only",
     )
     add_overrides(parser)
     args = parse(parser, argv)
@@ -51,7 +53,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> None:
     if args.output.exists() and args.output.samefile(args.source):
-        raise CheckpointError(f"--output {args.output} is the source itself")
+        raise CheckpointError(f"--output {args.output} is the source itself; give another file")
     model = instantiate(without_pretrained(load_config(args.config_file, args.opts).model))
     try:
         weights, report = convert_checkpoint(args.source, model, args.format, args.skip, args.allow_pickle)

@@ -11,9 +11,9 @@ from detrx.data.convert import DIFFICULT, Labelled, read_voc, read_yolo, write_c
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Writes one COCO annotation file per split, SPLIT.json. Images are not copied: the file names are "
-        "relative to a folder that is printed, together with the commands that check the result and train on it. "
-        "Lines that cannot be read are listed, all of them, and then nothing is written.",
+        description="Write one COCO annotation file per split, SPLIT.json. Images are not copied: file names are "
+        "relative to a folder that is printed, together with the commands to check the result and to train on it. "
+        "If any lines cannot be read, all of them are listed and nothing is written.",
         epilog="example: convert_dataset.py --format yolo --input shapes/data.yaml",
     )
     parser.add_argument("--format", required=True, choices=("yolo", "voc"))
@@ -22,16 +22,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         required=True,
         nargs="+",
         metavar="PATH",
-        help="yolo: a data.yaml, or a folder with it or with a classes.txt; voc: folders such as VOCdevkit/VOC2007",
+        help="yolo: a data.yaml, or a folder with a data.yaml or classes.txt; voc: folders such as VOCdevkit/VOC2007",
     )
-    parser.add_argument("--output", type=Path, metavar="DIR", help="default: a folder coco in the dataset")
-    parser.add_argument("--splits", nargs="+", metavar="NAME", help="such as train val (default: all there are)")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="default: the folder coco in the dataset")
+    parser.add_argument(
+        "--splits", nargs="+", metavar="NAME", help="splits to convert, such as train val (default: all)"
+    )
     parser.add_argument(
         "--difficult",
         choices=DIFFICULT,
         default="crowd",
-        help="voc: objects marked as difficult become crowds (left out of training, neither demanded nor punished in "
-        "evaluation), are kept as any other, or dropped (default: crowd)",
+        help="voc: treat objects marked as difficult as crowds (not trained on, ignored by the evaluation), keep them "
+        "like others, or drop them (default: crowd)",
     )
     parser.add_argument(
         "--zero-based",
@@ -39,15 +41,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="voc: coordinates count from 0, and boxes end at xmax, ymax",
     )
     parser.add_argument(
-        "--classes", type=Path, metavar="FILE", help="voc: class names in order, one per line (default: those of VOC)"
+        "--classes", type=Path, metavar="FILE", help="voc: class names in order, one per line (default: VOC's classes)"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace annotation files that exist")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing annotation files")
     parser.add_argument(
         "--workers",
         type=at_least(1),
         default=min(8, os.cpu_count() or 1),
         metavar="N",
-        help="threads that look at images",
+        help="threads that read images",
     )
     args = parser.parse_args(argv)
     if args.format == "yolo" and len(args.input) > 1:

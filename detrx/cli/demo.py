@@ -1,4 +1,4 @@
-"""Detect objects in images and videos: files or a registered dataset in, drawn PNGs and COCO-format JSON out."""
+"""Detect objects in images and videos, and write drawn images and COCO-format JSON."""
 
 import argparse
 import contextlib
@@ -28,9 +28,9 @@ from detrx.predictor import Predictor
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Detect objects in images and videos. Writes to the output folder: one PNG per image or frame with "
-        "its detections drawn; detections.json with all of them in COCO's result format (boxes XYWH in pixels; for a "
-        "video also the index of the frame and its timestamp in seconds); and, if asked for, contact_sheet.png and "
-        "drawn videos. With --dataset, the ground truth is drawn too, and colours tell right from wrong.",
+        "drawn detections; detections.json with all detections in COCO's result format (boxes XYWH in pixels; for a "
+        "video also the frame index and the timestamp in seconds); and, on request, contact_sheet.png and drawn "
+        "videos. With --dataset, also draws the ground truth, with colours for right, wrong and missed boxes.",
         epilog="example: demo.py --config-file configs/deformable_detr/deformable_detr_digits.py --weights "
         "output/demo/model_final.pth --dataset digits_val --num 16 --contact-sheet --output output/demo/images",
     )
@@ -41,7 +41,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     source.add_argument("--dataset", metavar="NAME", help="a registered dataset, such as digits_val")
     parser.add_argument("--num", type=at_least(1), metavar="N", help="only the first N images and frames")
     parser.add_argument(
-        "--every", type=at_least(1), default=1, metavar="N", help="of a video, every N-th frame (default: 1)"
+        "--every", type=at_least(1), default=1, metavar="N", help="use every N-th frame of a video (default: 1)"
     )
     parser.add_argument(
         "--video-output",
@@ -52,21 +52,23 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--output", type=Path, default=Path("output/images"), metavar="DIR", help="default: output/images"
     )
     parser.add_argument(
-        "--score-threshold", type=fraction, default=0.3, metavar="S", help="leave out detections below (default: 0.3)"
+        "--score-threshold", type=fraction, default=0.3, metavar="S", help="minimum score (default: 0.3)"
     )
-    parser.add_argument("--batch-size", type=at_least(1), default=1, metavar="N", help="images at once (default: 1)")
-    parser.add_argument("--contact-sheet", action="store_true", help="also write all images into contact_sheet.png")
-    parser.add_argument("--columns", type=at_least(1), default=4, metavar="N", help="of the contact sheet (default: 4)")
+    parser.add_argument("--batch-size", type=at_least(1), default=1, metavar="N", help="images per call (default: 1)")
+    parser.add_argument("--contact-sheet", action="store_true", help="also write all images to contact_sheet.png")
+    parser.add_argument(
+        "--columns", type=at_least(1), default=4, metavar="N", help="columns of the contact sheet (default: 4)"
+    )
     add_device(parser)
     add_overrides(parser)
     return parse(parser, argv)
 
 
 def find_files(patterns: list[str]) -> list[Path]:
-    """Image and video files for paths, folders (those directly in them) and glob patterns, sorted within each of them.
+    """Image and video files for paths, folders (not recursive) and glob patterns, sorted within each of these.
 
     Raises:
-        FileNotFoundError: one of them leads to none.
+        FileNotFoundError: a path, folder or pattern has no image or video.
     """
     suffixes = IMAGE_SUFFIXES | VIDEO_SUFFIXES
     found: list[Path] = []
@@ -90,9 +92,9 @@ def find_files(patterns: list[str]) -> list[Path]:
 class Inputs:
     """
     Attributes:
-        dataset: the registered dataset whose classes these are.
-        records: dataset dicts, of files numbered from 1.
-        count: how many there are; None if a video does not tell.
+        dataset: the registered dataset with the class names.
+        records: dataset dicts; files have image ids from 1.
+        count: number of records; None if a video does not state its length.
         videos: by file name.
     """
 
@@ -103,7 +105,7 @@ class Inputs:
 
 
 def find_inputs(args: argparse.Namespace, cfg: Any) -> Inputs:
-    """What to detect in."""
+    """The images and videos to process."""
     if args.dataset:
         dicts = get_detection_dataset_dicts(args.dataset, filter_empty=False)[: args.num]
         return Inputs(args.dataset, dicts, len(dicts), {})
@@ -136,7 +138,7 @@ def results_of(record: dict[str, Any], found: Instances, category_ids: dict[int,
 
 
 def drawing_of(predictor: Predictor, record: dict[str, Any], found: Instances) -> Image.Image:
-    """The image with its detections, compared with the ground truth if the record has it."""
+    """Draw the detections on the image, compared with the ground truth if the record has it."""
     annotated = (record["width"], record["height"]) if "width" in record and "height" in record else None
     picture = record["image"] if "image" in record else read_image(record["file_name"], annotated)
     if "annotations" not in record:
@@ -152,7 +154,7 @@ def drawing_of(predictor: Predictor, record: dict[str, Any], found: Instances) -
 
 
 class Drawings:
-    """Writes drawn images into a folder, each under a name of its own, and drawn frames into videos if asked for."""
+    """Writes drawn images to a folder, with unique names, and on request drawn frames to videos."""
 
     def __init__(self, folder: Path, videos: dict[str, Video]) -> None:
         self.folder, self.videos = folder, videos

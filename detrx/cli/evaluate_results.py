@@ -1,4 +1,4 @@
-"""Score a saved file of detections, without a model: detections and annotations in, tables of AP and AR out."""
+"""Score a saved file of detections, without the model."""
 
 import argparse
 import math
@@ -23,27 +23,27 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--results", required=True, type=Path, metavar="FILE", help="JSON list of detections")
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--dataset", metavar="NAME", help="registered dataset that the detections are for")
-    source.add_argument("--annotations", type=Path, metavar="FILE", help="or its annotation file")
+    source.add_argument("--dataset", metavar="NAME", help="registered dataset of the detections")
+    source.add_argument("--annotations", type=Path, metavar="FILE", help="annotation file of the dataset")
     parser.add_argument("--per-class", action="store_true", help="also print the AP of every class")
     parser.add_argument(
         "--max-dets",
         type=at_least(1),
         metavar="N",
-        help="detections per image that count (default: 100 per class; LVIS: 300)",
+        help="maximum number of detections per image (default: 100 per class; LVIS: 300)",
     )
     parser.add_argument(
         "--nms",
         type=float,
         metavar="IOU",
-        help="first remove detections that overlap a better one of their class by more than this IoU, to see what "
-        "duplicates cost (default: keep all)",
+        help="apply non-maximum suppression with this IoU threshold first, to measure the effect of duplicates "
+        "(default: no NMS)",
     )
     parser.add_argument(
-        "--official", action="store_true", help="count with pycocotools, even where faster-coco-eval is installed"
+        "--official", action="store_true", help="use pycocotools, even if faster-coco-eval is installed"
     )
     parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="also write the figures, with those of all classes, to this file"
+        "--json", type=Path, metavar="FILE", help="also write the results, including those of each class, to this file"
     )
     return parser.parse_args(argv)
 
@@ -59,7 +59,7 @@ def annotation_file(dataset: str) -> Path:
 
 
 def without_nan(value: Any) -> Any:
-    """JSON has no NaN: null."""
+    """Replace NaN by None, because JSON has no NaN."""
     if isinstance(value, dict):
         return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, list):

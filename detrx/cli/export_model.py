@@ -5,7 +5,7 @@ import json
 from functools import partial
 from pathlib import Path
 
-from detrx.cli._command import add_config, add_overrides, add_weights, at_least, parse, run_tool
+from detrx.cli._command import add_config, add_overrides, add_size, add_weights, parse, run_tool
 from detrx.engine.config import load_config
 from detrx.engine.trained import load_model
 from detrx.export import (
@@ -25,41 +25,35 @@ SUFFIXES = {"torch": ".pt2", "onnx": ".onnx"}
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Writes a detector, with normalisation and without its training methods, as one file for images of "
-        "one size. Input: images (B, 3, H, W), RGB in 0..255. Outputs: boxes (B, N, 4), XYXY in pixels of the input; "
-        "scores (B, N), by falling score; labels (B, N), class indices (their names are in the file's metadata). The "
-        "file runs without detrx. It is compared with the detector before it gets its name: exit status 1 and no file "
-        "if they differ.",
+        description="Export a detector to one file for images of one size. The file includes normalisation, but no "
+        "training methods. Input: images (B, 3, H, W), RGB in 0..255. Outputs: boxes (B, N, 4), XYXY in pixels of the "
+        "input; scores (B, N) in descending order; labels (B, N), class indices (the file's metadata has the names). "
+        "The file runs without detrx. If its outputs differ from the detector's, no file is written and the exit "
+        "status is 1.",
         epilog="example: export_model.py --config-file configs/deformable_detr/deformable_detr_digits.py --weights "
         "output/demo/model_final.pth --size 128 128 --output output/demo/model.onnx",
     )
     add_config(parser)
     add_weights(parser)
     parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="file to write: .pt2 or .onnx")
-    parser.add_argument("--format", choices=SUFFIXES, help="default: as the suffix of --output says")
-    parser.add_argument(
-        "--size",
-        type=at_least(1),
-        nargs=2,
-        default=(800, 1333),
-        metavar=("H", "W"),
-        help="of the images (default: 800 1333)",
-    )
+    parser.add_argument("--format", choices=SUFFIXES, help="default: by the suffix of --output")
+    add_size(parser)
     parser.add_argument("--input-dtype", choices=("uint8", "float32"), default="uint8", help="default: uint8")
-    parser.add_argument("--dynamic-batch", action="store_true", help="any number of images at once, instead of one")
+    parser.add_argument("--dynamic-batch", action="store_true", help="accept any batch size instead of 1")
     parser.add_argument(
         "--keep-operators",
         action="store_true",
-        help="torch only: leave detrx's operators in the program, which then needs 'import detrx'",
+        help="torch only: keep detrx's operators in the program, which then needs 'import detrx'",
     )
     parser.add_argument(
         "--tolerance",
         type=float,
         default=1e-3,
         metavar="D",
-        help="largest difference to the detector, in scores and in boxes as parts of the image (default: 0.001)",
+        help="largest allowed difference to the detector, in scores and in boxes as fractions of the image size "
+        "(default: 0.001)",
     )
-    parser.add_argument("--device", default="cpu", help="that a .pt2 program is for: cpu, cuda, ... (default: cpu)")
+    parser.add_argument("--device", default="cpu", help="device of a .pt2 program: cpu, cuda, ... (default: cpu)")
     add_overrides(parser)
     args = parse(parser, argv)
     suffixes = {suffix: name for name, suffix in SUFFIXES.items()}
@@ -102,7 +96,7 @@ def run(args: argparse.Namespace) -> None:
     if difference is None:
         print("onnxruntime is not installed: the file was not compared with the detector")
     else:
-        print(f"largest difference to the detector: {difference:.1e}, in scores and in boxes as parts of the image")
+        print(f"largest difference to the detector, in scores and boxes as fractions of the image: {difference:.1e}")
     print(f"exported: {args.output}")
 
 

@@ -1,12 +1,12 @@
-"""Train or evaluate what a config file describes.
+"""Train or evaluate the model of a config file.
 
     lazyconfig_train_net.py --config-file configs/deformable_detr/deformable_detr_digits.py train.output_dir=output/a
     lazyconfig_train_net.py --config-file ... --resume
     lazyconfig_train_net.py --config-file ... --eval-only train.init_checkpoint=output/a/model_final.pth
 
-With --eval-only, --resume evaluates the last checkpoint in train.output_dir. Several processes are started by
---num-gpus, or by torchrun. Results lie in train.output_dir: config.yaml, log.txt, metrics.json, TensorBoard events,
-checkpoints, and inference/coco_instances_results.json with the detections of the last evaluation.
+With --eval-only, --resume evaluates the last checkpoint in train.output_dir. Start several processes with --num-gpus or
+torchrun. Results are written to train.output_dir: config.yaml, log.txt, metrics.json, TensorBoard events, checkpoints,
+and inference/coco_instances_results.json with the detections of the last evaluation.
 """
 
 import argparse
@@ -119,7 +119,7 @@ def do_train(args: argparse.Namespace, cfg: DictConfig) -> None:
         _start_anew(args, settings, checkpointer)
     if isinstance(model, DetectionTransformer):
         model.prepare_training()
-    if ema is not None and ema.updates == 0:  # the weights may have been loaded or sent from rank 0 since it was made
+    if ema is not None and ema.updates == 0:  # weights may have been loaded, or broadcast from rank 0, since
         ema.reset(model)
 
     if comm.is_main_process():
@@ -131,10 +131,10 @@ def do_train(args: argparse.Namespace, cfg: DictConfig) -> None:
 
 def _start_anew(args: argparse.Namespace, settings: DictConfig, checkpointer: AtomicCheckpointer) -> None:
     if args.resume:
-        logger.warning("--resume: there is no checkpoint in %s, the training starts anew", settings.output_dir)
+        logger.warning("--resume: there is no checkpoint in %s; starting from scratch", settings.output_dir)
     checkpointer.load(settings.init_checkpoint, checkpointables=[])
     if last := checkpointer.forget_last_checkpoint():
-        logger.warning("Without --resume the training starts anew; %s is not what --resume continues any more", last)
+        logger.warning("Starting a new training without --resume; --resume will no longer continue %s", last)
 
 
 def do_eval(args: argparse.Namespace, cfg: DictConfig) -> None:
@@ -154,7 +154,7 @@ def do_eval(args: argparse.Namespace, cfg: DictConfig) -> None:
 
 
 def run(args: argparse.Namespace, cfg: DictConfig) -> None:
-    """What every process of the job does."""
+    """Train or evaluate, in every process of the job."""
     settings = cfg.train
     if settings.amp.dtype not in ("bfloat16", "float16"):
         raise ConfigError(f"train.amp.dtype={settings.amp.dtype} is neither bfloat16 nor float16")
@@ -178,5 +178,5 @@ def run(args: argparse.Namespace, cfg: DictConfig) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Train or evaluate in as many processes as asked for, and return the exit status."""
+    """Train or evaluate in the requested number of processes, and return the exit status."""
     return run_job(run, default_argument_parser().parse_args(argv))

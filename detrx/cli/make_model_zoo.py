@@ -1,4 +1,4 @@
-"""Write MODEL_ZOO.md from the recorded studies in benchmarks/results/studies, and the papers' figures beside them."""
+"""Write MODEL_ZOO.md from the recorded studies in benchmarks/results/studies and the papers' results."""
 
 import argparse
 import itertools
@@ -18,21 +18,21 @@ PAPERS = ROOT / "benchmarks" / "results" / "papers.yaml"
 PAGE = ROOT / "MODEL_ZOO.md"
 HEADER = """# Model zoo
 
-Written by `python tools/make_model_zoo.py`: first what was measured with detrx, from the records in
-`benchmarks/results/studies`, each table under the command that made it; then, in a section of its own, what the papers
-report on COCO.
+Written by `python tools/make_model_zoo.py`. The first part has results measured with detrx, from the records in
+`benchmarks/results/studies`, each table with the command that produced it. The last section has the results that the
+papers report on COCO.
 
-In our tables AP is COCO AP in percent on 300 images of generated digits (`digits_val`, where a study does not say
-otherwise), mean and sample standard deviation over seeds; parameters, GFLOPs (multiply-adds) and ms (not measured
-everywhere) are those of inference with one image.
-A few minutes of training on a CPU say which detector learns and what it costs, not which is best on COCO.
+In our tables, AP is COCO AP in percent on 300 images of generated digits (`digits_val`, unless a study says otherwise),
+mean and sample standard deviation over seeds. Parameters, GFLOPs (multiply-adds) and ms (not always measured) are those
+of inference with one image.
+A few minutes of training on a CPU show which detector learns and what it costs, not which is best on COCO.
 """
 PAPERS_HEADER = """
-## The papers' figures on COCO, not ours
+## Results of the papers on COCO, not ours
 
-AP on COCO val2017 as the papers report it (`benchmarks/results/papers.yaml`), beside the name of the config that comes
-closest. None of these figures was measured with detrx. Papers differ in batch size and details, so one detector has
-several figures. "-": the source does not say.
+AP on COCO val2017 as reported by the papers (`benchmarks/results/papers.yaml`), with the config that comes closest.
+None of these results was measured with detrx. Papers differ in batch size and details, so a detector may have several
+results. "-": not stated in the source.
 """
 
 
@@ -55,7 +55,7 @@ def paper_tables(papers: list[dict[str, Any]]) -> Iterator[str]:
     """A table for each source of `papers.yaml`.
 
     Raises:
-        FileNotFoundError: a figure is of a config that there is not.
+        FileNotFoundError: a row names a config that does not exist.
     """
     for source, tables in itertools.groupby(papers, key=lambda table: table["source"]):
         yield f"\n### {source}\n\n| config | backbone | queries | epochs | AP (paper) | AP50 | AP75 | where |\n"
@@ -70,8 +70,10 @@ def paper_tables(papers: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=f"{__doc__} Exit status 1 with --check if the page is out of date.")
-    parser.add_argument("--check", action="store_true", help="write nothing, only compare")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit with status 1 if the page is out of date"
+    )
     args = parser.parse_args(argv)
     records = [json.loads(path.read_text()) for path in sorted(RECORDS.glob("*.json"))]
     text = page(records, yaml.safe_load(PAPERS.read_text()))

@@ -1,4 +1,4 @@
-"""Draw the training curves of one or several runs: metrics.json in, PNG out."""
+"""Plot the training curves of one or several runs."""
 
 import argparse
 from pathlib import Path
@@ -9,13 +9,13 @@ from detrx.cli._command import at_least, run_tool
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Draw training curves. Writes one PNG with panels over the iterations: total loss, losses by kind, "
-        "average precision, learning rate; and where they were logged, the load of experts (Mr. DETR++) and the "
-        "queries that pass the routers (QR-DETR). Several runs are overlaid, one colour each.",
+        description="Plot training curves from metrics.json to one PNG: total loss, losses by kind, average precision "
+        "and learning rate by iteration; if logged, also the load of experts (Mr. DETR++) and the number of queries "
+        "that pass the routers (QR-DETR). Several runs are overlaid, one colour each.",
         epilog="example: plot_metrics.py output/run_a output/run_b --names baseline 'with denoising' --output ab.png",
     )
     parser.add_argument(
-        "runs", nargs="+", type=Path, metavar="RUN", help="folder of a run (holding metrics.json), or the file itself"
+        "runs", nargs="+", type=Path, metavar="RUN", help="folder of a run with metrics.json, or the file itself"
     )
     parser.add_argument("--names", nargs="+", metavar="NAME", help="names of the runs (default: their folders)")
     parser.add_argument(

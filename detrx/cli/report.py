@@ -1,4 +1,4 @@
-"""Write a report of a training: one HTML file that needs nothing else."""
+"""Write a self-contained HTML report of a training."""
 
 import argparse
 from pathlib import Path
@@ -9,11 +9,11 @@ from detrx.cli._command import add_config, add_device, add_overrides, at_least, 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Writes one self-contained HTML page about a run: config, training curves, tables of average "
-        "precision, images with right, wrong and missed boxes, confusion matrix, precision over recall, scores, and "
-        "what the queries did. Detections are those of the run's last evaluation (coco_instances_results.json in "
-        "OUTPUT_DIR/inference), or else of its checkpoint, which is run on the test dataset; what queries do needs the "
-        "checkpoint in any case. What cannot be shown is named in the page, with the command that would make it.",
+        description="Write one self-contained HTML page about a run: config, training curves, tables of average "
+        "precision, images with right, wrong and missed boxes, confusion matrix, precision-recall curves, scores, and "
+        "query statistics. Detections are those of the run's last evaluation (coco_instances_results.json in "
+        "OUTPUT_DIR/inference); without it, the checkpoint is run on the test dataset. Query statistics always need "
+        "the checkpoint. The page lists missing parts with the command that creates them.",
         epilog="example: report.py output/digits --num 100",
     )
     parser.add_argument("run", type=Path, metavar="OUTPUT_DIR", help="output folder of the training (train.output_dir)")
@@ -33,9 +33,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         type=fraction,
         default=0.3,
         metavar="S",
-        help="least score of detections that are drawn and counted (default: 0.3)",
+        help="minimum score of detections that are drawn and counted (default: 0.3)",
     )
-    parser.add_argument("--no-model", action="store_true", help="do not run the model: only what is on disk")
+    parser.add_argument("--no-model", action="store_true", help="do not run the model; use only files on disk")
     add_device(parser)
     add_overrides(parser)
     return parse(parser, argv)
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
         device=args.device,
     )
     for part in write_report(read_run(args.run), options, output):
-        print(f"missing in the report: {part.why}")
+        print(f"missing from the report: {part.why}")
     print(f"report: {output} ({output.stat().st_size / 1e6:.1f} MB)")
 
 

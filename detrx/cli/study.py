@@ -16,16 +16,19 @@ from detrx.errors import InvalidInputError
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Trains every variant of a study with every seed, prints a table of means and standard deviations, "
-        "and writes it with all figures as JSON, Markdown and PNG. Interrupted, it continues where it was: finished "
-        "runs are kept, others resume from their last checkpoint. Writes OUTPUT/<variant>/seed<N>/, OUTPUT/study.*.",
+        description="Train every variant of a study with every seed, print a table of means and standard deviations, "
+        "and write all results as JSON, Markdown and PNG. Run the command again to continue an interrupted study: "
+        "finished runs are kept, others resume from their last checkpoint. Writes OUTPUT/<variant>/seed<N>/ and "
+        "OUTPUT/study.*.",
         epilog="example: study.py benchmarks/studies/detectors_digits.yaml --output output/detectors",
     )
     parser.add_argument("study", type=Path, help="YAML file of the study")
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
-    parser.add_argument("--seeds", type=int, nargs="+", metavar="N", help="other seeds than the study's")
-    parser.add_argument("--variants", nargs="+", metavar="NAME", help="only these variants")
-    parser.add_argument("--jobs", type=at_least(1), default=1, metavar="N", help="trainings side by side (default: 1)")
+    parser.add_argument("--seeds", type=int, nargs="+", metavar="N", help="seeds, instead of the study's")
+    parser.add_argument("--variants", nargs="+", metavar="NAME", help="train only these variants")
+    parser.add_argument(
+        "--jobs", type=at_least(1), default=1, metavar="N", help="number of parallel trainings (default: 1)"
+    )
     parser.add_argument(
         "--threads", type=at_least(1), metavar="N", help="CPU threads of each training (default: torch's)"
     )
@@ -33,10 +36,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--record",
         type=Path,
         metavar="FILE",
-        help="keep the results here, too, with FILE.png, FILE.md and one JSON per run; runs kept here are not repeated",
+        help="also record the results here, with FILE.png, FILE.md and one JSON per run; recorded runs are not "
+        "repeated",
     )
     parser.add_argument(
-        "--rounds", type=at_least(1), default=20, metavar="N", help="timed calls per variant (default: 20)"
+        "--rounds", type=at_least(1), default=20, metavar="N", help="number of timed calls per variant (default: 20)"
     )
     return parser.parse_args(argv)
 
@@ -49,7 +53,7 @@ def select(study: Study, names: list[str] | None) -> list[Variant]:
 
 
 def train(runs: list[Run], jobs: int, threads: int | None) -> dict[Run, dict[str, float]]:
-    """Results of all runs, `jobs` at a time. The first failure ends it, after the others that had begun."""
+    """Results of all runs, `jobs` at a time. If a run fails, wait for those that have started and raise its error."""
     results = {}
     with ThreadPoolExecutor(jobs) as pool:
         pending = {pool.submit(result_of, each, threads=threads): each for each in runs}
@@ -67,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
     variants = select(study, args.variants)
     seeds = args.seeds or list(study.seeds)
     kept = args.record and args.record.with_suffix("")
-    # Seed by seed, so that an unfinished study has something of every variant.
+    # Seed by seed, so that an unfinished study has results of every variant.
     runs = {(v, seed): Run(v, seed, args.output, kept) for seed in seeds for v in variants}
     results = train(list(runs.values()), args.jobs, args.threads)
     rows = {}

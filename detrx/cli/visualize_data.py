@@ -1,4 +1,4 @@
-"""Draw what a model is given: a contact sheet of augmented images with their boxes."""
+"""Draw the augmented images and boxes that a model receives, as a contact sheet."""
 
 import argparse
 from pathlib import Path
@@ -14,19 +14,21 @@ from detrx.engine import load_config
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Draws images as the model of a config gets them, after augmentation, with their boxes and "
-        "classes. Writes one PNG, a contact sheet: by default of the first images of a training with train.seed=SEED, "
-        "the same in every run with the same seed. No model is built.",
+        description="Draw images as the model of a config receives them, after augmentation, with their boxes and "
+        "classes. Writes one PNG, a contact sheet. By default, it shows the first images of a training with "
+        "train.seed=SEED, the same in every run with the same seed. No model is built.",
         epilog="example: visualize_data.py --config-file configs/dino/dino_digits.py --num 12 --output sheet.png "
         "dataset.train_json=my/train.json dataset.train_images=my/images",
     )
     add_config(parser, help="config with the data loaders")
     parser.add_argument(
-        "--split", choices=("train", "test"), default="train", help="which loader of the config (default: train)"
+        "--split", choices=("train", "test"), default="train", help="loader of the config to draw from (default: train)"
     )
-    parser.add_argument("--num", type=at_least(1), default=16, metavar="N", help="images (default: 16)")
-    parser.add_argument("--seed", type=at_least(0), default=0, help="of choice and augmentation (default: 0)")
-    parser.add_argument("--columns", type=at_least(1), default=4, metavar="N", help="of the sheet (default: 4)")
+    parser.add_argument("--num", type=at_least(1), default=16, metavar="N", help="number of images (default: 16)")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="seed of sampling and augmentation (default: 0)")
+    parser.add_argument(
+        "--columns", type=at_least(1), default=4, metavar="N", help="columns of the contact sheet (default: 4)"
+    )
     parser.add_argument(
         "--output", type=Path, default=Path("output/data.png"), metavar="FILE", help="default: output/data.png"
     )

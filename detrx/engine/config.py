@@ -1,4 +1,4 @@
-"""Loading a config with overrides, and refusing overrides that would change nothing."""
+"""Loading a config and applying overrides, with errors for overrides that would have no effect."""
 
 import contextlib
 import difflib
@@ -30,7 +30,7 @@ __all__ = [
     "without_pretrained",
 ]
 
-# For configs that were written for Detectron2's script. configs/common/train.py explains the keys.
+# Defaults for configs written for Detectron2's script. configs/common/train.py explains the keys.
 _TRAIN_DEFAULTS = {
     "seed": -1,
     "amp": {"enabled": False, "dtype": "float16", "evaluate": False},
@@ -45,23 +45,25 @@ _TRAIN_DEFAULTS = {
 
 
 class ConfigError(InvalidInputError):
-    """A config file or an override that cannot be used."""
+    """A config file or an override cannot be used."""
 
 
 def load_config(path: str, overrides: list[str]) -> DictConfig:
-    """Load the config of a training and apply ``key=value`` overrides, as :func:`override_config` does.
+    """Load the config of a training, and apply ``key=value`` overrides with :func:`override_config`.
+
+    Names that have changed since the file was written are replaced (:mod:`detrx.engine.renamed`).
 
     Args:
         path: a file, or a config's name in `detrx.model_zoo`.
 
     Raises:
-        ConfigError: the config does not exist or is no such config, or :func:`override_config` refuses it.
+        ConfigError: the config does not exist or cannot be read, or :func:`override_config` raises the error.
     """
     return override_config(_load(path), overrides, f"config file {path}")
 
 
 def configured_device(path: str, overrides: list[str]) -> str:
-    """The ``train.device`` of :func:`load_config`, without looking at anything else; "cpu" if there is none.
+    """The ``train.device`` that :func:`load_config` would give, without checking anything else; "cpu" if it is not set.
 
     Raises:
         ConfigError: the config does not exist or cannot be read, or the device cannot be set.
@@ -85,25 +87,25 @@ def _load(path: str) -> DictConfig:
 
 
 def override_config(cfg: DictConfig, overrides: list[str], source: str = "config") -> DictConfig:
-    """Complete a loaded config of a training and apply ``key=value`` overrides, in place.
+    """Fill in defaults of the config of a training, and apply ``key=value`` overrides, in place.
 
-    ``dataset.train_json``, ``train_images``, ``val_json``, ``val_images`` and ``name`` put COCO files of one's own in
-    place of the datasets of the config: they are registered as ``<name>_train`` and ``<name>_val``, and loaders,
-    evaluator and the number of classes are set before the other overrides are applied.
+    ``dataset.train_json``, ``train_images``, ``val_json``, ``val_images`` and ``name`` replace the datasets of the
+    config by the user's own COCO files: these are registered as ``<name>_train`` and ``<name>_val``, and loaders,
+    evaluator and number of classes are set accordingly, before the other overrides are applied.
 
     Args:
-        source: what it is called in errors.
+        source: what the config is called in errors.
 
     Raises:
-        ConfigError: it is no such config, or :func:`check_overrides` refuses an override, or the files of ``dataset``
-            cannot be used.
+        ConfigError: it is not the config of a training, :func:`check_overrides` rejects an override, or the files of
+            ``dataset`` cannot be used.
     """
     missing = [key for key in ("model", "dataloader", "optimizer", "lr_multiplier", "train") if key not in cfg]
     if missing:
         raise ConfigError(f"{source} has no {', '.join(missing)}")
     cfg.train = OmegaConf.merge(_TRAIN_DEFAULTS, cfg.train)
     if not isinstance(cfg.get("dataset", {}), (DictConfig, dict)):
-        raise ConfigError(f"{source}: dataset={cfg.dataset} is no dict of {', '.join(DATASET_DEFAULTS)}")
+        raise ConfigError(f"{source}: dataset={cfg.dataset} is not a dict of {', '.join(DATASET_DEFAULTS)}")
     cfg.dataset = OmegaConf.merge(DATASET_DEFAULTS, cfg.get("dataset", {}))
     check_overrides(cfg, overrides)
     of_dataset = [text for text in overrides if text.lstrip("+").startswith(("dataset.", "dataset="))]
@@ -128,18 +130,18 @@ def _as_config_error() -> Iterator[None]:
 def _apply(cfg: DictConfig, overrides: list[str]) -> None:
     try:
         LazyConfig.apply_overrides(cfg, overrides)
-    except Exception as error:  # the values do not fit: hydra, omegaconf and the provider have many types for that
+    except Exception as error:  # hydra, omegaconf and the provider raise many types if a value does not fit
         raise ConfigError(f"overrides {' '.join(overrides)} cannot be applied: {error}") from error
 
 
 def check_overrides(cfg: DictConfig, overrides: list[str]) -> None:
-    """Check that every override changes something.
+    """Check that the key of every override is known.
 
-    A key is known if the config has it, or if it is a parameter of the call that the config describes there. Any key
-    can be added with ``+key=value``.
+    A key is known if the config has it, or if it is a parameter of the call that the config describes at this place.
+    Any other key can be added with ``+key=value``.
 
     Raises:
-        ConfigError: an override is malformed, or its key unknown; similar keys are named.
+        ConfigError: an override is malformed or its key is unknown; the message suggests similar keys.
     """
     for text in overrides:
         if text.startswith("--"):
@@ -175,7 +177,7 @@ def _has(node: Any, part: str) -> bool:
 
 
 def call_parameters(node: Any) -> list[str]:
-    """Keyword parameters of the call that ``node`` describes; "**" if it takes any."""
+    """Names of the keyword parameters of the call that ``node`` describes; includes "**" if it takes any keyword."""
     if not isinstance(node, DictConfig) or "_target_" not in node:
         return []
     target = node["_target_"]
@@ -193,7 +195,7 @@ def call_parameters(node: Any) -> list[str]:
 
 
 def _similar(key: str, known: list[str]) -> list[str]:
-    """Keys with the same name elsewhere, with a similar name in the same place, or similar as a whole."""
+    """Keys with the same name at another place, a similar name at the same place, or a similar path."""
     place, _, name = key.rpartition(".")
     moved = [other for other in known if other.rpartition(".")[2] == name]
     beside = {other.rpartition(".")[2]: other for other in known if other.rpartition(".")[0] == place}
@@ -218,10 +220,10 @@ def _all_keys(node: Any, prefix: str = "") -> list[str]:
 
 
 def check_evaluation(cfg: DictConfig) -> None:
-    """Before a training: check that there is a dataset for its evaluations.
+    """Check, before a training, that it has a dataset for its evaluations.
 
     Raises:
-        ConfigError: there is none, because ``dataset`` has files for training only.
+        ConfigError: there is none, because ``dataset`` has only training files.
     """
     test = OmegaConf.select(cfg, "dataloader.test.dataset.names")
     if cfg.train.get("eval_period", 0) > 0 and isinstance(test, str) and without_files(test):
@@ -232,7 +234,7 @@ def check_evaluation(cfg: DictConfig) -> None:
 
 
 def resolve_seed(cfg: DictConfig, resume: bool) -> None:
-    """Replace a negative ``train.seed`` by that of the run to be resumed, or by a new one. All processes call it."""
+    """Replace a negative ``train.seed`` by that of the run to resume, or by a new one. All processes must call it."""
     if cfg.train.seed >= 0:
         return
     saved = os.path.join(cfg.train.output_dir, "config.yaml")
@@ -243,7 +245,7 @@ def resolve_seed(cfg: DictConfig, resume: bool) -> None:
 
 
 def without_pretrained(model: DictConfig) -> DictConfig:
-    """The config of a model, changed so that its backbone loads no weights of its own."""
+    """Change the config of a model in place, so that its backbone loads no pretrained weights, and return it."""
     backbone = model.get("backbone")
     for key, value in (("pretrained", False), ("checkpoint_path", None)):
         if backbone is not None and key in backbone:

@@ -1,4 +1,4 @@
-"""The `dataset` of a config: COCO files of one's own, in place of the datasets that the config names."""
+"""The `dataset` of a config: the user's own COCO files, which replace the datasets that the config names."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -18,17 +18,18 @@ _NUM_CLASSES = "model.decoder.heads.num_classes"
 
 
 def use_dataset(cfg: DictConfig, changed: set[str]) -> None:
-    """Register the datasets of ``cfg.dataset``, and make loaders, evaluator and heads those for them.
+    """Register the datasets of ``cfg.dataset``, and set loaders, evaluator and heads for them.
 
-    ``dataset.categories`` becomes the classes of the annotation files. A config that has it already, because a training
-    has saved it, is changed only by what was ``changed``, and its other files are not opened: they may not exist here.
+    ``dataset.categories`` is set to the classes of the annotation files. A config saved by a training already has it.
+    Then only ``changed`` keys have an effect, and the other files are not opened, because they may not exist here.
 
     Args:
-        cfg: a config with ``dataset``; without files, this is removed from it.
+        cfg: a config with ``dataset``, which is removed if it has no files.
         changed: the keys of ``dataset`` that an override has changed.
 
     Raises:
-        ValueError, FileNotFoundError: a key, a file, or what is in a file is wrong, or the config has no place for it.
+        ValueError, FileNotFoundError: a key, a file, or the content of a file is wrong, or the config lacks a key that
+            has to be set.
     """
     dataset = cfg.dataset
     if unknown := set(dataset) - {*DATASET_DEFAULTS, "categories"}:
@@ -62,22 +63,26 @@ def use_dataset(cfg: DictConfig, changed: set[str]) -> None:
 
 
 def check_dataset(cfg: DictConfig) -> None:
-    """After all overrides: raise ValueError unless the whole model has the number of classes of ``cfg.dataset``."""
+    """Check, after all overrides, that the whole model has the number of classes of ``cfg.dataset``.
+
+    Raises:
+        ValueError: a part of the model has another number.
+    """
     if "dataset" not in cfg:
         return
     dataset, count = cfg.dataset, len(cfg.dataset.categories)
     for key, value in _values(cfg.model, "num_classes", "model"):
-        if value != count and not key.startswith("model.backbone."):  # there it is of ImageNet
+        if value != count and not key.startswith("model.backbone."):  # the backbone's are those of ImageNet
             raise InvalidInputError(f"{key}={value}, but dataset {dataset.name!r} has {count} classes")
 
 
 def _keys(split: str) -> set[str]:
-    """Keys of ``dataset`` that matter to a split."""
+    """Keys of ``dataset`` that affect a split."""
     return {"name", f"{split}_json", f"{split}_images"}
 
 
 def _files(dataset: DictConfig, split: str, must_exist: bool) -> tuple[str, str]:
-    """Annotation file and folder of images of a split, as absolute paths, also in the config; or two empty strings."""
+    """Annotation file and image folder of a split, or two empty strings. Makes their paths in the config absolute."""
     json_key, images_key = f"{split}_json", f"{split}_images"
     for key, other in ((json_key, images_key), (images_key, json_key)):
         if dataset[key] and not dataset[other]:
@@ -94,8 +99,8 @@ def _files(dataset: DictConfig, split: str, must_exist: bool) -> tuple[str, str]
 
 
 def _categories(dataset: DictConfig, files: dict[str, tuple[str, str]], changed: set[str]) -> dict[int, str]:
-    """The classes that training files, validation files and a saved config agree on."""
-    known: dict[str, dict[int, str]] = {}  # by where they come from
+    """The classes by id, on which training files, validation files and a saved config must agree."""
+    known: dict[str, dict[int, str]] = {}  # by origin
     saved = OmegaConf.to_container(dataset.get("categories") or ListConfig([]))
     if saved and "train_json" not in changed:
         known["dataset.categories"] = categories_of({"categories": saved}, "dataset")
@@ -128,7 +133,7 @@ def _evaluators(cfg: DictConfig) -> Iterator[DictConfig]:
 
 
 def _values(node: Any, wanted: str, path: str) -> Iterator[tuple[str, Any]]:
-    """Dotted names and values of all ``wanted`` keys."""
+    """Dotted names and values of all keys called ``wanted``."""
     if isinstance(node, ListConfig):
         for index, item in enumerate(node):
             yield from _values(item, wanted, f"{path}.{index}")

@@ -1,4 +1,4 @@
-"""Whether the device of a training exists, for each of its processes."""
+"""Checking that each process of a training has a device."""
 
 import torch
 
@@ -8,21 +8,21 @@ __all__ = ["check_device"]
 
 
 def check_device(name: str, processes: int | None = None, asked_by: str = "") -> torch.device:
-    """The device called ``name``, after a check that this machine has one for each of its processes.
+    """The device called ``name``, after checking that this machine has one for each process.
 
     Args:
         name: ``train.device`` of a config.
-        processes: on this machine, of a job of several, each of which gets the GPU of its number on the machine; None:
-            this is the only process.
-        asked_by: what has asked for so many, for the message.
+        processes: number of processes on this machine, each of which needs its own GPU; None: this is the only process
+            of the job.
+        asked_by: the option or variable that set ``processes``, for the message.
 
     Raises:
-        ConfigError: there is no such device, or there are fewer than processes.
+        ConfigError: the device does not exist, or there are fewer GPUs than processes.
     """
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ConfigError(f"train.device={name} is no device of torch, such as cuda or cpu: {error}") from error
+        raise ConfigError(f"train.device={name} is not a device of torch, such as cuda or cpu: {error}") from error
     if device.type != "cuda":
         return device
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -34,7 +34,7 @@ def check_device(name: str, processes: int | None = None, asked_by: str = "") ->
             "train.device=cpu trains without"
         )
     if processes is not None and device.index is not None:
-        raise ConfigError(f"train.device={name} is one GPU, but every process of a job has its own: train.device=cuda")
+        raise ConfigError(f"train.device={name} is one GPU, but every process needs its own: use train.device=cuda")
     if device.index is not None and device.index >= count:
         raise ConfigError(f"train.device={name}, but torch sees {_gpus(count)}, cuda:0 to cuda:{count - 1}")
     return device

@@ -14,15 +14,15 @@ __all__ = ["ModelEMA"]
 
 
 class ModelEMA:
-    """A copy of a model whose parameters and floating-point buffers follow the model's slowly.
+    """A copy of a model whose parameters and floating-point buffers are moving averages of the model's.
 
     After update n (from 1), ``average = d * average + (1 - d) * model`` with ``d = decay * (1 - exp(-n / warmup))``, or
     ``d = decay`` without warm-up. Other buffers (counters) are copied.
 
     Args:
-        model: not wrapped for distributed training.
+        model: not wrapped by DistributedDataParallel.
         decay: in [0, 1).
-        warmup: updates in which the decay rises to .63 of its value; 0: it is constant.
+        warmup: number of updates after which the decay has reached 63 % of its value; 0: it is constant.
 
     Attributes:
         model: the average, in evaluation mode.
@@ -41,7 +41,7 @@ class ModelEMA:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Take one step towards ``model``."""
+        """Update the averages with the values of ``model``."""
         self.updates += 1
         decay = self.decay * (1 - math.exp(-self.updates / self.warmup)) if self.warmup else self.decay
         source = dict(_tensors(model))
@@ -53,7 +53,7 @@ class ModelEMA:
                 counter.copy_(value)
 
     def reset(self, model: nn.Module) -> None:
-        """Start anew from ``model``."""
+        """Restart the averages from the values of ``model``."""
         self.model.load_state_dict(model.state_dict())
         self.updates = 0
 
@@ -66,6 +66,6 @@ class ModelEMA:
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every parameter and buffer once, also where modules share them."""
+    """Every parameter and buffer once, even if modules share it."""
     yield from model.named_parameters()
     yield from model.named_buffers()

@@ -1,4 +1,4 @@
-"""The evaluator of a config, and where its files go."""
+"""Building the evaluator of a config."""
 
 import os
 
@@ -14,8 +14,8 @@ __all__ = ["build_evaluator"]
 def build_evaluator(cfg: DictConfig) -> DatasetEvaluator | list[DatasetEvaluator]:
     """Build ``dataloader.evaluator`` of a config, one or (with Detectron2) several.
 
-    An evaluator that takes an ``output_dir``, about which the config says nothing, writes to ``inference`` in
-    ``train.output_dir``: there `COCOEvaluator` leaves the detections as ``coco_instances_results.json``. With
+    If an evaluator has a parameter ``output_dir`` that the config does not set, it writes to ``inference`` in
+    ``train.output_dir``; `COCOEvaluator` saves the detections there as ``coco_instances_results.json``. With
     ``output_dir=None`` in the config nothing is written.
     """
     evaluator = cfg.dataloader.evaluator

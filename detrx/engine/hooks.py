@@ -1,4 +1,4 @@
-"""Hooks of our training script."""
+"""Hooks of the trainer."""
 
 import datetime
 import logging
@@ -22,13 +22,13 @@ logger = logging.getLogger(__name__)
 
 
 class IterationTimer(HookBase):
-    """Put the duration of iterations, without the hooks after them, as "time", and log a summary. Register it first.
+    """Put the duration of each iteration, without the hooks after it, into the storage as "time"; log a summary.
 
-    Like the provider's hook of this name; but the host runs ahead of a GPU, and its clock is right only where it waits.
-    So iterations whose losses are fetched together have the mean of their durations.
+    Register it first. It differs from the provider's hook of this name in one point: as the host runs ahead of a GPU,
+    its clock is right only when it waits. So all iterations whose losses are fetched together get their mean duration.
 
     Args:
-        warmup_iter: iterations at the start that do not count.
+        warmup_iter: iterations at the start that are not counted.
     """
 
     def __init__(self, warmup_iter: int = 3):
@@ -69,15 +69,15 @@ class IterationTimer(HookBase):
 
 
 class CheckpointHook(HookBase):
-    """Save ``model_{iteration}`` every ``period`` iterations and when the training is stopped; ``model_final`` last.
+    """Save ``model_{iteration}`` every ``period`` iterations and on a stop signal, ``model_final`` at the end.
 
-    Register it in every process. The hooks after it see an iteration whose checkpoint may already be on the disk: a
-    resumed training runs them again for that iteration.
+    Register it in every process. Hooks registered after it run when the checkpoint of the iteration is already written,
+    so a resumed training runs them again for that iteration.
 
     Args:
         checkpointer: of model and trainer.
         period: in iterations.
-        max_to_keep: number of the newest ``model_{iteration}`` to keep; None: all.
+        max_to_keep: how many of the newest ``model_{iteration}`` to keep; None: all.
     """
 
     def __init__(self, checkpointer: AtomicCheckpointer, period: int, max_to_keep: int | None = None):
@@ -98,7 +98,7 @@ class CheckpointHook(HookBase):
             self.save()
 
     def save(self) -> None:
-        """Save a checkpoint of the iteration that has just been done, unless there is one."""
+        """Save a checkpoint of the current iteration, unless there is one."""
         name = f"model_{self.trainer.iter:07d}"
         if name in self._saved:
             return
@@ -120,16 +120,16 @@ class CheckpointHook(HookBase):
 
 
 class EvaluationHook(hooks.EvalHook):
-    """The provider's `EvalHook`, with nothing of the evaluation leaking into the training.
+    """The provider's `EvalHook`, made so that evaluation does not affect training.
 
-    The iterations before it are checked first. The random number generators are left as they were. In a distributed
-    training all processes evaluate with the buffers of rank 0, which are those of the checkpoint. In a training of one
-    process, SIGINT and SIGTERM break the evaluation off; it is run when the training is resumed.
+    The losses of the iterations before are checked first. The random number generators are restored afterwards. In
+    distributed training all processes evaluate with the buffers of rank 0, which are those of the checkpoint. In
+    training with one process, SIGINT and SIGTERM abort the evaluation; it runs when the training is resumed.
 
     Args:
         eval_period: in iterations; 0: only after a completed training.
-        model: what is evaluated, not wrapped for distributed training.
-        function: evaluates it, returns a nested dict of floats.
+        model: the model to evaluate, not wrapped by DistributedDataParallel.
+        function: evaluates it and returns a nested dict of floats.
     """
 
     def __init__(self, eval_period: int, model: nn.Module, function: Callable[[], dict[str, Any]]):
@@ -147,33 +147,33 @@ class EvaluationHook(hooks.EvalHook):
             for buffer in self._model.buffers():
                 dist.broadcast(buffer, src=0)
         training = self._model.training
-        guard = self._model.register_forward_pre_hook(self._break_off)
+        guard = self._model.register_forward_pre_hook(self._abort_if_stopped)
         try:
             with preserved_rng():
                 return self._evaluation()
-        except Exception:  # _BrokenOff, or what a loader says whose workers got the signal as well
+        except Exception:  # _Aborted, or an error of the loader, whose workers got the signal as well
             if not self._is_stopped():
                 raise
-            logger.info("The evaluation is broken off.")
+            logger.info("The evaluation is aborted.")
             return None
         finally:
             guard.remove()
             self._model.train(training)
 
-    def _break_off(self, *_: Any) -> None:
+    def _abort_if_stopped(self, *_: Any) -> None:
         if self._is_stopped():
-            raise _BrokenOff
+            raise _Aborted
 
     def _is_stopped(self) -> bool:
         return self.trainer.stop_signal != 0 and comm.get_world_size() == 1
 
 
-class _BrokenOff(Exception):
+class _Aborted(Exception):
     pass
 
 
 class BestCheckpoint(hooks.BestCheckpointer):
-    """The provider's `BestCheckpointer`, which remembers the best value over a resume. Register it in every process."""
+    """The provider's `BestCheckpointer`, whose best value survives a resume. Register it in every process."""
 
     def after_step(self) -> None:
         if comm.is_main_process() and not self.trainer.stop_signal:
@@ -191,13 +191,13 @@ class BestCheckpoint(hooks.BestCheckpointer):
 
 
 class StopHook(HookBase):
-    """End a training that got SIGINT or SIGTERM, with the shell's exit code. Register it last, in every process."""
+    """Exit after SIGINT or SIGTERM, with the shell's exit code. Register it last, in every process."""
 
     def __init__(self, checkpoint: CheckpointHook):
         self._checkpoint = checkpoint
 
     def after_step(self) -> None:
-        """Raises SystemExit in all processes, after rank 0 has written the checkpoint."""
+        """Raise SystemExit in all processes, after rank 0 has written the checkpoint."""
         if not self.trainer.stop_signal:
             return
         if self.trainer.iter + 1 < self.trainer.max_iter:

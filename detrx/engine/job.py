@@ -1,4 +1,4 @@
-"""Running a function in the processes of a job, whoever starts them, with clean ends for errors and signals."""
+"""Running a function in all processes of a job, and turning errors and signals into exit codes."""
 
 import argparse
 import contextlib
@@ -31,14 +31,14 @@ _WAIT_FOR_RANK_0 = 3  # seconds
 def run_job(function: Function, args: argparse.Namespace) -> int:
     """Call ``function(args, config)`` in every process of the job.
 
-    Under torchrun this process is one of them; otherwise ``--num-gpus``, ``--num-machines``, ``--machine-rank`` and
-    ``--dist-url`` say how many to start. The config is that of ``--config-file`` and the overrides. Its
-    ``train.device`` decides how the processes talk to each other: NCCL between GPUs, one for each process, and gloo
-    otherwise. A mistake of the user becomes one line on stderr.
+    Under torchrun this process is one of them. Otherwise ``--num-gpus``, ``--num-machines``, ``--machine-rank`` and
+    ``--dist-url`` say how many to start and how they connect. The config is that of ``--config-file`` and the
+    overrides. Its ``train.device`` determines the backend: NCCL for GPUs, with one GPU per process, and gloo otherwise.
+    A mistake of the user is reported in one line on stderr.
 
     Returns:
-        The exit code: 2 for a config that cannot be used, or a device that does not exist, 1 for another mistake of the
-        user, 128 + number of the signal that ended the training.
+        The exit code: 0; 2 if the config cannot be used or its device does not exist; 1 for other mistakes of the user;
+        128 + the number of the signal that ended the training.
     """
     if all(name in os.environ for name in _TORCHRUN):
         try:
@@ -82,7 +82,7 @@ def _launch(function: Function, args: argparse.Namespace) -> None:
                 dist_url=args.dist_url,
                 args=(function, args),
             )
-    except ProcessExitedException as error:  # it has told why
+    except ProcessExitedException as error:  # the process has reported its error
         raise SystemExit(error.exit_code if error.exit_code >= 0 else 128 - error.exit_code) from error
     finally:
         for number, handler in previous.items():
@@ -91,7 +91,7 @@ def _launch(function: Function, args: argparse.Namespace) -> None:
 
 @contextlib.contextmanager
 def _hidden_gpus() -> Iterator[None]:
-    """Processes started inside see no GPU: `launch` of either provider takes NCCL wherever there is one."""
+    """Hide the GPUs from processes started in this context, because `launch` uses NCCL whenever it sees one."""
     name = "CUDA_VISIBLE_DEVICES"
     before = os.environ.get(name)
     os.environ[name] = ""
@@ -128,7 +128,7 @@ def _guarded(
         message = user_message(error)
         if message is None:
             raise
-        if rank:  # mostly rank 0 has the same error, and its end is ours
+        if rank:  # rank 0 usually has the same error, and its end also ends this process
             time.sleep(_WAIT_FOR_RANK_0)
         print(f"error{f' (process {rank})' if rank else ''}: {message}", file=sys.stderr, flush=True)
         return 2 if isinstance(error, ConfigError) else 1
@@ -136,7 +136,7 @@ def _guarded(
 
 
 def _pass_on(number: int, frame) -> None:
-    """Leave the decision to the started processes. A Ctrl-C in a terminal reaches them twice, which they know."""
+    """Forward a signal to the started processes. They expect a Ctrl-C in a terminal to arrive twice."""
     for process in multiprocessing.active_children():
         if process.pid is not None:  # None: not started
             os.kill(process.pid, number)

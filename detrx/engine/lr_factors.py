@@ -1,4 +1,4 @@
-"""Learning rates of parts of a model."""
+"""Learning rate factors for parts of a model."""
 
 import math
 from collections.abc import Mapping
@@ -7,11 +7,11 @@ __all__ = ["LRFactors"]
 
 
 class LRFactors:
-    """The ``lr_factor_func`` of `get_default_optimizer_params`, as a value that a config can hold and save.
+    """An ``lr_factor_func`` for `get_default_optimizer_params` that a config can hold and save.
 
     Args:
-        factors: from a part of dotted parameter names, such as "backbone" or "sampling_offsets", to the factor for
-            all parameters whose names have this part. Several factors for one parameter are multiplied.
+        factors: learning rate factor for each component of dotted parameter names, such as "backbone" or
+            "sampling_offsets". If several components of a name have factors, they are multiplied.
     """
 
     def __init__(self, factors: Mapping[str, float]):

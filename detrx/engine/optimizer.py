@@ -1,4 +1,4 @@
-"""Optimizers of configs, with their fused implementation where the device has it."""
+"""Building the optimizer of a config, fused if the device supports it, and stepping without waiting for the device."""
 
 import logging
 from typing import Any
@@ -14,28 +14,28 @@ __all__ = ["build_optimizer", "load_optimizer_state", "step_if_finite"]
 
 logger = logging.getLogger(__name__)
 
-_IMPLEMENTATION = ("fused", "foreach")  # settings of parameter groups that say how, not what, to compute
+_IMPLEMENTATION = ("fused", "foreach")  # settings of parameter groups that do not affect what is computed
 
 
 def build_optimizer(cfg: DictConfig, model: nn.Module) -> torch.optim.Optimizer:
     """Build the optimizer of a config for the parameters of a model.
 
-    ``fused=True`` in a config is a wish: where the optimizer has no such implementation for the device of the model, it
-    takes its default one. A config without ``fused`` is left as it is.
+    If the config has ``fused=True`` but the optimizer has no fused implementation for the device of the model, the
+    default implementation is used instead.
 
     Args:
-        cfg: describes the call of the optimizer; ``params.model`` is set.
-        model: on the device it is trained on.
+        cfg: the ``LazyCall`` of the optimizer; its ``params.model`` is set.
+        model: already on the device it is trained on.
     """
     cfg.params.model = model
     if cfg.get("fused") and (reason := _no_fused(cfg, model)):
-        logger.warning("The optimizer has no fused implementation here (%s): it takes another one", reason)
+        logger.warning("The optimizer has no fused implementation here (%s): the default one is used", reason)
         return instantiate({key: value for key, value in cfg.items() if key != "fused"})
     return instantiate(cfg)
 
 
 def _no_fused(cfg: DictConfig, model: nn.Module) -> str:
-    """Why an optimizer cannot be fused, found out by a step of it, or an empty string."""
+    """Why an optimizer cannot be fused, or an empty string. Takes a step with a dummy parameter to find out."""
     if not {"fused", "**"} & set(call_parameters(cfg)):
         return "it has no argument 'fused'"
     for device, dtype in {(p.device, p.dtype) for p in model.parameters() if p.requires_grad}:
@@ -43,14 +43,17 @@ def _no_fused(cfg: DictConfig, model: nn.Module) -> str:
         parameter.grad = torch.zeros_like(parameter)
         try:
             instantiate({**cfg, "params": [parameter]}).step()
-        except RuntimeError as error:  # NotImplementedError, too
+        except RuntimeError as error:  # includes NotImplementedError
             return str(error)
     return ""
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
-    """Load the state of an optimizer, which goes on with its own implementation (fused or not) whatever that of the
-    saved one was. Raises ValueError if its parameter groups are others."""
+    """Load the state of an optimizer, which keeps its own implementation (fused or not).
+
+    Raises:
+        ValueError: the saved optimizer has other parameter groups.
+    """
     saved = state_dict["param_groups"]
     if len(saved) == len(optimizer.param_groups):
         own = [{key: group[key] for key in _IMPLEMENTATION if key in group} for group in optimizer.param_groups]
@@ -59,9 +62,9 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state_dict: dict[str,
 
 
 def step_if_finite(optimizer: torch.optim.Optimizer, values: Tensor) -> None:
-    """Take a step, unless a value is infinite or NaN; the host does not wait to know.
+    """Take a step unless a value is infinite or NaN, without making the host wait for the device.
 
-    Only fused optimizers can leave out a step on the device; others take it.
+    Only fused optimizers can skip a step on the device; others always take it.
 
     Args:
         values: (N,), on the device of the parameters.

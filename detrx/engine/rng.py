@@ -1,4 +1,4 @@
-"""State of the random number generators of this process."""
+"""Saving and restoring the random number generators of this process."""
 
 import contextlib
 import random
@@ -12,8 +12,10 @@ __all__ = ["get_rng_state", "preserved_rng", "set_rng_state"]
 
 
 def get_rng_state() -> dict[str, Any]:
-    """State of Python's, numpy's and torch's global generators (CPU, and the current CUDA device if CUDA is in use), in
-    plain types."""
+    """State of the global generators of Python, numpy and torch, in plain types.
+
+    Of torch these are the generators of the CPU and, if CUDA is initialised, of the current CUDA device.
+    """
     drawn = np.random.get_state(legacy=False)  # noqa: NPY002 the global generator is what models and mappers draw from
     state = {
         "python": random.getstate(),
@@ -23,13 +25,13 @@ def get_rng_state() -> dict[str, Any]:
         },
         "torch": torch.get_rng_state(),
     }
-    if torch.cuda.is_initialized():  # asking would take memory of a GPU that a training on the CPU does not use
+    if torch.cuda.is_initialized():  # reading the state would initialise CUDA, which takes memory on the GPU
         state["cuda"] = torch.cuda.get_rng_state()
     return state
 
 
 def set_rng_state(state: dict[str, Any]) -> None:
-    """Put the generators into a state that :func:`get_rng_state` returned."""
+    """Restore a state that :func:`get_rng_state` returned."""
     random.setstate(state["python"])
     keys = state["numpy"]["keys"].numpy().astype(np.uint32)
     np.random.set_state(("MT19937", keys, *state["numpy"]["rest"]))  # noqa: NPY002
@@ -40,7 +42,7 @@ def set_rng_state(state: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def preserved_rng() -> Iterator[None]:
-    """Whatever the block draws, the generators are afterwards as they were before it."""
+    """Restore the generators after the block, whatever it draws."""
     state = get_rng_state()
     try:
         yield

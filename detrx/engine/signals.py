@@ -1,4 +1,4 @@
-"""Ending a training by Ctrl-C or SIGTERM without losing it."""
+"""Stopping a training by Ctrl-C or SIGTERM without losing its progress."""
 
 import os
 import signal
@@ -10,18 +10,18 @@ from typing import Any
 
 __all__ = ["StopSignals"]
 
-_SAME_KEY_PRESS = (
-    1.0  # seconds in which a second SIGINT is the same Ctrl-C: terminals and launchers send it several times
-)
+_SAME_KEY_PRESS = 1.0
+"""Seconds in which further SIGINTs belong to the same Ctrl-C: terminals and launchers may each send one."""
 
 
 class StopSignals:
-    """Context in which SIGINT and SIGTERM are noted instead of ending the process.
+    """Context in which SIGINT and SIGTERM are recorded instead of ending the process.
 
-    A second Ctrl-C ends it at once. Processes forked in the context, such as data loading workers, ignore SIGINT.
+    A second Ctrl-C ends the process at once. Processes forked in this context, such as data loading workers, ignore
+    SIGINT.
 
     Attributes:
-        received: the first signal, or 0. Exit codes are 128 + its number, as of shells.
+        received: the first signal, or 0. As in shells, the exit code is 128 + its number.
     """
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class StopSignals:
         self._previous: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
 
     def __enter__(self) -> "StopSignals":
-        if threading.current_thread() is threading.main_thread():  # others cannot set handlers
+        if threading.current_thread() is threading.main_thread():  # other threads cannot set handlers
             self._previous = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
@@ -45,7 +45,7 @@ class StopSignals:
         now = time.monotonic()
         if self.received == 0:
             self.received, self._time = number, now
-            # not through logging or print, which may be what the signal has interrupted
+            # not with logging or print, which the signal may have interrupted
             text = f"\n{signal.Signals(number).name}: saving a checkpoint, then exiting (Ctrl-C again: exit at once)\n"
             os.write(2, text.encode())
         elif number == signal.SIGINT and now - self._time > _SAME_KEY_PRESS:

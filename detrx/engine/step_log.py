@@ -1,4 +1,4 @@
-"""Losses and gradient norms of training steps: kept on the device, fetched for many steps at once, and checked."""
+"""Losses and gradient norms of training steps: kept on the device, then fetched and checked for many steps at once."""
 
 import math
 import zlib
@@ -16,7 +16,7 @@ from detrx.errors import UserError
 
 __all__ = ["NonFiniteError", "StepLog"]
 
-_BLOCK = 512  # what processes exchange is padded to a multiple of it: different losses then mostly have one size
+_BLOCK = 512  # exchanged vectors are padded to a multiple, so sizes usually agree even if processes have other losses
 
 
 class NonFiniteError(UserError, FloatingPointError):
@@ -30,7 +30,7 @@ class _Step:
     Attributes:
         losses: (batches, losses) float32.
         norm: of the gradient, () float32; None if gradients are not clipped.
-        image_ids: of every batch.
+        image_ids: of each batch.
     """
 
     iteration: int
@@ -46,10 +46,10 @@ class _Fetched:
     """A step on the host.
 
     Attributes:
-        step: as this process has noted it.
+        step: as recorded by this process.
         losses: (processes, batches, losses) float32.
-        norms: of every process; empty if gradients are not clipped.
-        data_times: of every process.
+        norms: of each process; empty if gradients are not clipped.
+        data_times: of each process.
     """
 
     step: _Step
@@ -59,24 +59,24 @@ class _Fetched:
 
     @property
     def row(self) -> int:
-        """Index of this process in them."""
+        """Index of this process."""
         return comm.get_rank() if len(self.losses) > 1 else 0
 
     def mean_losses(self) -> dict[str, float]:
-        """Means over batches and processes."""
+        """Mean losses over batches and processes, by name."""
         of_processes = [losses.double().mean(0).tolist() for losses in self.losses]
         columns = zip(*of_processes, strict=True)
         return {name: sum(column) / len(of_processes) for name, column in zip(self.step.names, columns, strict=True)}
 
 
 class StepLog:
-    """Scalars of the steps of a training until they are in its event storage.
+    """Collects the scalars of training steps until they are put into the event storage.
 
-    Adding a step does not wait for the device. Fetching costs one copy to the host, and with several processes one
-    small sum over them, whatever the number of steps. Every process of a training has to fetch after the same steps.
+    Adding a step does not wait for the device. Fetching costs one copy to the host and, with several processes, one
+    small all-reduce, for any number of steps. All processes of a training must fetch after the same steps.
 
     Args:
-        overflow_is_normal: whether an infinite gradient is no error, because a loss scale is adapted by it.
+        overflow_is_normal: an infinite gradient is not an error, because the loss scale adapts to it.
     """
 
     def __init__(self, overflow_is_normal: bool = False):
@@ -84,7 +84,7 @@ class StepLog:
         self._steps: list[_Step] = []
 
     def __len__(self) -> int:
-        """Number of steps that are not fetched."""
+        """Number of steps that have not been fetched."""
         return len(self._steps)
 
     def add(
@@ -96,14 +96,14 @@ class StepLog:
         data_time: float,
         batches: Sequence[Sequence[dict[str, Any]]],
     ) -> None:
-        """Note a step.
+        """Record a step.
 
         Args:
             names: of the losses.
             losses: (batches, losses) float32.
             norm: of the gradient, () float32; None if gradients are not clipped.
             data_time: seconds that this process waited for data.
-            batches: what the losses are of.
+            batches: from which the losses were computed.
         """
         image_ids = [[image.get("image_id", image.get("file_name")) for image in batch] for batch in batches]
         self._steps.append(_Step(iteration, tuple(names), losses.detach(), norm, data_time, image_ids))
@@ -112,10 +112,10 @@ class StepLog:
         """Put the scalars of all steps into the storage, each with its iteration.
 
         Args:
-            signal: that this process got, or 0.
+            signal: number of the signal that this process received, or 0.
 
         Returns:
-            The largest signal of all processes.
+            The largest signal number of all processes.
 
         Raises:
             NonFiniteError: a loss or the gradient of a step is not finite; the scalars of earlier steps are in the
@@ -132,10 +132,10 @@ class StepLog:
         return signal
 
     def check(self) -> None:
-        """After a failure, of which other processes may know nothing: look for its cause in the steps of this process.
+        """Look for the cause of a failure in the steps of this process, without communicating with the others.
 
         Raises:
-            NonFiniteError: a loss or the gradient of a step that is not fetched is not finite.
+            NonFiniteError: a loss or the gradient of a step that has not been fetched is not finite.
         """
         steps, self._steps = self._steps, []
         for each in _fetch_alone(steps):
@@ -164,7 +164,7 @@ def _error(problem: str, each: _Fetched, image_ids: list[Any]) -> NonFiniteError
 
 
 def _suspects(each: _Fetched) -> list[Any]:
-    """The images of this process's batches with a loss that is not finite; of all batches if no process has any."""
+    """Images of this process's batches with a loss that is not finite; of all its batches if no process has any."""
     if each.losses.isfinite().all():
         return [image for batch in each.step.image_ids for image in batch]
     finite = each.losses[each.row].isfinite().all(1).tolist()
@@ -216,22 +216,22 @@ def _on_device(steps: list[_Step]) -> Tensor:
 
 
 def _of_all_processes(own: Tensor) -> Tensor:
-    """The vectors (N,) of all processes as (processes, N), on their device; N is rounded up to a multiple of 512."""
+    """Gather the vectors (N,) of all processes as (processes, N), with N rounded up to a multiple of 512."""
     own = F.pad(own, (0, -len(own) % _BLOCK))
     table = own.new_zeros(comm.get_world_size(), len(own))
     table[comm.get_rank()] = own
-    dist.all_reduce(table)  # a sum, because every backend has it for the tensors of its training
+    dist.all_reduce(table)  # every backend supports this sum
     return table
 
 
 def _fingerprint(steps: list[_Step]) -> int:
-    """A number that tells other losses; float32 has it exactly."""
+    """A hash of iterations and names of losses, small enough to be exact in float32."""
     text = "\n".join(" ".join([str(step.iteration), str(len(step.losses)), *step.names]) for step in steps)
     return zlib.crc32(text.encode()) >> 8
 
 
 def _split(steps: list[_Step], table: Tensor, data_times: list[list[float]]) -> list[_Fetched]:
-    """The steps of a table (processes, N) of what :func:`_on_device` laid out."""
+    """Split a table (processes, N), laid out by :func:`_on_device`, into steps."""
     sizes = [step.losses.numel() for step in steps]
     *losses, norms = table.split([*sizes, table.shape[1] - sum(sizes)], dim=1)
     norm_columns = iter(norms.t().tolist())

@@ -1,4 +1,4 @@
-"""Models of configs, for the tools."""
+"""Building and loading the model of a config, for the tools."""
 
 import copy
 from typing import Any
@@ -18,7 +18,7 @@ def build_model(cfg: Any, device: str = "auto", pretrained_backbone: bool = Fals
 
     Args:
         device: "cpu", "cuda", ...; "auto": a GPU if there is one.
-        pretrained_backbone: whether the backbone loads the weights that the config names for it.
+        pretrained_backbone: load the weights that the config names for the backbone.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -27,15 +27,15 @@ def build_model(cfg: Any, device: str = "auto", pretrained_backbone: bool = Fals
 
 
 def load_model(cfg: Any, weights: str, device: str = "auto") -> nn.Module:
-    """The model of a config in evaluation mode, with the weights of a checkpoint (the averaged ones, if it has any).
+    """The model of a config in evaluation mode, with the weights of a checkpoint: the averaged ones if it has them.
 
     Args:
-        cfg: the config that it was trained with; its `model` is built.
+        cfg: the config that the model was trained with.
         weights: file of the checkpoint.
         device: "cpu", "cuda", ...; "auto": a GPU if there is one.
 
     Raises:
-        CheckpointError: there is no checkpoint, or it is of another model.
+        CheckpointError: the checkpoint does not exist or is from another model.
     """
     if not weights:
         raise CheckpointError("no checkpoint given")

@@ -1,4 +1,4 @@
-"""The trainer of our training script."""
+"""The trainer behind `tools/lazyconfig_train_net.py`."""
 
 import contextlib
 import logging
@@ -25,33 +25,35 @@ __all__ = ["Trainer"]
 logger = logging.getLogger(__name__)
 
 _SMOOTHING_WINDOW = 20  # iterations, of the writers
-_NOT_KEPT = ("time", "eta_seconds")  # scalars that say nothing about a training that goes on elsewhere
+_NOT_KEPT = ("time", "eta_seconds")  # scalars that depend on the machine, which may be another one after a resume
 
 
 class Trainer(TrainerBase):
-    """A training with mixed precision, accumulation, clipping and averaging, which can be stopped and resumed.
+    """Trains with mixed precision, gradient accumulation, clipping and EMA, and can be stopped and resumed.
 
-    After a resume the losses are exactly those of a training that was never interrupted: its state has the generators
-    of every process, the values that the writers smooth over, and the data loader continues at the right batch (if it
-    has ``set_position``; such a loader leaves the global random number generators alone).
+    After a resume the losses are exactly those of an uninterrupted training. The state of the trainer includes the
+    random number generators of all processes and the values that the writers smooth over, and the data loader continues
+    at the right batch, if it has ``set_position``. Such a loader must not draw from the global generators.
 
-    The host does not wait for the device to know losses and the norm of the gradient: these are fetched together, every
-    ``log_period`` iterations, before a checkpoint or an evaluation, and after the last iteration. So a loss that is not
-    finite ends the training up to ``log_period - 1`` iterations later, but nothing that was saved can come from it, and
-    optimizers with a fused implementation skip the step on the device. Processes agree on a signal to stop then, too.
+    The host does not wait for the device after each step. Losses and gradient norms are fetched together every
+    ``log_period`` iterations, before a checkpoint or an evaluation, and after the last iteration. A loss that is not
+    finite therefore ends the training up to ``log_period - 1`` iterations later, but it cannot get into a checkpoint,
+    and fused optimizers skip the step on the device. Processes also agree on a signal to stop when they fetch.
 
     Args:
         model: maps a batch to a dict of scalar losses; plain or wrapped by DistributedDataParallel.
         data_loader: infinite iterable of batches (lists of dicts).
-        optimizer: its parameters are those of ``model``.
-        amp_dtype: type of the mixed-precision forward pass, or None for full precision. float16 has a loss scale.
-        max_norm: norm to clip gradients to, or None. The norm before clipping is logged as "grad_norm".
-        norm_type: of the norm.
+        optimizer: of the parameters of ``model``.
+        amp_dtype: type of the mixed-precision forward pass, or None for full precision. With float16 the loss is
+            scaled.
+        max_norm: largest norm of the gradient, which is clipped; None: no clipping. The norm before clipping is logged
+            as "grad_norm".
+        norm_type: p of the p-norm.
         accumulate: batches per optimizer step; their gradients are averaged.
-        ema: follows the model after every step.
-        seed: of the run; a resume under another seed is refused, because its data would be other data.
-        log_period: iterations whose losses are fetched together. A training in one process on a CPU has nothing to wait
-            for, and looks at every iteration.
+        ema: updated after every step.
+        seed: of the run. Resuming with another seed is an error, because the data would differ.
+        log_period: number of iterations whose losses are fetched together. With one process on a CPU every iteration is
+            fetched by itself.
 
     Attributes:
         completed: whether all iterations are done.
@@ -99,12 +101,12 @@ class Trainer(TrainerBase):
 
     @property
     def stop_signal(self) -> int:
-        """SIGINT or SIGTERM if the training is to stop, else 0. The same in all processes."""
+        """SIGINT or SIGTERM if the training has to stop, else 0; the same in all processes."""
         return self._signals.received if comm.get_world_size() == 1 else self._agreed_signal
 
     @property
     def num_pending(self) -> int:
-        """Iterations whose losses are not fetched."""
+        """Number of iterations whose losses have not been fetched."""
         return len(self._log)
 
     def train(self, start_iter: int, max_iter: int) -> None:
@@ -133,13 +135,13 @@ class Trainer(TrainerBase):
                 self._look_for_cause(error)
                 raise
             finally:
-                self._batches = None  # ends its workers
+                self._batches = None  # ends the workers of the loader
                 self.after_train()
             if self._signals.received:  # during the last evaluation
                 raise SystemExit(128 + self._signals.received)
 
     def _continue(self, state: dict[str, Any]) -> None:
-        """Restore what is part of a running training, and do what was left to do after the checkpoint was saved."""
+        """Restore a loaded state, and run the hooks that come after the checkpoint was saved, for its iteration."""
         for name, (smoothing_hint, values) in state["scalars"].items():
             for value, iteration in values:
                 self.storage.put_scalar(name, value, smoothing_hint=smoothing_hint, cur_iter=iteration)
@@ -147,7 +149,7 @@ class Trainer(TrainerBase):
             if hasattr(self.data_loader, "set_position"):
                 self.data_loader.set_position(self.start_iter * self._accumulate)
             else:
-                logger.warning("The data loader has no set_position: it begins with its first batch again")
+                logger.warning("The data loader has no set_position: it starts again with its first batch")
             self._open_loader()  # before the generators are restored: DataLoader may draw from them
 
         self.iter = self.storage.iter = self.start_iter - 1
@@ -168,7 +170,7 @@ class Trainer(TrainerBase):
         return self._batches
 
     def _look_for_cause(self, error: Exception) -> None:
-        """Raise NonFiniteError if values that are not finite may be why a step has failed."""
+        """Raise NonFiniteError if values that are not finite may be the cause of a failed step."""
         if isinstance(error, NonFiniteError):
             return
         try:
@@ -176,13 +178,13 @@ class Trainer(TrainerBase):
                 self._log.fetch(self.storage)
             else:
                 self._log.check()
-        except RuntimeError:  # it is the device that has failed
+        except RuntimeError:  # the device has failed
             return
         if isinstance(error, FloatingPointError):
             raise NonFiniteError(f"iteration {self.iter}: {error}") from error
 
     def run_step(self) -> None:
-        """One optimizer step."""
+        """Take one optimizer step."""
         assert self.model.training, "the model is in evaluation mode"
         loader = self._open_loader()
         self.optimizer.zero_grad(set_to_none=True)
@@ -230,7 +232,9 @@ class Trainer(TrainerBase):
             self._ema.update(_unwrapped(self.model))
 
     def fetch_scalars(self) -> None:
-        """Wait for the device, check the iterations up to this one, and put their scalars. Every process must call it.
+        """Wait for the device, check the iterations up to this one, and put their scalars into the storage.
+
+        Every process must call it.
 
         Raises:
             NonFiniteError: a loss or the gradient of one of them is infinite or NaN.
@@ -239,10 +243,12 @@ class Trainer(TrainerBase):
             self._agreed_signal = self._log.fetch(self.storage, self._signals.received)
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain tensors, numbers and containers. Every process must call it: it has the generators of all.
+        """State as plain tensors, numbers and containers.
+
+        Every process must call it, because it gathers the random number generators of all.
 
         Raises:
-            NonFiniteError: as :meth:`fetch_scalars`, so that no checkpoint is written of what came after.
+            NonFiniteError: as in :meth:`fetch_scalars`, so no checkpoint can contain the result of such a step.
         """
         self.fetch_scalars()
         state = super().state_dict()
@@ -260,10 +266,15 @@ class Trainer(TrainerBase):
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes effect in :meth:`train`. Raises KeyError or ValueError if it is not the state of such a training."""
+        """Load a state; parts of it are restored only when :meth:`train` begins.
+
+        Raises:
+            KeyError: an entry is missing.
+            ValueError: it is the state of a training with another seed or other parameter groups.
+        """
         for key in ("iteration", "optimizer", "rng", "scalars", "seed"):
             if key not in state_dict:
-                raise UnknownNameError(f"no {key!r}: another script has saved it")
+                raise UnknownNameError(f"no {key!r}: it was saved by another script")
         if state_dict["seed"] != self._seed:
             raise InvalidInputError(f"it was trained with seed {state_dict['seed']}, not {self._seed}")
         super().load_state_dict(state_dict)

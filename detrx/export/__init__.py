@@ -1,4 +1,4 @@
-"""Detectors as graphs that run without detrx: torch.export programs and ONNX files."""
+"""Export of detectors to graphs that run without detrx: torch.export programs and ONNX files."""
 
 from .compare import check_same_detections, detection_difference, example_images
 from .files import check_onnx_packages, save_onnx, save_program

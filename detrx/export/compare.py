@@ -1,4 +1,4 @@
-"""How far the detections of an exported graph are from those of the detector."""
+"""Compare the detections of an exported graph with those of the detector."""
 
 from collections.abc import Callable, Sequence
 
@@ -12,7 +12,7 @@ from .graph import DetectionGraph
 
 
 def example_images(count: int, size: tuple[int, int], dtype: str, seed: int) -> Tensor:
-    """Random clouds (count, 3, H, W) in 0..255 of the named dtype."""
+    """Images (count, 3, H, W) of smooth random noise in 0..255, of the named dtype."""
     generator = torch.Generator().manual_seed(seed)
     clouds = torch.zeros(count, 3, *size)
     for cells in (3, 12, 48):
@@ -28,40 +28,41 @@ def check_same_detections(
     run: Callable[[Tensor], Sequence[Tensor]],
     tolerance: float = 1e-3,
 ) -> float:
-    """Compare `run`, an exported graph, with the detector on batches of images.
+    """Compare an exported graph `run` with the detector on batches of images.
 
     Returns:
         the largest difference, see `detection_difference`.
 
     Raises:
-        ValueError: it is larger than `tolerance`, or not a number.
+        ValueError: the difference is larger than `tolerance`, or NaN.
     """
     differences = []
     for images in batches:
         expected, found = ([each.cpu() for each in function(images)] for function in (graph, run))
         height, width = images.shape[-2:]
         differences.append(detection_difference(expected, found, (height, width)))
-    largest = torch.tensor(differences).max().item()  # NaN, if one of them is
+    largest = torch.tensor(differences).max().item()  # NaN if any difference is
     if not largest <= tolerance:
         raise InvalidInputError(
-            f"the exported detections differ from the detector's by {largest:.1e} (scores, and boxes as parts of the "
-            f"image), more than {tolerance:g}; the file was not written"
+            f"the exported detections differ from the detector's by {largest:.1e} (in scores, or in boxes as fractions "
+            f"of the image size), more than {tolerance:g}; the file was not written"
         )
     return largest
 
 
 def detection_difference(expected: Sequence[Tensor], found: Sequence[Tensor], size: tuple[int, int]) -> float:
-    """Largest difference between detections, in scores and in box coordinates as parts of height and width.
+    """Largest difference between detections, in scores and in box coordinates as fractions of height and width.
 
-    Equal scores may be in any order: scores are compared rank by rank, and each detection with the most similar one of
-    its class, in both directions. Only one that the difference in scores may cut off at the last score needs none.
+    Equal scores may be in any order, so scores are compared rank by rank, and each detection is compared with the most
+    similar one of its class, in both directions. A detection whose score is so close to the lowest one that the
+    difference in scores may exclude it from the other list needs no partner.
 
     Args:
-        expected, found: boxes (B, N, 4) xyxy in pixels, scores (B, N) by falling score, labels (B, N).
+        expected, found: boxes (B, N, 4) xyxy in pixels, scores (B, N) in descending order, labels (B, N).
         size: height and width of the images.
 
     Returns:
-        infinity if a detection has no partner.
+        the difference; infinity if a detection has no partner.
     """
     height, width = size
     scale = torch.tensor([width, height, width, height])

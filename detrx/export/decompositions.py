@@ -1,7 +1,7 @@
-"""The operators of detrx in terms of PyTorch's own, of which ONNX has counterparts: for exported graphs.
+"""The operators of detrx in terms of PyTorch operators that have ONNX counterparts, for exported graphs.
 
-Shapes must not depend on data here, nothing may be read on the host, and ONNX has no stable sort. Experts are
-computed for tokens of others, too, and slots that hold nothing: the price of a graph that runs anywhere.
+In an exported graph, shapes must not depend on data and the host cannot read values; and ONNX has no stable sort.
+Therefore every expert processes all tokens, and empty query slots are computed as well.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ from detrx.ops import (
 
 
 def decompositions(shapes: Sequence[tuple[int, int]]) -> dict[Any, Callable[..., Any]]:
-    """What to call instead of each operator, `torch.ops.detrx.*`.
+    """The replacement of each operator `torch.ops.detrx.*`.
 
     Args:
         shapes: (H_l, W_l) of each level that deformable attention reads; the same for all layers.
@@ -40,7 +40,7 @@ def decompositions(shapes: Sequence[tuple[int, int]]) -> dict[Any, Callable[...,
 
 
 def moe_route(logits: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """With a counting sort; which of equal logits comes first is up to who runs the graph."""
+    """`moe_route` with a counting sort. The order of equal logits depends on the runtime."""
     values, experts = logits.topk(k, dim=1)
     chosen = experts.flatten()
     is_of = (chosen[:, None] == torch.arange(logits.shape[1], device=logits.device)).long()
@@ -53,7 +53,7 @@ def moe_route(logits: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor, T
 
 
 def expert_linear(x: Tensor, weight: Tensor, bias: Tensor, ends: Tensor, relu: bool) -> Tensor:
-    """All rows through all experts, of which each row keeps its own."""
+    """`expert_linear` that applies all experts to all rows and selects the output of each row's expert."""
     row = torch.arange(x.shape[0], device=x.device)
     expert = (row[:, None] >= ends).sum(1)
     output = torch.matmul(x, weight) + bias[:, None]
@@ -62,7 +62,7 @@ def expert_linear(x: Tensor, weight: Tensor, bias: Tensor, ends: Tensor, relu: b
 
 
 def query_route(keep: Tensor, capacity: int | None = None) -> tuple[Tensor, Tensor]:
-    """With as many slots as queries, or `capacity` of them."""
+    """`query_route` with `capacity` slots, by default as many as queries."""
     queries = keep.shape[1]
     slots = queries if capacity is None else capacity
     valid = torch.arange(slots, device=keep.device) < keep.sum(1, keepdim=True)
@@ -81,7 +81,7 @@ def query_gather(x: Sequence[Tensor], index: Tensor, valid: Tensor) -> list[Tens
 
 
 def query_scatter(base: Sequence[Tensor], packed: Sequence[Tensor], index: Tensor, valid: Tensor) -> list[Tensor]:
-    """Padding slots go to a row behind the last, which is cut off."""
+    """`query_scatter` that writes padding slots to an extra last row, which is then cut off."""
     merged = []
     for tensor, rows in zip(base, packed, strict=True):
         queries = tensor.shape[1]
@@ -92,6 +92,6 @@ def query_scatter(base: Sequence[Tensor], packed: Sequence[Tensor], index: Tenso
 
 
 def _expand(route: Tensor, tensor: Tensor) -> Tensor:
-    """(B, K) -> (B, K, ...) with the further sizes of a tensor (B, N, ...)."""
+    """Expand (B, K) to (B, K, ...) with the trailing sizes of a tensor (B, N, ...)."""
     further = tensor.shape[2:]
     return route.view(*route.shape, *(1 for _ in further)).expand(*route.shape, *further)

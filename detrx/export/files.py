@@ -1,4 +1,4 @@
-"""Files of exported detectors: written whole or not at all, and only after they were compared with the detector."""
+"""Write exported detectors to files: atomically, and only after comparing them with the detector."""
 
 import importlib.util
 import json
@@ -19,15 +19,15 @@ from detrx.errors import InvalidInputError, MissingImportError
 from .graph import DetectionGraph
 
 Check = Callable[[Callable[[Tensor], Sequence[Tensor]]], float]
-"""Gets a function that runs the written graph on images; returns how far its detections are from those of the detector,
-or raises if they are wrong."""
+"""Takes a function that runs the written graph on images. Returns the difference of its detections to those of the
+detector, or raises an error if it is too large."""
 
 
 def save_program(program: ExportedProgram, file: Path, metadata: Mapping[str, str], check: Check) -> float:
-    """Write a .pt2 file for `torch.export.load`, `metadata` in it as the extra file "metadata.json".
+    """Write a .pt2 file for `torch.export.load`, with `metadata` as the extra file "metadata.json".
 
     Returns:
-        what `check` returns.
+        the result of `check`.
     """
     with replacing(file, _temporary(file)) as temporary:
         with _quiet():
@@ -37,10 +37,10 @@ def save_program(program: ExportedProgram, file: Path, metadata: Mapping[str, st
 
 
 def save_onnx(program: ExportedProgram, file: Path, metadata: Mapping[str, str], check: Check) -> float | None:
-    """Write an ONNX file, `metadata` in its metadata_props.
+    """Write an ONNX file, with `metadata` in its metadata_props.
 
     Returns:
-        what `check` returns; None where there is no onnxruntime to run the file.
+        the result of `check`; None if onnxruntime is not installed, and the file was not checked.
 
     Raises:
         ImportError: onnx or onnxscript is not installed.
@@ -64,15 +64,15 @@ def save_onnx(program: ExportedProgram, file: Path, metadata: Mapping[str, str],
             while cause.__cause__ is not None:
                 cause = cause.__cause__
             raise InvalidInputError(f"the detector cannot be written in ONNX: {str(cause).splitlines()[0]}") from error
-        assert onnx_program is not None  # it is with `dynamo`
-        # Some rewritings of the optimizer give two initialisers one name where a computation is there twice.
+        assert onnx_program is not None  # with `dynamo`
+        # Without this, some rewrite rules of the optimizer give two initialisers of a duplicated computation one name.
         CommonSubexpressionEliminationPass()(onnx_program.model)
         onnx_program.optimize()
         shape = onnx_program.model.graph.inputs[0].shape
         assert shape is not None  # that of the images, (batch, 3, height, width)
         if not isinstance(batch := shape[0], int):
             onnx_program.rename_axes({batch: "batch"})
-        ClearMetadataAndDocStringPass()(onnx_program.model)  # where each node comes from, with paths of this machine
+        ClearMetadataAndDocStringPass()(onnx_program.model)  # source locations of nodes, with paths of this machine
     onnx_program.model.metadata_props.update(metadata)
     with replacing(file, _temporary(file)) as temporary:
         onnx_program.save(temporary)
@@ -80,7 +80,7 @@ def save_onnx(program: ExportedProgram, file: Path, metadata: Mapping[str, str],
 
 
 def onnx_runner(file: str | os.PathLike) -> Callable[[Tensor], list[Tensor]]:
-    """Runs an ONNX file in ONNX Runtime, on the CPU."""
+    """A function that runs an ONNX file in ONNX Runtime on the CPU."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
@@ -88,13 +88,14 @@ def onnx_runner(file: str | os.PathLike) -> Callable[[Tensor], list[Tensor]]:
 
 
 def check_onnx_packages() -> None:
-    """
+    """Check that the packages for ONNX export are installed.
+
     Raises:
-        ImportError: says which packages are missing, and how to install them.
+        ImportError: packages are missing; the message says how to install them.
     """
     if missing := [name for name in ("onnx", "onnxscript") if not is_installed(name)]:
         raise MissingImportError(
-            f"export to ONNX needs {' and '.join(missing)}, not installed here: pip install {' '.join(missing)}"
+            f"export to ONNX needs {' and '.join(missing)}, to be installed with: pip install {' '.join(missing)}"
         )
 
 
@@ -110,7 +111,7 @@ def _temporary(file: Path) -> Path:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without torch's talk of its own steps."""
+    """Suppress the warnings and log messages of torch's exporters."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)

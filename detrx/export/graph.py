@@ -1,4 +1,4 @@
-"""What of a detector is exported: from images to a fixed number of detections."""
+"""The exported part of a detector: from images to a fixed number of detections."""
 
 import copy
 
@@ -11,13 +11,13 @@ from detrx.modeling import DetectionTransformer
 
 
 class DetectionGraph(nn.Module):
-    """A detector without its methods, on a batch of images of one size.
+    """A detector without its methods, for batches of images of one size.
 
-    Normalisation is part of it. Unlike in `DetectionTransformer`, empty boxes are not left out, so that the number of
-    detections is fixed.
+    It includes normalisation. Unlike `DetectionTransformer`, it keeps empty boxes, so that the number of detections is
+    fixed.
 
     Args:
-        model: in evaluation mode; parts are shared, not copied.
+        model: detector in evaluation mode; its modules are shared, not copied.
 
     Raises:
         ValueError: the model is in training mode.
@@ -40,8 +40,8 @@ class DetectionGraph(nn.Module):
             images: (B, 3, H, W) RGB in 0..255, uint8 or float.
 
         Returns:
-            boxes (B, N, 4) xyxy in pixels of the images, inside of them; scores (B, N) in [0, 1], by falling score;
-            labels (B, N) int64, class indices.
+            boxes (B, N, 4) xyxy in pixels of the images, clipped to them; scores (B, N) in [0, 1], in descending
+            order; labels (B, N) int64, class indices.
         """
         height, width = images.shape[-2:]
         model = self.detector

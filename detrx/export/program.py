@@ -1,4 +1,4 @@
-"""Tracing a detector to a torch.export program, and leaving out what inference does not need."""
+"""Trace a detector to a torch.export program, and remove everything that inference does not need."""
 
 from collections.abc import Callable
 from typing import Any
@@ -23,18 +23,19 @@ def export_program(
 ) -> ExportedProgram:
     """The program of a detector, for images of one size.
 
-    It holds the parameters and buffers that it reads, and no others: those of methods and of the class heads of all but
-    the last decoder layer are left out.
+    It contains only the parameters and buffers that it reads, not those of methods, nor the class heads of all but the
+    last decoder layer.
 
     Args:
         graph: the detector.
-        images: an example (B, 3, H, W); its dtype and size are those of the program's input.
-        dynamic_batch: take any number of images instead of B.
-        keep_operators: leave the operators of detrx as they are. The program then runs on the compiled kernels, and
-            needs `import detrx`.
+        images: example input (B, 3, H, W), which defines dtype and size of the program's input.
+        dynamic_batch: accept any batch size instead of B.
+        keep_operators: keep the operators of detrx. The program then runs on the compiled kernels and needs
+            `import detrx`.
 
     Raises:
-        ValueError: a part of the detector needs the number of images, or what it does depends on the data.
+        ValueError: the detector cannot be traced, because a part of it requires a fixed batch size or has
+            data-dependent control flow.
     """
     shapes: list[tuple[int, int]] = []
     hook = graph.detector.tokenizer.register_forward_hook(lambda _, __, tokens: shapes.extend(tokens.shapes))
@@ -43,18 +44,18 @@ def export_program(
     dynamic = None
     if dynamic_batch:
         dynamic = ({0: torch.export.Dim("batch")},)
-        images = images[:1].repeat(2, 1, 1, 1)  # an example with one image would fix the number
+        images = images[:1].repeat(2, 1, 1, 1)  # torch.export specialises on a batch size of 1
     with _Replaced({} if keep_operators else decompositions(shapes)):
         try:
             program = torch.export.export(graph, (images,), dynamic_shapes=dynamic, strict=False)
         except torch._dynamo.exc.UserError as error:
             reason = str(error).splitlines()[0]
-            raise InvalidInputError(f"the detector cannot be traced as it is to be exported: {reason}") from error
+            raise InvalidInputError(f"the detector cannot be traced for export: {reason}") from error
     return prune(program)
 
 
 class _Replaced(TorchFunctionMode):
-    """Inside, other functions are called in the place of operators."""
+    """A context in which the given functions replace operators."""
 
     def __init__(self, functions: dict[Any, Callable[..., Any]]):
         super().__init__()
@@ -65,9 +66,9 @@ class _Replaced(TorchFunctionMode):
 
 
 def prune(program: ExportedProgram) -> ExportedProgram:
-    """The program without computations and parameters that its outputs do not depend on.
+    """Remove the computations and parameters that the program's outputs do not depend on.
 
-    A layer that is selected of stacked layers is taken directly, so that the others are not needed for it.
+    If one layer is selected from stacked layers, use it directly, so that the others can be removed.
     """
     graph = program.graph_module.graph
     for node in list(graph.nodes):

@@ -1,4 +1,4 @@
-"""Multi-head attention, split so that several query groups can share one projection."""
+"""Multi-head attention, with projection and attention as separate steps for query groups."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,12 +13,13 @@ from detrx.errors import InvalidInputError
 
 @dataclass(frozen=True)
 class AttentionInputs:
-    """What one call of `Attention.attend` compared.
+    """The queries and keys of one call of `Attention.attend`.
 
     Attributes:
         q: (B, heads, N, d) projected queries.
         k: (B, heads, M, d) projected keys.
-        blocked: bool, broadcastable to (B, heads, N, M), True where a query must not see a key; None: all see all.
+        blocked: bool, broadcastable to (B, heads, N, M), True where a query must not see a key; None: every query sees
+            every key.
     """
 
     q: Tensor
@@ -35,7 +36,7 @@ class Attention(nn.Module):
     """Scaled dot-product attention between queries, keys and values that a subclass projects.
 
     Attributes:
-        record: where to note down what is compared, see `recording`; None: nowhere.
+        record: list to which every call of `attend` appends its inputs (see `recording`), or None.
     """
 
     def __init__(self, embed_dim: int, num_heads: int, dropout: float = 0.0):
@@ -73,10 +74,10 @@ class Attention(nn.Module):
 
 @contextmanager
 def recording(attentions: Sequence[Attention]) -> Iterator[list[list[AttentionInputs]]]:
-    """Inside of the context the calls of `attend` of some modules are noted down; gives a list of them for each module.
+    """Context that records the inputs of every call of `attend` of some modules, and returns a list for each module.
 
-    Attention runs as always: maps are computed from the notes, by whoever needs them (`AttentionInputs.weights`). With
-    activation checkpointing only the first of two runs is in the context.
+    Attention itself is computed as usual. Attention maps can be computed from the records (`AttentionInputs.weights`).
+    With activation checkpointing only the first of the two runs is recorded.
     """
     records: list[list[AttentionInputs]] = [[] for _ in attentions]
     for attention, record in zip(attentions, records, strict=True):
@@ -89,10 +90,10 @@ def recording(attentions: Sequence[Attention]) -> Iterator[list[list[AttentionIn
 
 
 class MultiheadAttention(Attention):
-    """Attention with packed projections; positions are added to what queries and keys are projected from.
+    """Attention with packed projections; positions are added to the inputs of queries and keys.
 
-    `project` and `attend` are separate because the decoder projects all query groups at once, and then lets each group
-    attend to the keys it may see.
+    `project` and `attend` are separate because the decoder projects all query groups at once, and then each group
+    attends to the keys it may see.
     """
 
     def __init__(self, embed_dim: int, num_heads: int, dropout: float = 0.0):
@@ -139,7 +140,7 @@ class ConditionalSelfAttention(Attention):
 
 
 def reset_linears(module: nn.Module) -> None:
-    """Xavier weights for all linear layers in `module`."""
+    """Initialise all linear layers in `module` with Xavier weights."""
     for linear in module.modules():
         if isinstance(linear, nn.Linear):
             linear.reset_parameters()

@@ -1,4 +1,4 @@
-"""Box arithmetic on tensors. Boxes are (..., 4); the name of a function says in which format."""
+"""Box arithmetic on tensors. Boxes are (..., 4), in the format that the name of a function says."""
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
 
 
 def inverse_sigmoid(x: Tensor, eps: float = 1e-3) -> Tensor:
-    """Logit of `x`, where `x` and `1 - x` are clamped from below at `eps`."""
+    """Logit of `x`, with `x` and `1 - x` clamped to at least `eps`."""
     x = x.clamp(0, 1)
     return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
 
@@ -25,11 +25,11 @@ def inverse_sigmoid(x: Tensor, eps: float = 1e-3) -> Tensor:
 def iou_xyxy(a: Tensor, b: Tensor, eps: float = 1e-6) -> tuple[Tensor, Tensor]:
     """IoU and GIoU (arXiv 1902.09630) of boxes whose leading dimensions broadcast.
 
-    Pairs of all: `iou_xyxy(a[..., :, None, :], b[..., None, :, :])`. Both denominators are clamped by adding `eps`, so
-    that degenerate boxes give finite values and gradients.
+    For all pairs call `iou_xyxy(a[..., :, None, :], b[..., None, :, :])`. `eps` is added to both denominators, which
+    keeps values and gradients of degenerate boxes finite.
 
     Args:
-        a, b: (..., 4) corner boxes in one common unit.
+        a, b: (..., 4) corner boxes in the same unit.
 
     Returns:
         iou, giou: (...) in [0, 1] and [-1, 1].

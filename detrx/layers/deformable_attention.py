@@ -10,12 +10,12 @@ from detrx.ops import has_kernel, ms_deform_attn_fused
 
 from .linear import Linear
 
-# Time to add one channel of a token to a sample, in multiply-adds of a projection; on the safe side.
+# Time to add one channel of a token to a sample, in multiply-adds of a projection; a conservative estimate.
 _SAMPLE_COST = 10
 
 
 class MultiScaleDeformableAttention(nn.Module):
-    """Every query samples `num_points` points around its reference on each feature level.
+    """Each query samples `num_points` points around its reference on each feature level.
 
     Args:
         embed_dim: channels C of queries and memory.
@@ -35,7 +35,7 @@ class MultiScaleDeformableAttention(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Uniform attention over points that lie on a ray per head, point p at distance p + 1."""
+        """Uniform attention over points on one ray per head, with point p at distance p + 1."""
         angle = torch.arange(self.num_heads, dtype=torch.float32) * (2 * math.pi / self.num_heads)
         ray = torch.stack([angle.cos(), angle.sin()], dim=-1)
         ray = ray / ray.abs().amax(dim=-1, keepdim=True)
@@ -61,12 +61,12 @@ class MultiScaleDeformableAttention(nn.Module):
     ) -> Tensor:
         """
         Args:
-            query: (B, Q, C), positions already added.
+            query: (B, Q, C), with positions added.
             reference: (B, Q, L, 2) xy or (B, Q, L, 4) cxcywh in [0, 1], per level because padding differs by level.
                 Offsets are in pixels of the level for points, in half box sizes over P for boxes.
             tokens: (B, S, C), the levels one after the other.
             spatial_shapes: (L, 2) height, width; level_start_index: (L,).
-            padding_mask: (B, S) bool, True for padding, whose value is zero.
+            padding_mask: (B, S) bool, True for padding, whose values are set to zero.
 
         Returns:
             (B, Q, C)
@@ -86,8 +86,8 @@ class MultiScaleDeformableAttention(nn.Module):
     def _samples_first(self, query: Tensor, tokens: Tensor) -> bool:
         """Whether sampling all channels for every head is clearly less work than projecting all tokens.
 
-        Only where that was measured: float32 and float64 on CPUs, compiled kernel. A traced graph is to serve any
-        number of queries.
+        Only where this was measured: float32 and float64 on CPUs, with the compiled kernel. Not in traced graphs, which
+        must serve any number of queries.
         """
         if (
             tokens.device.type != "cpu"
@@ -111,10 +111,10 @@ class MultiScaleDeformableAttention(nn.Module):
         level_start_index: Tensor,
         padding_mask: Tensor | None,
     ) -> Tensor:
-        """The projection of a weighted sum of tokens instead of the weighted sum of projections: (B, Q, C).
+        """Project the weighted sum of tokens instead of summing projected tokens -> (B, Q, C).
 
-        Every head is a query of its own that samples all channels. The bias of the projection counts as much as the
-        weights of the points that are on tokens without padding.
+        Each head becomes a separate query that samples all channels. The bias of the projection is scaled by the total
+        weight of the samples on tokens that are not padding.
         """
         batch, queries, channels = query.shape
         ones = tokens.new_ones(batch, tokens.shape[1], 1)

@@ -1,18 +1,18 @@
-"""Linear layer that takes the faster of torch's two matrix libraries on a CPU."""
+"""Linear layer that uses the faster of torch's two matrix libraries on a CPU."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 _MIN_WORK = 1 << 22
-"""Multiply-adds from which the detour costs nothing that could be noticed."""
+"""Smallest number of multiply-adds for which the overhead of the convolution is negligible."""
 
 
 class Linear(nn.Linear):
-    """`nn.Linear`; large inference on a CPU runs as a 1x1 convolution, by oneDNN instead of MKL.
+    """`nn.Linear`, which computes large products at inference on a CPU as a 1x1 convolution, in oneDNN instead of MKL.
 
-    On an AMD EPYC (AVX-512), where MKL does not use the wider instructions, that is 2.2 times faster, with the same
-    precision (float32 throughout).
+    On an AMD EPYC with AVX-512, which MKL does not use there, this is 2.2 times faster. The precision is the same:
+    float32 throughout.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -29,7 +29,7 @@ class Linear(nn.Linear):
             and x.dtype == self.weight.dtype == torch.float32
             and not torch.is_grad_enabled()
             and not torch.is_autocast_enabled("cpu")
-            and not torch.compiler.is_compiling()  # before the size is looked at: it may be symbolic
+            and not torch.compiler.is_compiling()  # checked before the size, which may be symbolic
             and not torch.jit.is_tracing()
             and x.numel() * self.out_features >= _MIN_WORK
         )

@@ -1,4 +1,4 @@
-"""The two kinds of multi-layer perceptron a detection transformer is made of."""
+"""The two kinds of multi-layer perceptron in a detection transformer."""
 
 from itertools import pairwise
 
@@ -10,7 +10,7 @@ from .linear import Linear
 from .module_list import TypedModuleList
 
 _ROWS = 2048
-"""Rows an FFN works on at a time at inference on a CPU, so that the hidden activations stay in its caches."""
+"""Rows that an FFN processes at a time at inference on a CPU, to keep hidden activations in the cache."""
 
 
 class MLP(nn.Module):
@@ -32,7 +32,7 @@ class FFN(nn.Module):
     """Position-wise feed-forward block without its residual: (..., embed_dim) -> (..., embed_dim).
 
     Args:
-        activation: between the linear layers; default ReLU. It may have parameters, as a PReLU.
+        activation: between the linear layers; default ReLU. It may have parameters, like a PReLU.
     """
 
     def __init__(self, embed_dim: int, hidden_dim: int, dropout: float = 0.0, activation: nn.Module | None = None):
@@ -58,6 +58,6 @@ class FFN(nn.Module):
         if self.activation is not None:
             hidden = self.activation(hidden)
         else:
-            # The output of a Linear is a view: if it was changed in place, autograd would copy its whole gradient.
+            # The output of a Linear is a view: if it were changed in place, autograd would copy its whole gradient.
             hidden = F.relu(hidden, inplace=not hidden.requires_grad)
         return self.linear2(self.dropout(hidden))

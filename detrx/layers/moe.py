@@ -1,4 +1,4 @@
-"""Feed-forward networks of several experts, of which each token passes through k."""
+"""Mixtures of experts: feed-forward networks in which each token passes through k of several experts."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ from .recompute import is_recomputing
 
 @dataclass
 class ExpertLoad:
-    """How the tokens of one call spread over the E experts.
+    """Distribution of the tokens of one call over the E experts.
 
     Attributes:
         counts: (E,) int64, assignments of each expert; they sum to tokens * k.
@@ -26,9 +26,9 @@ class ExpertLoad:
     mean_probability: Tensor
 
     def balancing_loss(self) -> Tensor:
-        """Load-balancing loss of the Switch Transformer, to be weighted and added: 1 for a uniform load, at most E.
+        """Load-balancing loss of the Switch Transformer, unweighted: 1 for a uniform load, at most E.
 
-        E times the sum over the experts of (share of the assignments) * (mean probability).
+        It is E times the sum over the experts of (share of the assignments) * (mean probability).
         """
         share = self.counts / self.counts.sum().clamp(min=1)
         return len(self.counts) * (share.to(self.mean_probability.dtype) * self.mean_probability).sum()
@@ -40,16 +40,16 @@ torch.export.register_dataclass(ExpertLoad, serialized_type_name="detrx.layers.E
 class MoEFFN(nn.Module):
     """`FFN` with `num_experts` pairs of linear layers: (..., embed_dim) -> (..., embed_dim), without its residual.
 
-    A gate, a linear layer, gives each token a logit per expert; the token's output is the sum of its `top_k` best
-    experts' outputs, weighted with their renormalised probabilities. Several gates may share the experts.
-    With one expert it is an `FFN`; with `top_k` = `num_experts` the dense mixture.
+    A gate, which is a linear layer, gives each token a logit per expert. The token's output is the sum of the outputs
+    of its `top_k` best experts, weighted with their renormalised probabilities. Several gates may share the experts.
+    With one expert it is an `FFN`, with `top_k` = `num_experts` a dense mixture.
 
     Args:
         embed_dim: channels of the tokens.
         hidden_dim: hidden channels of each expert.
         num_experts: at most 256.
         top_k: experts per token, 1 to 8, at most `num_experts`.
-        num_gates: gates over the same experts; with none, `mix` takes the logits from elsewhere.
+        num_gates: gates over the same experts; with 0, the logits are passed to `mix`.
         dropout: after the ReLU, as in `FFN`.
     """
 
@@ -78,7 +78,7 @@ class MoEFFN(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Each expert as an `FFN`: Xavier weights, biases uniform within 1 / sqrt(inputs)."""
+        """Initialise each expert like an `FFN`: Xavier weights, biases uniform within 1 / sqrt(inputs)."""
         for weight, bias in ((self.weight1, self.bias1), (self.weight2, self.bias2)):
             for expert in weight:
                 nn.init.xavier_uniform_(expert)
@@ -131,18 +131,18 @@ def flat_logits(logits: Tensor) -> Tensor:
 
 
 def expert_load(logits: Tensor, counts: Tensor, top_k: int) -> ExpertLoad:
-    """Of tokens with the logits (..., E), whose `top_k` assignments are counted in `counts` (E,)."""
-    # Divided by the number of tokens, at least 1; taken from the counts, as that of the shape may be symbolic.
+    """Load of tokens with the logits (..., E), whose `top_k` assignments are counted in `counts` (E,)."""
+    # The number of tokens (at least 1) is computed from the counts, because the one in the shape may be symbolic.
     mean_probability = top_k * flat_logits(logits).softmax(1).sum(0) / counts.sum().clamp(min=1)
     return ExpertLoad(counts, mean_probability)
 
 
 class Gate(Linear):
-    """A logit per expert for each token, (..., embed_dim) -> (..., num_experts), which keeps account of the load.
+    """Linear layer from tokens (..., embed_dim) to a logit per expert (..., num_experts), which records the load.
 
     Attributes:
-        load: that of the last forward pass in training, with its graph; recomputed passes do not count, and copies
-            start without. Whoever uses it sets it back to None.
+        load: of the last forward pass in training, with its graph. Recomputed passes are not recorded, and copies start
+            with None. Set it to None after use.
     """
 
     def __init__(self, embed_dim: int, num_experts: int, top_k: int):
@@ -156,7 +156,7 @@ class Gate(Linear):
             with torch.no_grad():
                 counts = moe_route(flat_logits(logits), self.top_k).counts
             load = expert_load(logits, counts, self.top_k)
-            if not is_recomputing():  # only now: a recomputed pass must save the tensors that the first one did
+            if not is_recomputing():  # checked here because a recomputed pass must save the same tensors as the first
                 self.load = load
         return logits
 
@@ -168,8 +168,8 @@ class MixtureFFN(nn.Module):
     """A mixture of experts where an `FFN` is expected: (..., embed_dim) -> (..., embed_dim), without its residual.
 
     Args:
-        embed_dim, hidden_dim, num_experts, top_k, dropout: see `MoEFFN`. A token passes through `top_k * hidden_dim`
-            hidden channels.
+        embed_dim, hidden_dim, num_experts, top_k, dropout: see `MoEFFN`. Each token uses `top_k * hidden_dim` hidden
+            channels.
     """
 
     def __init__(self, embed_dim: int, hidden_dim: int, num_experts: int = 8, top_k: int = 2, dropout: float = 0.0):
@@ -182,5 +182,5 @@ class MixtureFFN(nn.Module):
         self.gate.reset_parameters()
 
     def forward(self, x: Tensor, logits: Tensor | None = None) -> Tensor:
-        """`logits` (..., num_experts): those of other gates instead of its own."""
+        """`logits` (..., num_experts) of other gates are used instead of its own gate's, if given."""
         return self.experts.mix(x, self.gate(x) if logits is None else logits)[0]

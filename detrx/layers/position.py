@@ -15,7 +15,7 @@ def sine_embedding(coords: Tensor, num_feats: int, temperature: float = 10000.0)
     """Interleaved sine and cosine features of each coordinate.
 
     Args:
-        coords: (..., n), normalised coordinates; a full turn is 1.
+        coords: (..., n) normalised coordinates; 1 is a full turn of the first feature.
         num_feats: features per coordinate.
 
     Returns:
@@ -26,12 +26,12 @@ def sine_embedding(coords: Tensor, num_feats: int, temperature: float = 10000.0)
 
 
 class SinePositionEmbedding(nn.Module):
-    """2-d sine embedding of the unpadded part of a feature map: half the channels for y, then half for x.
+    """2-d sine embedding of the unpadded part of a feature map: the first half of the channels for y, the second for x.
 
     Args:
         num_feats: channels per axis, half the embedding width.
         temperature: base of the wavelengths.
-        offset: added to the 1-based row and column numbers before normalisation; -0.5 puts positions at cell centres.
+        offset: added to the 1-based row and column numbers before normalisation; -0.5 gives positions of cell centres.
     """
 
     def __init__(self, num_feats: int, temperature: float = 10000.0, offset: float = -0.5, eps: float = 1e-6):

@@ -14,20 +14,19 @@ _RECOMPUTING: ContextVar[bool] = ContextVar("recomputing", default=False)
 
 
 def is_recomputing() -> bool:
-    """Whether a layer is being run for the second time, by the backward pass. What a layer notes down about a step it
-    must not note then."""
+    """Whether the backward pass is running a layer again. A layer must not record anything about the step then."""
     return _RECOMPUTING.get()
 
 
 def run_layer(layer: nn.Module, *inputs: Any, recompute: bool) -> Any:
-    """`layer(*inputs)`; with `recompute` its activations are computed again in the backward pass, not kept.
+    """Return `layer(*inputs)`; with `recompute`, its activations are recomputed in the backward pass instead of kept.
 
-    Inputs may be dataclasses with tensors. The second run draws the same random numbers as the first one.
+    Inputs may be dataclasses with tensors. Both runs draw the same random numbers.
     """
     if not (recompute and torch.is_grad_enabled()):
         return layer(*inputs)
 
-    # `checkpoint` keeps the random state of those devices that its own arguments are on, and does not look into them.
+    # `checkpoint` saves the random state of the devices of its tensor arguments, but does not look into dataclasses.
     def run(_: Tensor, *inputs: Any) -> Any:
         return layer(*inputs)
 
@@ -39,7 +38,7 @@ def first_tensor(inputs: Sequence[Any]) -> Tensor:
     """The first tensor among the inputs of a layer, or in the dataclasses among them.
 
     Raises:
-        TypeError: there is none.
+        TypeError: there is no tensor.
     """
     for each in inputs:
         values = [getattr(each, field.name) for field in fields(each)] if is_dataclass(each) else [each]
@@ -50,7 +49,7 @@ def first_tensor(inputs: Sequence[Any]) -> Tensor:
 
 
 def _contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
-    """Of the first run, and of the second."""
+    """Contexts of the first and the second run."""
     return nullcontext(), _recomputing()
 
 

@@ -1,4 +1,4 @@
-"""Copies between host and device that wait as rarely as they can."""
+"""Copies between host and device that wait for the device as rarely as possible."""
 
 from collections.abc import Sequence
 
@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 def to_device(x: Tensor, device: torch.device) -> Tensor:
-    """`x` on a device. The host does not wait for the work that a GPU still has to do: it copies from pinned memory.
+    """Return `x` on a device, or `x` itself if it is already there.
 
-    Where `x` is on the device already, it is `x` itself.
+    The copy is made from pinned memory, so the host does not wait for the pending work of a GPU.
     """
     if device.type != "cuda" or x.device.type != "cpu" or torch.compiler.is_compiling():
         return x.to(device)
@@ -17,14 +17,14 @@ def to_device(x: Tensor, device: torch.device) -> Tensor:
 
 
 def to_host(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Tensors of one device on the host, without gradient: one copy for all of them, and so one wait.
+    """Return tensors of one device on the host, without gradient, with one copy and therefore one wait for all of them.
 
-    They share memory. Those that are on the host are returned as they are.
+    The results share memory. Tensors that are already on the host are returned unchanged.
     """
     away = [index for index, x in enumerate(tensors) if x.device.type != "cpu"]
     if not away:
         return list(tensors)
-    # Those of the largest elements first: then each begins where its dtype may begin.
+    # Sorted by descending element size, so that each piece is aligned for its dtype.
     away.sort(key=lambda index: -tensors[index].element_size())
     flat = [tensors[index].detach().flatten().view(torch.uint8) for index in away]
     pieces = torch.cat(flat).cpu().split([len(each) for each in flat])

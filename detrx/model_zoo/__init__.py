@@ -23,12 +23,12 @@ def get(
     """The model of a config, in evaluation mode.
 
     Args:
-        name: as for `get_config`.
-        weights: checkpoint to load (its averaged weights, if it has any); None: random weights.
+        name: name of the config, see `get_config`.
+        weights: checkpoint to load (averaged weights are used if it has any); None: random weights.
         device: "cpu", "cuda", ...; "auto": a GPU if there is one.
-        pretrained_backbone: without `weights`, whether the backbone loads those that its config names, which needs the
-            network or a filled cache.
-        overrides: `key=value` changes to the config.
+        pretrained_backbone: without `weights`, load the backbone weights that the config names; this needs a network or
+            a filled cache.
+        overrides: `key=value` overrides of the config.
 
     Raises:
         FileNotFoundError: there is no such config.

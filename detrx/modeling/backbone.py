@@ -1,4 +1,4 @@
-"""Backbones: any timm model that can return feature maps, under one face."""
+"""Backbones: a common interface to all timm models that can return feature maps."""
 
 import difflib
 import logging
@@ -22,28 +22,28 @@ logger = logging.getLogger(__name__)
 class TimmBackbone(nn.Module):
     """Feature maps of a timm model by Detectron2's stage names.
 
-    Stages are named by their stride: "stem" (2), "res2" (4), "res3" (8), "res4" (16), "res5" (32). One that keeps the
-    stride of the stage before it takes the next number: in a DC5 ResNet, `model_args={"output_stride": 16}`, "res5" has
-    stride 16. Images may have any size; models that are built for one size take others where timm can do that.
+    Stages are named by their stride: "stem" (2), "res2" (4), "res3" (8), "res4" (16), "res5" (32). A stage that keeps
+    the stride of the previous one takes the next number: in a DC5 ResNet (`model_args={"output_stride": 16}`), "res5"
+    has stride 16. Images may have any size; models for a fixed size accept other sizes if timm supports that.
 
     Args:
         name: timm model name, with or without the tag of its weights, e.g. "resnet50.tv_in1k".
         out_features: stages to return.
-        pretrained: load timm's weights (needs the network or a filled cache).
+        pretrained: load timm's weights (needs a network or a filled cache).
         checkpoint_path: load the weights from this .pth or .safetensors file instead; see `load`.
-        freeze_at: stages without gradient, and without training of batch norm: 0 none, 1 the stem (with embeddings of
-            patches and positions), 2 also res2, ... (Detectron2's meaning).
-        frozen_batch_norm: use the stored statistics and affine parameters of batch norm, untrained.
-        norm_features: add a layer norm over the channels of each returned map, as detectors on Swin and ConvNeXt do.
-        activation_checkpointing: keep less for the backward pass and compute it again.
+        freeze_at: number of frozen stages, as in Detectron2: 0 none, 1 the stem (including patch and position
+            embeddings), 2 also res2, ... Frozen stages have no gradients, and their batch norm is not trained.
+        frozen_batch_norm: use the stored statistics and affine parameters of batch norm, without training them.
+        norm_features: add a LayerNorm over the channels of each returned map, as detectors with Swin and ConvNeXt do.
+        activation_checkpointing: recompute activations in the backward pass to save memory.
         model_args: further arguments of the timm model, e.g. `drop_path_rate`.
 
     Attributes:
-        out_features, out_channels, out_strides: of the returned maps, finest first.
+        out_features, out_channels, out_strides: names, channels and strides of the returned maps, finest first.
 
     Raises:
-        OSError: pretrained weights are not to be had, or there is no file at `checkpoint_path`.
-        ValueError: timm has no such model, the model has no such stage or arguments, or the weights do not fit.
+        OSError: pretrained weights cannot be loaded, or there is no file at `checkpoint_path`.
+        ValueError: timm has no such model, the model has no such stage or argument, or the weights do not fit.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class TimmBackbone(nn.Module):
             self.freeze(freeze_at)
         if activation_checkpointing:
             self.checkpoint_activations()
-        # Convolutions are much faster so, on CPUs and on GPUs.
+        # For faster convolutions.
         self.body.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch declares it for tensors only
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
@@ -107,29 +107,29 @@ class TimmBackbone(nn.Module):
         return features
 
     def own_names(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Weights of a backbone, named as by timm or anyone whom `to_timm` knows, under the names of this module.
+        """Rename the weights of a backbone, in any naming that `to_timm` recognises, to the names of this module.
 
-        What this module does not have keeps its name.
+        Weights that this module does not have keep their names.
         """
         from detrx.checkpoint.backbones import to_timm
 
         expected = self.state_dict().keys()
         renamed = {}
         for key, value in to_timm(weights).items():
-            # timm joins the first two parts of some names, and puts some models one level deeper.
+            # timm joins the first two parts of some names, and nests some models one level deeper.
             forms = (key, key.replace(".", "_", 1), f"model.{key}", f"body.{key}")
             known = [f"body.{form}" for form in forms if f"body.{form}" in expected]
             renamed[known[0] if known else key] = value
         return renamed
 
     def load(self, path: str) -> None:
-        """Load the backbone's weights from a file in any naming that `to_timm` knows, or from those of a detector.
+        """Load the weights from a file of a backbone, in any naming that `to_timm` recognises, or of a whole detector.
 
-        Weights that this model has no place for, such as a classifier, are ignored.
+        Weights that this model does not have, such as a classifier's, are ignored.
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: it cannot be read safely, weights are missing, or shapes differ; lists them.
+            ValueError: it cannot be read safely, weights are missing, or shapes differ; the message lists them.
         """
         from timm.models import load_state_dict
 
@@ -157,16 +157,18 @@ class TimmBackbone(nn.Module):
         if missing or wrong:
             problems = [f"{key} is missing" for key in missing] + wrong
             raise InvalidInputError(
-                f"{path} does not hold the weights of timm model {self.name!r}; of {len(expected)}:\n  "
-                + "\n  ".join(problems)
+                f"{path} does not hold the weights of timm model {self.name!r}; {len(problems)} of {len(expected)} "
+                "tensors do not fit:\n  " + "\n  ".join(problems)
             )
         unused = [key for key in found if key not in expected] + list(rest)
         if unused:
-            logger.info("%s: %d weights are not part of the backbone, e.g. %s", path, len(unused), unused[0])
+            logger.info(
+                "%s: ignored %d weights that are not part of the backbone, e.g. %s", path, len(unused), unused[0]
+            )
         self.load_state_dict({key: found[key] for key in expected if key in found}, strict=False)
 
     def freeze(self, freeze_at: int) -> None:
-        """Stop gradients and batch norm training of the first `freeze_at` stages."""
+        """Disable gradients and batch norm training in the first `freeze_at` stages."""
         from .batch_norm import freeze_batch_norm
 
         for name, number in self._stage_of_modules().items():
@@ -179,9 +181,9 @@ class TimmBackbone(nn.Module):
                 self.body.set_submodule(name, freeze_batch_norm(module))
 
     def _stage_of_modules(self) -> dict[str, int]:
-        """Names of the body's modules with the number of the stage that they are part of: 1 the stem, 2 res2, ...
+        """Map the names of the body's modules to the number of their stage: 1 the stem, 2 res2, ...
 
-        As timm does, takes for granted that modules are registered in the order in which they run.
+        Like timm, this assumes that modules are registered in the order in which they run.
         """
         order = [name for name, _ in self.body.named_modules()]
         features = feature_info(self.body)
@@ -205,10 +207,10 @@ class TimmBackbone(nn.Module):
         return result
 
     def checkpoint_activations(self) -> None:
-        """Recompute activations in the backward pass: block by block, or stage by stage where timm has only that.
+        """Recompute activations in the backward pass, by block, or by stage if timm supports only that.
 
         Raises:
-            ValueError: the timm model cannot.
+            ValueError: the timm model does not support it.
         """
         able = [module for module in self.body.modules() if "grad_checkpointing" in vars(module)]
         if not able:
@@ -218,7 +220,7 @@ class TimmBackbone(nn.Module):
 
 
 def stage_numbers(strides: Sequence[int]) -> list[int]:
-    """Detectron2's stage numbers, from 1 for the stem, of stages with these strides."""
+    """Detectron2's stage numbers (1 is the stem) for stages with these strides."""
     numbers: list[int] = []
     for stride in strides:
         numbers.append(max(round(math.log2(stride)), *(number + 1 for number in numbers[-1:]), 0))
@@ -226,12 +228,12 @@ def stage_numbers(strides: Sequence[int]) -> list[int]:
 
 
 def stage_names(strides: Sequence[int]) -> list[str]:
-    """ "stem", "res2", ... for stages with these strides."""
+    """Stage names "stem", "res2", ... for stages with these strides."""
     return ["stem" if number == 1 else f"res{number}" for number in stage_numbers(strides)]
 
 
 def accept_any_size(name: str, model_args: dict[str, Any]) -> dict[str, Any]:
-    """`model_args`, with what else makes a timm model take images of any size.
+    """Add arguments to `model_args` that make a timm model accept images of any size.
 
     Raises:
         ValueError: timm has no model of this name.
@@ -255,7 +257,8 @@ def accept_any_size(name: str, model_args: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_strides(name: str, model_args: dict[str, Any]) -> list[int]:
-    """Strides of all stages of a timm model. Removes `dynamic_img_size` from `model_args` if it knows no such thing.
+    """Strides of all stages of a timm model. Removes `dynamic_img_size` from `model_args` if the model has no such
+    argument.
 
     Raises:
         ValueError: the model cannot be built with these arguments, or returns no feature maps.
@@ -299,7 +302,7 @@ def create_body(name: str, pretrained: bool, indices: list[int], model_args: dic
             "without a network, set pretrained=False and checkpoint_path to a local file"
         ) from error
     for module in body.modules():
-        if hasattr(module, "dynamic_img_pad"):  # patch embeddings; else they want multiples of the patch size
+        if hasattr(module, "dynamic_img_pad"):  # patch embeddings, which otherwise need multiples of the patch size
             module.dynamic_img_pad = True  # type: ignore[assignment]  # torch declares tensors and modules only
     pad_before_shift(body)
     return body

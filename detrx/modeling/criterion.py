@@ -1,4 +1,4 @@
-"""Supervision as data: which predictions are compared with the ground truth, by which assignment and losses."""
+"""Supervision as data: the predictions to supervise, their assignment to the ground truth, and the losses."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ class Supervision:
 
     Args:
         group: name of the predictions: "main", "encoder", or the group of a method.
-        assigner: pairs predictions with ground truth, for every layer by itself.
-        losses: what is summed over these pairs.
-        suffix: in the names of the losses, beside the number of the layer.
-        numbering: where that number stands: "before" the suffix or "after" it, but not for the last layer; or "all",
-            after it and for the last layer, too.
-        layers: first and behind-the-last layer that is supervised, as in a slice: (None, -1) is all but the last,
-            (-1, None) the last. Other layers may have a supervision of their own.
-        class_agnostic: all ground truth is of class 0 ("an object").
+        assigner: pairs predictions with ground truth, separately for every layer.
+        losses: losses of these pairs.
+        suffix: suffix of the loss names, in addition to the number of the layer.
+        numbering: position of the layer number in the name: "before" or "after" the suffix, both without a number for
+            the last layer; or "all", after the suffix, also for the last layer.
+        layers: slice of the supervised layers: (None, -1) is all but the last, (-1, None) the last. Other layers may
+            have another supervision.
+        class_agnostic: set all ground-truth classes to 0 ("object").
         weight: factor of all losses.
-        repeats: how often a ground-truth box counts where losses are divided by the number of boxes: as often as the
-            assigner gives it away, for the loss of a query to be as large as under one-to-one assignment.
+        repeats: factor of the number of boxes by which losses are divided. Use the number of queries that the assigner
+            gives to each box, so that the loss per query is as large as with one-to-one assignment.
     """
 
     NUMBERING = ("before", "after", "all")
@@ -63,24 +63,25 @@ class Supervision:
         self.repeats = repeats
 
     def replace(self, **attributes: object) -> Supervision:
-        """A copy with other attributes."""
+        """A copy with some attributes changed."""
         changed = copy.copy(self)
         vars(changed).update(attributes)
         return changed
 
     def numbers(self, num_layers: int) -> range:
-        """The supervised ones of `num_layers` layers."""
+        """Indices of the supervised layers, of `num_layers` layers."""
         return range(num_layers)[self.layers]
 
     def split(self, layer: int, num_layers: int) -> tuple[list[Supervision], list[Supervision]]:
-        """The same for the layers before `layer` and for the others, of `num_layers`; an empty list for no layers."""
+        """Split into supervisions of the layers before `layer` and of the other ones, of `num_layers`. A list is empty
+        if it would have no layers."""
         first, stop, _ = self.layers.indices(num_layers)
         before, after = slice(first, min(stop, layer)), slice(max(first, layer), stop)
         parts = [[self.replace(layers=part)] if part.start < part.stop else [] for part in (before, after)]
         return parts[0], parts[1]
 
     def select(self, predictions: Predictions) -> Predictions:
-        """Those of the supervised layers."""
+        """The predictions of the supervised layers."""
         return predictions.of_layers(self.layers)
 
     def name(self, loss: Loss, layer: int, num_layers: int) -> str:
@@ -89,10 +90,10 @@ class Supervision:
 
 
 class Criterion:
-    """Computes all losses of a training step; all layers of a group at once, and one assignment call for all groups.
+    """Computes all losses of a training step: all layers of a group at once, with one assignment call for all groups.
 
-    Losses are divided by the number of ground-truth boxes in the batch (times `repeats` of the supervision), averaged
-    over processes, at least 1, unless they are means already.
+    Losses are divided by the number of ground-truth boxes in the batch, averaged over processes, times `repeats` of the
+    supervision, and at least 1. Losses that are already means are not divided.
     """
 
     def __init__(self, supervisions: Sequence[Supervision]):
@@ -104,13 +105,13 @@ class Criterion:
         """
         Args:
             predictions: by group name.
-            supervisions: those of this step, where methods add to the criterion's own or change them.
+            supervisions: supervisions of this step (default: the criterion's own); methods may add or change some.
 
         Returns:
-            weighted scalar losses; their plain sum is what is minimised.
+            weighted scalar losses; training minimises their sum.
 
         Raises:
-            ValueError: two supervisions give a loss of the same name.
+            ValueError: two supervisions have a loss of the same name.
         """
         supervisions = self.supervisions if supervisions is None else supervisions
         assignments = self.assign(predictions, targets, supervisions)
@@ -127,19 +128,22 @@ class Criterion:
                 for layer, value in zip(supervision.numbers(num_layers), values.unbind(), strict=True):
                     name = supervision.name(loss, layer, num_layers)
                     if name in losses:
-                        raise InvalidInputError(f"two supervisions give a loss {name!r}; one needs another suffix")
+                        raise InvalidInputError(
+                            f"two supervisions give a loss {name!r}: set a different suffix for one of them"
+                        )
                     losses[name] = value
         return losses
 
     def assign(
         self, predictions: dict[str, Predictions], targets: Targets, supervisions: Sequence[Supervision] | None = None
     ) -> list[Assignment]:
-        """The pairs of each supervision, by default of the criterion's own; layers count from its first one."""
+        """The pairs of each supervision (default: the criterion's own). Layer indices start at its first layer."""
         supervisions = self.supervisions if supervisions is None else supervisions
         for supervision in supervisions:
             if supervision.group not in predictions:
                 raise UnknownNameError(
-                    f"supervision of group {supervision.group!r}, but the model predicts for {sorted(predictions)}"
+                    f"supervision of group {supervision.group!r}, but the model has predictions for "
+                    f"{sorted(predictions)} only"
                 )
         return assign_all([(s.assigner, s.select(predictions[s.group]), self.truth(s, targets)) for s in supervisions])
 
@@ -147,7 +151,7 @@ class Criterion:
         """The supervision of the last layer of a group.
 
         Raises:
-            ValueError: there is none.
+            ValueError: the last layer is not supervised.
         """
         for supervision in self.supervisions:
             if supervision.group == group and supervision.layers.stop is None:

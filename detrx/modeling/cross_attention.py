@@ -1,4 +1,4 @@
-"""Cross-attentions of the decoder: what the queries read from the memory."""
+"""Cross-attentions of the decoder, from the queries to the encoded tokens."""
 
 from typing import TypeAlias
 
@@ -13,7 +13,7 @@ from .tokens import MultiScaleTokens
 
 
 class DeformableCrossAttention(MultiScaleDeformableAttention):
-    """Every query samples points around its reference (Deformable DETR, arXiv 2010.04159)."""
+    """Each query samples points around its reference (Deformable DETR, arXiv 2010.04159)."""
 
     def forward(self, queries: Queries, memory: MultiScaleTokens) -> Tensor:  # type: ignore[override]  # as a decoder calls it
         """-> (B, N, C)"""
@@ -28,7 +28,7 @@ class DeformableCrossAttention(MultiScaleDeformableAttention):
 
 
 class DenseCrossAttention(MultiheadAttention):
-    """Every query attends to all tokens, with positions added to content (DETR, arXiv 2005.12872).
+    """Each query attends to all tokens; positions are added to contents (DETR, arXiv 2005.12872).
 
     Args:
         mask_padding: do not attend to padding.
@@ -47,14 +47,14 @@ class DenseCrossAttention(MultiheadAttention):
 
 
 class ConditionalCrossAttention(Attention):
-    """Every query attends to all tokens, by content and by place (Conditional DETR, arXiv 2108.06152).
+    """Each query attends to all tokens, by content and by place (Conditional DETR, arXiv 2108.06152).
 
-    Each head compares the contents of query and token and, in other channels, the sine embeddings of their places.
+    Each head compares the contents of query and token and, in separate channels, the sine embeddings of their places.
 
     Args:
-        add_pos: also add the positions of queries and tokens to their content; in the first layer, where queries have
-            no content yet.
-        mask_padding: do not attend to padding. The implementation in detrex attends to it.
+        add_pos: also add the projected positions of queries and tokens to their contents. This is for the first layer,
+            where queries have no content yet.
+        mask_padding: do not attend to padding. The implementation in detrex does attend to it.
     """
 
     def __init__(

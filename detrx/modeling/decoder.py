@@ -1,4 +1,4 @@
-"""The decoder: all query groups, layer by layer, with one call of every component that groups share."""
+"""The decoder: runs all query groups through its layers, and calls components that groups share only once."""
 
 import copy
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from .tokens import MultiScaleTokens
 
 
 class DecoderLayer(nn.Module):
-    """Self-attention, cross-attention and FFN, each with residual, dropout and LayerNorm after it.
+    """Self-attention, cross-attention and FFN, each followed by dropout, residual and LayerNorm.
 
     Args:
         cross_attn: `Queries` of N queries and the memory -> (B, N, C).
@@ -53,9 +53,9 @@ class DecoderLayer(nn.Module):
     def forward(self, queries: Queries, memory: MultiScaleTokens, layout: QueryLayout, index: int) -> Tensor:
         """
         Args:
-            queries: those of all groups, N together.
-            layout: where the groups lie in N.
-            index: which layer this is, for groups with components of their own.
+            queries: of all groups, N in total.
+            layout: which of the N queries belong to which group.
+            index: number of this layer, for groups with components of their own.
 
         Returns:
             (B, N, C) new content.
@@ -82,7 +82,7 @@ class DecoderLayer(nn.Module):
         return self.norm3(x + self.dropout(self.feed_forward(x, layout, index)))
 
     def feed_forward(self, x: Tensor, layout: QueryLayout, index: int) -> Tensor:
-        """FFN of each group. Groups with different gates of one mixture of experts go through the experts together."""
+        """FFN of each group. Groups that share a mixture of experts go through it in one call, whatever their gates."""
         out = []
         for ffn, slices, part in portions(x, layout.by_component("ffn", index, self.ffn)):
             own_gate = getattr(ffn, "gate", None)
@@ -95,9 +95,10 @@ class DecoderLayer(nn.Module):
         return put(out)
 
     def attend_queries(self, x: Tensor, pos: Tensor, layout: QueryLayout, index: int) -> Tensor:
-        """Self-attention of each group over the keys it sees: projections once, blocked pairs never computed.
+        """Self-attention of each group over the keys it sees.
 
-        A group reads the keys of the groups it sees as its own module projects them.
+        Each attention module projects all its queries at once, and pairs in groups that do not see each other are not
+        computed. A group's own module also projects the keys of the other groups that it sees.
         """
         out = []
         for attn, slices in layout.by_component("self_attn", index, self.self_attn):
@@ -126,14 +127,16 @@ class Decoder(nn.Module):
     Args:
         layer: copied `num_layers` times, each copy with its own initialisation.
         heads: class and box heads of the layers.
-        first_layer: stands for the first copy, where the first layer is built differently.
+        first_layer: replaces the first copy, for detectors whose first layer is different.
         position: called before every layer as `position(queries, index, memory)`; returns the queries with a new `pos`,
             `sine` or both. None: every layer uses the `pos` of the query groups.
-        norm: between a layer's output and the heads. References are refined from the output without it, as published.
-        refine_boxes: every layer starts from the boxes of the one before it (iterative box refinement), detached.
-        look_forward_twice: the box loss of a layer also reaches the box head of the layer before it (DINO).
-        inverse_sigmoid_eps: clamp of the references before their logit is taken.
-        activation_checkpointing: keep no activations inside of layers for the backward pass, compute them again.
+        norm: applied to a layer's output before the heads. References are refined from the output without it, as in
+            the published implementations.
+        refine_boxes: the references of a layer are the detached boxes of the layer before (iterative box refinement).
+        look_forward_twice: the gradient of a layer's box loss also reaches the box head of the layer before (DINO).
+        inverse_sigmoid_eps: references are clamped to this distance from 0 and 1 before their logit is taken.
+        activation_checkpointing: recompute the activations inside of layers in the backward pass instead of keeping
+            them.
     """
 
     def __init__(
@@ -167,7 +170,7 @@ class Decoder(nn.Module):
         self.activation_checkpointing = activation_checkpointing
 
     def forward(self, groups: Sequence[QueryGroup], memory: MultiScaleTokens) -> dict[str, Predictions]:
-        """Predictions of every layer for every group, by the name of the group."""
+        """Predictions of all layers for each group, by the name of the group."""
         layout = QueryLayout(groups)
         queries = layout.queries()
         base = queries.reference
@@ -198,7 +201,7 @@ class Decoder(nn.Module):
     def shift(self, reference: Tensor | None, delta: Tensor) -> Tensor:
         """Move points (..., 2) or boxes (..., 4) in [0, 1] by `delta` (..., 4) in logit space -> boxes (..., 4).
 
-        Without a reference `delta` is the logit of the box.
+        If there is no reference, `delta` is the logit of the box.
         """
         if reference is None:
             return delta.float().sigmoid()

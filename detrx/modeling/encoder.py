@@ -1,4 +1,4 @@
-"""Encoders: the tokens of an image look at each other."""
+"""Encoders: self-attention between the tokens of an image."""
 
 import copy
 from abc import ABC, abstractmethod
@@ -13,7 +13,7 @@ from .tokens import MultiScaleTokens
 
 
 class EncoderLayer(nn.Module, ABC):
-    """Self-attention and FFN, each with residual, dropout and LayerNorm after it."""
+    """Self-attention and FFN, each followed by dropout, residual and LayerNorm."""
 
     self_attn: MultiScaleDeformableAttention | MultiheadAttention
 
@@ -39,7 +39,7 @@ class EncoderLayer(nn.Module, ABC):
 
     @abstractmethod
     def attend(self, memory: MultiScaleTokens, where: Tensor) -> Tensor:
-        """What each token reads from the others, (B, S, C); `where` is what the kind of attention calls its place."""
+        """Self-attention of the tokens -> (B, S, C); `where` are their places, in the form the subclass needs."""
 
     def forward(self, memory: MultiScaleTokens, where: Tensor) -> MultiScaleTokens:
         x = self.norm1(memory.tokens + self.dropout(self.attend(memory, where)))
@@ -54,7 +54,7 @@ Layer = TypeVar("Layer", bound=EncoderLayer)
 
 
 class DeformableEncoderLayer(EncoderLayer):
-    """Tokens sample points around themselves (Deformable DETR, arXiv 2010.04159)."""
+    """Each token samples points around itself (Deformable DETR, arXiv 2010.04159)."""
 
     self_attn: MultiScaleDeformableAttention
 
@@ -62,7 +62,7 @@ class DeformableEncoderLayer(EncoderLayer):
         super().__init__(self_attn, ffn, embed_dim, dropout)
 
     def attend(self, memory: MultiScaleTokens, where: Tensor) -> Tensor:
-        """`where` is (B, S, L, 2): the point around which each token looks, on each level."""
+        """`where` is (B, S, L, 2): the reference point of each token, on each level."""
         return self.self_attn(
             memory.tokens + memory.pos,
             where,
@@ -74,7 +74,7 @@ class DeformableEncoderLayer(EncoderLayer):
 
 
 class TransformerEncoderLayer(EncoderLayer):
-    """Tokens attend to all tokens but the padding (DETR, arXiv 2005.12872)."""
+    """Each token attends to all tokens except padding (DETR, arXiv 2005.12872)."""
 
     self_attn: MultiheadAttention
 
@@ -91,7 +91,8 @@ class DeformableEncoder(nn.Module):
     """`num_layers` copies of `layer`, each with its own initialisation.
 
     Args:
-        activation_checkpointing: keep no activations inside of layers for the backward pass, compute them again.
+        activation_checkpointing: recompute the activations inside of layers in the backward pass instead of keeping
+            them.
     """
 
     def __init__(self, layer: DeformableEncoderLayer, num_layers: int, activation_checkpointing: bool = False):
@@ -111,9 +112,10 @@ class TransformerEncoder(nn.Module):
     """`num_layers` copies of `layer`, each with its own initialisation.
 
     Args:
-        pos_scale: maps tokens (B, S, C) to factors (B, S, C) of their position embedding, before every layer; None: the
-            same positions in all layers.
-        activation_checkpointing: keep no activations inside of layers for the backward pass, compute them again.
+        pos_scale: maps tokens (B, S, C) to factors (B, S, C) of their position embedding, before every layer; None: all
+            layers use the same positions.
+        activation_checkpointing: recompute the activations inside of layers in the backward pass instead of keeping
+            them.
     """
 
     def __init__(
@@ -138,7 +140,7 @@ class TransformerEncoder(nn.Module):
 
 
 def copies(layer: Layer, count: int) -> "TypedModuleList[Layer]":
-    """`count` copies of a layer, each initialised anew."""
+    """`count` copies of a layer, each with its own initialisation."""
     layers = TypedModuleList(copy.deepcopy(layer) for _ in range(count))
     for each in layers:
         each.reset_parameters()

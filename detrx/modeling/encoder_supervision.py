@@ -1,4 +1,4 @@
-"""Supervision of the encoder in detectors whose queries do not come from it."""
+"""Supervision of the encoder in one-stage detectors."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 
 class EncoderSupervision(Method):
-    """In training every token proposes a box around itself, as in two-stage detectors, and is supervised for it.
+    """In training, every token proposes a box around itself, as in two-stage detectors. The proposals are supervised.
 
-    Attention to all tokens teaches a backbone that starts from random weights very slowly; this teaches it directly.
+    This gives the backbone a direct training signal, in addition to the one through attention to all tokens.
 
     Args:
-        proposals: the heads; what they propose becomes no query.
-        supervision: of the proposals; its `group` is their name.
+        proposals: heads that predict the proposals; these do not become queries.
+        supervision: supervision of the proposals; its `group` is their name.
     """
 
     def __init__(self, proposals: EncoderProposals, supervision: Supervision):
@@ -33,7 +33,8 @@ class EncoderSupervision(Method):
     def attach(self, model: DetectionTransformer) -> None:
         if isinstance(model.query_source, EncoderProposals):
             raise InvalidInputError(
-                "EncoderSupervision is for detectors without EncoderProposals; theirs are supervised by the criterion"
+                "EncoderSupervision is for detectors without EncoderProposals; in this detector, the criterion already "
+                "supervises the encoder's proposals"
             )
 
     def branches(self, step: Step) -> list[Branch]:

@@ -8,7 +8,7 @@ from detrx.layers import MLP, Linear
 from detrx.layers.module_list import TypedModuleList
 
 PRIOR_PROBABILITY = 0.01
-"""Score of every class before training (focal loss, arXiv 1708.02002, section 3.3)."""
+"""Initial score of every class (focal loss, arXiv 1708.02002, section 3.3)."""
 
 
 def class_head(embed_dim: int, num_classes: int) -> nn.Linear:
@@ -18,7 +18,7 @@ def class_head(embed_dim: int, num_classes: int) -> nn.Linear:
 
 
 def box_head(embed_dim: int, initial_size_logit: float = 0.0) -> MLP:
-    """Three layers that at first move nothing; `initial_size_logit` is the first output for width and height."""
+    """Three layers whose initial output is 0 for the centre and `initial_size_logit` for width and height."""
     head = MLP(embed_dim, embed_dim, 4, 3)
     nn.init.zeros_(head.layers[-1].weight)
     nn.init.zeros_(head.layers[-1].bias)
@@ -32,9 +32,10 @@ class PredictionHeads(nn.Module):
     Args:
         num_layers: decoder layers.
         shared: all layers use the same heads.
-        initial_size_logit: first width and height logit of the first layer's box head, relative to its reference; -2
-            where references are points (boxes start at sigmoid(-2) = 0.12 of the image), 0 where they are boxes.
-        no_object: a last class logit means "no object", for a softmax; else each class has a sigmoid.
+        initial_size_logit: initial width and height logit of the first layer's box head, relative to the reference: -2
+            if references are points (boxes start at sigmoid(-2) = 0.12 of the image), 0 if they are boxes.
+        no_object: add a last class logit for "no object", for a softmax over classes. Otherwise each class has a
+            sigmoid.
     """
 
     def __init__(
@@ -65,5 +66,5 @@ class PredictionHeads(nn.Module):
         return self.box_heads[layer % len(self.box_heads)](x)
 
     def quality(self, x: Tensor, layer: int) -> Tensor | None:
-        """(B, N, C) -> `Predictions.quality` (B, N, K) of a layer; these heads have none."""
+        """(B, N, C) -> `Predictions.quality` (B, N, K) of a layer, or None; these heads do not predict it."""
         return None

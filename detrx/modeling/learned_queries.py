@@ -17,8 +17,8 @@ class PositionQueries(QuerySource):
     """Learned positions without content (DETR, arXiv 2005.12872).
 
     Args:
-        reference_points: read a reference point (xy) off each position (Conditional DETR, arXiv 2108.06152).
-        content: makes the content of the main queries, which otherwise is zero.
+        reference_points: predict a reference point (xy) from each position (Conditional DETR, arXiv 2108.06152).
+        content: computes the content of the main queries (default: zero).
     """
 
     def __init__(
@@ -56,9 +56,9 @@ class PositionQueries(QuerySource):
 
 
 class LabelEmbedding(nn.Module):
-    """Content of queries that carry a label: an embedding, and a last channel that tells given labels from none.
+    """Content of queries with a label: an embedding, and a last channel that is 1 for given labels, otherwise 0.
 
-    The `num_classes` labels are followed by one for "no object".
+    Label `num_classes` means "no object".
     """
 
     def __init__(self, num_classes: int, embed_dim: int):
@@ -78,13 +78,13 @@ class LabelEmbedding(nn.Module):
 
 
 class AnchorQueries(QuerySource):
-    """Learned anchor boxes (DAB-DETR, arXiv 2201.12329); queries have no content, or one that all anchors share.
+    """Learned anchor boxes (DAB-DETR, arXiv 2201.12329). Their content is zero or shared by all anchors.
 
     Args:
-        freeze_centres: leave the centres, which are spread at random over the image, as they are.
-        num_patterns: learned contents; there is a query for every pair of anchor and pattern (Anchor DETR).
+        freeze_centres: do not train the centres, which are initialised at random over the image.
+        num_patterns: number of learned contents; each pair of anchor and pattern is a query (Anchor DETR).
         label_embedding: queries start as "no object" of this embedding (DN-DETR).
-        content: makes the content of the main queries instead.
+        content: computes the content of the main queries instead.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class AnchorQueries(QuerySource):
         if content is not None:
             if num_patterns:
                 raise InvalidInputError(
-                    f"num_patterns is {num_patterns}, but a content is given: patterns would be unused"
+                    f"num_patterns is {num_patterns}, but a content is given, which would leave the patterns unused"
                 )
             content.check(num_queries)
         if num_patterns and label_embedding is not None:
@@ -123,7 +123,7 @@ class AnchorQueries(QuerySource):
     def groups(
         self, memory: MultiScaleTokens, further: Sequence[QueryRows] = ()
     ) -> tuple[list[QueryGroup], dict[str, Predictions]]:
-        """The queries of a group are in order of pattern."""
+        """See `QuerySource`. The queries of a group are ordered by pattern."""
         all_rows: list[AnchorQueries | QueryRows] = [self, *further]
         return [self.group(memory, rows) for rows in all_rows], {}
 

@@ -1,4 +1,4 @@
-"""Which prediction answers for which ground truth: costs, the Hungarian matcher, and top-k assignment."""
+"""Assignment of predictions to ground truth: costs, the Hungarian matcher, and top-k assignment."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .targets import Targets
 
 @dataclass(frozen=True)
 class Assignment:
-    """M pairs of prediction and ground truth: index tensors (M,) into layers T, images B, queries N and boxes G."""
+    """M pairs of prediction and ground truth, as index tensors (M,) into layers T, images B, queries N and boxes G."""
 
     layer: Tensor
     image: Tensor
@@ -30,11 +30,11 @@ class Assignment:
 
 @dataclass(frozen=True)
 class MatchingCost:
-    """Weighted sum of focal class cost, L1 of cxcywh and -GIoU (Deformable DETR's matching cost).
+    """Weighted sum of focal class cost, L1 distance of cxcywh and -GIoU (Deformable DETR's matching cost).
 
     Args:
         class_weight, l1_weight, giou_weight: weights of the three terms; a term of weight 0 is not computed.
-        alpha, gamma: of the focal cost.
+        alpha, gamma: parameters of the focal cost.
     """
 
     class_weight: float = 2.0
@@ -67,19 +67,19 @@ class MatchingCost:
 
 
 class Assigner(ABC):
-    """Pairs predictions with ground truth in two steps, so that a training step waits for the device once.
+    """Pairs predictions with ground truth in two steps, so that a training step waits for the device only once.
 
-    An assigner that needs the host returns its costs from `host_cost` and reads them in `solve`. One that works on the
-    device, and does not know how many pairs there will be, returns them from `choose`; their number goes to the host
-    with the costs of the others. Another one returns None from both, and does its work in `assign`.
+    An assigner that works on the host returns its costs from `host_cost` and receives them in `solve`. An assigner that
+    works on the device, with an unknown number of pairs, returns a mask from `choose`; the number of pairs is copied to
+    the host together with the costs of the others. Any other assigner returns None from both and implements `assign`.
     """
 
     def host_cost(self, predictions: Predictions, targets: Targets) -> Tensor | None:
-        """(T, B, N, G) costs that `solve` needs on the host, or None."""
+        """Costs (T, B, N, G) that `solve` needs on the host, or None."""
         return None
 
     def solve(self, cost: np.ndarray, targets: Targets) -> np.ndarray:
-        """(T, B, N, G) costs on the host -> (M, 4) int64 rows of layer, image, query, truth."""
+        """Costs (T, B, N, G) on the host -> (M, 4) int64 rows of layer, image, query, truth."""
         raise NotImplementedError
 
     def choose(self, predictions: Predictions, targets: Targets) -> Tensor | None:
@@ -93,7 +93,7 @@ class Assigner(ABC):
 
 @dataclass(frozen=True)
 class MatchingQuality:
-    """score_weight * (score of the class of the ground truth) + iou_weight * IoU, of every pair."""
+    """score_weight * (score of the ground truth's class) + iou_weight * IoU, for every pair."""
 
     score_weight: float = 0.3
     iou_weight: float = 0.7
@@ -108,14 +108,14 @@ class MatchingQuality:
 
 
 class HungarianMatcher(Assigner):
-    """Assignment of least total cost, for each layer and image by itself (DETR, arXiv 2005.12872).
+    """Assignment of minimal total cost, separately for each layer and image (DETR, arXiv 2005.12872).
 
     Args:
-        copies: predictions that each ground truth takes; 1 is one-to-one.
-        max_share: at most this part of the queries is taken in an image; an image with too many boxes has fewer copies,
-            but at least one. None: only the number of queries limits.
-        carry_limit: as the published Align-DETR does, the fewer copies of an image, which then can be none, are also
-            those of all images after it in the batch.
+        copies: number of predictions that each ground truth takes; 1 is one-to-one.
+        max_share: largest fraction of the queries that is assigned in an image. If an image has too many boxes, each
+            gets fewer copies, but at least one. None: only the number of queries is a limit.
+        carry_limit: reproduce the published Align-DETR: the reduced number of copies of an image, which can then be 0,
+            also applies to all later images of the batch.
     """
 
     def __init__(self, cost: MatchingCost, copies: int = 1, max_share: float | None = None, carry_limit: bool = False):
@@ -140,7 +140,7 @@ class HungarianMatcher(Assigner):
         return np.concatenate(rows)
 
     def copies_of(self, counts: Sequence[int], num_queries: int) -> list[int]:
-        """Copies of the ground truth of each image."""
+        """Number of copies of the ground truth, for each image."""
         result, limit = [], self.copies
         for count in counts:
             copies = self.copies
@@ -156,9 +156,9 @@ class HungarianMatcher(Assigner):
 
 
 class TopKAssigner(Assigner):
-    """One-to-many assignment: every ground truth takes the `k` predictions of least cost.
+    """One-to-many assignment: every ground truth takes the `k` predictions of lowest cost.
 
-    A prediction that several ground truths want goes to the one it costs least.
+    A prediction that several ground truths want goes to the one with the lowest cost.
     """
 
     def __init__(self, cost: MatchingCost, k: int = 6):
@@ -182,10 +182,10 @@ class TopKAssigner(Assigner):
 
 
 class KnownPairs(Assigner):
-    """Pairs that are known beforehand and the same in all layers: of queries made from the ground truth.
+    """Pairs that are known in advance and the same in all layers, for queries made from the ground truth.
 
     Args:
-        image, query, truth: (M,) int64.
+        image, query, truth: indices (M,) int64.
     """
 
     def __init__(self, image: Tensor, query: Tensor, truth: Tensor):
@@ -201,11 +201,11 @@ Request = tuple[Assigner, Predictions, Targets]
 
 
 def assign_all(requests: Sequence[Request]) -> list[Assignment]:
-    """Answer all assignment requests of a training step with one copy to the host, for which it waits: of all costs,
-    and of the numbers of pairs that were chosen on the device.
+    """Compute all assignments of a training step with one synchronising copy to the host: of all costs, and of the
+    numbers of pairs that were chosen on the device.
 
     Raises:
-        FloatingPointError: a cost is NaN or infinite, because the predictions are; names the images.
+        FloatingPointError: a cost is NaN or infinite because the predictions are; the message names the images.
     """
     costs = [assigner.host_cost(predictions, targets) for assigner, predictions, targets in requests]
     chosen = [
@@ -238,9 +238,9 @@ def assign_all(requests: Sequence[Request]) -> list[Assignment]:
 
 
 def chosen_pairs(mask: Tensor, count: int) -> Assignment:
-    """The pairs of a mask (T, B, N, G) that is True at `count` places, in the order of these.
+    """The pairs of a mask (T, B, N, G) with `count` True values, in row-major order.
 
-    Where the number is known, unlike for `nonzero`, the host does not wait.
+    As the number is known, the host does not wait for the device, unlike with `nonzero`.
     """
     rank = torch.arange(1, count + 1, device=mask.device)
     place = torch.searchsorted(mask.flatten().cumsum(0), rank)
@@ -252,7 +252,7 @@ def chosen_pairs(mask: Tensor, count: int) -> Assignment:
 
 
 def check_finite(cost: np.ndarray, targets: Targets) -> None:
-    """Raise FloatingPointError if the cost of a real box is not finite, naming the images."""
+    """Raise FloatingPointError, naming the images, if the cost of a real box is not finite."""
     bad = [
         image_id
         for image, (image_id, count) in enumerate(zip(targets.image_ids, targets.counts, strict=True))

@@ -26,7 +26,7 @@ from .tokens import MultiScaleTokens, masks_of_levels, pad_features
 
 @META_ARCH_REGISTRY.register()
 class DetectionTransformer(nn.Module):
-    """Backbone, neck, encoder, query source and decoder; takes Detectron2's `list[dict]`.
+    """A detection transformer, put together from its parts; takes Detectron2's `list[dict]`.
 
     Args:
         backbone: images (B, 3, H, W) -> feature maps by name.
@@ -35,13 +35,13 @@ class DetectionTransformer(nn.Module):
         encoder: token sequence -> token sequence.
         query_source: encoded tokens -> main query group, and the encoder's own predictions.
         decoder: query groups -> predictions.
-        criterion: predictions and ground truth -> losses; only needed for training.
+        criterion: predictions and ground truth -> losses; needed only for training.
         postprocess: predictions -> detections.
-        methods: what trains the detector better; not used at inference.
+        methods: training methods, in the order in which they are called; not used at inference.
         pixel_mean, pixel_std: normalisation of the 0..255 RGB input.
-        mask_padding: keep attention, positions and references off the padding of smaller images in a batch. At
-            inference backbone and neck then run on each image size by itself, so that an image gets the same detections
-            in any batch.
+        mask_padding: exclude the padding of smaller images in a batch from attention, positions and references. At
+            inference, backbone and neck then also run separately for each image size, so an image gets the same
+            detections in any batch.
     """
 
     pixel_mean: Tensor
@@ -89,16 +89,16 @@ class DetectionTransformer(nn.Module):
         Args:
             batched_inputs: per image "image" (3, H, W) in 0..255 RGB; in training "instances" with `gt_boxes` (xyxy in
                 pixels of "image") and `gt_classes`; for inference optionally "height" and "width" of the output frame.
-                Tensors may be on the host, best in pinned memory, or on the model's device already.
+                Tensors may be on the host, preferably in pinned memory, or on the model's device.
 
         Returns:
             training: weighted losses by name. Otherwise per image {"instances": Instances} with `pred_boxes` (xyxy in
-            pixels of the output frame), `scores`, `pred_classes` and `pred_queries`, by falling score. They are on the
-            model's device; for those of a batch the host waits once.
+            pixels of the output frame), `scores`, `pred_classes` and `pred_queries`, in descending order of score. They
+            are on the model's device; the host waits for it once per batch.
 
         Raises:
-            ValueError: training without a criterion.
-            FloatingPointError: at inference boxes are NaN or infinite.
+            ValueError: in training, if there is no criterion.
+            FloatingPointError: at inference, if boxes are NaN or infinite.
         """
         if self.training:
             self.training_criterion()
@@ -113,7 +113,7 @@ class DetectionTransformer(nn.Module):
                 own = method.extra_losses(step, predictions)
                 if taken := own.keys() & losses.keys():
                     raise InvalidInputError(
-                        f"{type(method).__name__} gives losses {sorted(taken)}, which there are already"
+                        f"{type(method).__name__} gives losses {sorted(taken)}, and these names are taken"
                     )
                 losses |= own
             return losses
@@ -139,7 +139,7 @@ class DetectionTransformer(nn.Module):
         return ImageList.from_tensors(images)
 
     def padding_mask(self, images: ImageList) -> Tensor | None:
-        """(B, H, W) bool, True for padding; None if there is none, or padding is not to be masked."""
+        """(B, H, W) bool, True for padding; None if there is no padding, or `mask_padding` is off."""
         height, width = images.tensor.shape[-2:]
         if not self.mask_padding or all(tuple(size) == (height, width) for size in images.image_sizes):
             return None
@@ -169,19 +169,28 @@ class DetectionTransformer(nn.Module):
         return self.encoder(self.tokenizer(features, masks))
 
     def decode(self, memory: MultiScaleTokens) -> dict[str, Predictions]:
-        """Inference: predictions of the main group, and those of the encoder, by name."""
+        """Inference: predictions of the main group and of the encoder, by name."""
         main, predictions = self.query_source(memory)
         return predictions | self.decoder([main], memory)
 
     def prepare_training(self) -> None:
-        """Let methods change parameters. Every training step begins with it; who copies the model for an average before
-        the first one calls it first."""
+        """Let methods change parameters.
+
+        Called at the beginning of every training step. Call it before copying the model for an average of weights, too.
+        """
         for method in self.methods:
             method.prepare(self)
 
     def train_step(self, images: ImageList, targets: Targets) -> tuple[dict[str, Predictions], list[Supervision], Step]:
-        """Predictions of all groups and of the encoder by name, their supervisions, those of methods last, and what the
-        methods were given; `images` are those of `preprocess`."""
+        """Everything of a training step up to the losses.
+
+        Args:
+            images: as returned by `preprocess`.
+
+        Returns:
+            predictions of all groups and of the encoder, by name; all supervisions, those of methods last; and the step
+            as the methods saw it.
+        """
         self.prepare_training()
         memory = self.encode(images)
         supervisions: Sequence[Supervision] = self.training_criterion().supervisions
@@ -211,7 +220,7 @@ class DetectionTransformer(nn.Module):
         return predictions, [*supervisions, *of_branches], step
 
     def predict(self, images: Tensor, padding_mask: Tensor | None) -> dict[str, Predictions]:
-        """Inference on normalised, padded images (B, 3, H, W) with padding in the backbone's input, as in training."""
+        """Inference on normalised, padded images (B, 3, H, W); the backbone sees the padding, as in training."""
         return self.decode(self.encode_padded(images, padding_mask))
 
 
@@ -227,17 +236,17 @@ def as_detection_transformer(model: nn.Module) -> DetectionTransformer:
 
 
 def named_apart(method: Method, branches: Sequence[Branch], names: set[str]) -> Sequence[Branch]:
-    """The branches of a method, whose groups and predictions must not have one of `names`, to which theirs are added.
+    """Return the branches of a method, and add the names of their groups and predictions to `names`.
 
     Raises:
-        ValueError: they have.
+        ValueError: `names` already has one of them.
     """
     for branch in branches:
         added = {*branch.predictions, *(() if branch.group is None else (branch.group.name,))}
         if taken := added & names:
             raise InvalidInputError(
-                f"{type(method).__name__} in model.methods brings {sorted(taken)}, which there is already: "
-                "two methods of this kind do not go together"
+                f"{type(method).__name__} in model.methods adds {sorted(taken)}, and these names are taken: "
+                "two methods of this kind cannot be combined"
             )
         names |= added
     return branches

@@ -1,4 +1,4 @@
-"""What a training method is to a detector: something that adds query groups to a step, or changes its supervision."""
+"""The interface of training methods, which add query groups to a training step or change its supervision."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .query_source import QueryRows
 from .targets import Targets
 from .tokens import MultiScaleTokens
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # a detector runs its methods, and a method gets its detector
     from .meta_arch import DetectionTransformer
 
 
@@ -30,10 +30,10 @@ class Step:
         model: the detector.
         memory: the encoded tokens.
         main: the main query group.
-        predictions: those of the encoder, by name; empty in one-stage detectors.
+        predictions: of the encoder, by name; empty in one-stage detectors.
         targets: the ground truth.
-        further: the queries that the source made for each method with `further`.
-        branches: those of the methods that stand before this one.
+        further: for each method with `further`, the queries that the query source made for it.
+        branches: of the methods before this one in `model.methods`.
         images: normalised and padded, as the backbone gets them.
     """
 
@@ -49,12 +49,12 @@ class Step:
 
 @dataclass(frozen=True)
 class Branch:
-    """What exists in training only, and how it is supervised.
+    """Queries or predictions that exist only in training, and their supervision.
 
     Attributes:
-        group: a query group for the decoder; None: there is none.
+        group: a query group for the decoder, or None.
         supervisions: of the group's predictions, or of those in `predictions`.
-        predictions: made without the decoder, by name.
+        predictions: predictions made without the decoder, by name.
     """
 
     group: QueryGroup | None
@@ -63,14 +63,14 @@ class Branch:
 
 
 class Method(nn.Module):
-    """A way of training a detector better, switched on by naming it in `model.methods`.
+    """Base of the training methods; a config switches one on by adding it to `model.methods`.
 
-    Its parameters are under `methods` in the model, and inference does not touch them. A method has to work beside
-    others: it adds branches of its own and leaves those of other methods alone.
+    Its parameters are under `methods` in the model and are not used at inference. Methods can be combined, so each adds
+    branches of its own and leaves those of others alone.
 
     Attributes:
-        further: to be set in `attach` by a method that needs more queries like the main ones, to what the query source
-            gives for it; their group is then in `Step.further`.
+        further: set in `attach`, by a method that needs more queries like the main ones, to the rows that the query
+            source returns for them; their group is then in `Step.further`.
     """
 
     def __init__(self):
@@ -78,55 +78,53 @@ class Method(nn.Module):
         self.further: QueryRows | None = None
 
     def attach(self, model: DetectionTransformer) -> None:
-        """Called once when the model is built: check that the detector is of a kind the method works for, take sizes
-        and copies of its parts. Must not keep `model` itself as an attribute.
+        """Called once, when the model is built: check that the method supports this detector, take sizes and copies of
+        its parts. Must not keep `model` itself as an attribute.
 
         Raises:
             ValueError: the method does not work for this detector.
         """
 
     def prepare(self, model: DetectionTransformer) -> None:
-        """Called when a training step begins, before anything of the model runs; may change values of parameters."""
+        """Called at the beginning of a training step, before the model runs; may change values of parameters."""
 
     def supervise(self, supervisions: Sequence[Supervision]) -> Sequence[Supervision]:
-        """The supervisions of the detector itself in this step, given those that would be without the method."""
+        """The supervisions of the detector itself in this step, given those without this method."""
         return supervisions
 
     def branches(self, step: Step) -> list[Branch]:
-        """What the method adds to this training step."""
+        """The branches that the method adds to this training step."""
         return []
 
     def during_decoder(self, step: Step) -> AbstractContextManager[object]:
         """A context in which the decoder runs, for a method that watches it.
 
         Args:
-            step: as `branches` got it, with the branches of all methods.
+            step: as in `branches`, but with the branches of all methods.
         """
         return nullcontext()
 
     def after_decoder(self, step: Step, predictions: Mapping[str, Predictions]) -> list[Branch]:
-        """Predictions of the method's own that could not be made before the decoder ran, and supervisions of these or
-        of other groups; no query groups.
+        """Branches that can only be made after the decoder has run. They must not have a query group.
 
         Args:
-            step: as `branches` got it, with the branches of all methods.
+            step: as in `branches`, but with the branches of all methods.
             predictions: of all groups, by name.
         """
         return []
 
     def extra_losses(self, step: Step, predictions: Mapping[str, Predictions]) -> dict[str, Tensor]:
-        """Weighted scalar losses of the method's own, by name, beside those of its supervisions.
+        """Weighted scalar losses by name, in addition to those of the method's supervisions.
 
         Args:
-            step: as `branches` got it, with the branches of all methods.
+            step: as in `branches`, but with the branches of all methods.
             predictions: of all groups, by name.
         """
         return {}
 
 
 def log_storage(period: int) -> EventStorage | None:
-    """The trainer's event storage in every `period`-th iteration; None in the others, and outside of a training, where
-    nobody would read what is logged."""
+    """The trainer's event storage in every `period`-th iteration; None in the others, and outside of a training."""
     try:
         storage = get_event_storage()
     except AssertionError:

@@ -1,4 +1,4 @@
-"""Neck: feature maps of any widths to maps of one width, with extra coarser levels."""
+"""Neck: maps the backbone's feature maps to a common number of channels, and adds coarser levels."""
 
 from collections.abc import Sequence
 
@@ -8,13 +8,14 @@ from detrx.errors import InvalidInputError
 
 
 class ChannelMapper(nn.Module):
-    """A 1x1 convolution and GroupNorm per backbone level; extra levels by 3x3 convolutions of stride 2.
+    """A 1x1 convolution and GroupNorm per backbone level, and 3x3 convolutions of stride 2 for extra levels.
 
     Args:
         in_features: names of the backbone's maps to use, finest first.
-        in_channels: channels of each.
-        out_channels: channels C of all outputs.
-        num_levels: outputs; what exceeds the backbone's levels is made from its last map, each from the one before.
+        in_channels: number of channels of each map.
+        out_channels: number C of channels of all outputs.
+        num_levels: number of outputs. The first extra level is computed from the backbone's last map, each further one
+            from the level before.
         num_groups: groups of the GroupNorm; None: no normalisation.
     """
 

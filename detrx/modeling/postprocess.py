@@ -1,4 +1,4 @@
-"""From the predictions of the last decoder layer to detections; no NMS."""
+"""Convert the predictions of the last decoder layer to detections, without NMS."""
 
 from collections.abc import Sequence
 
@@ -13,21 +13,21 @@ from .queries import Predictions
 
 
 class TopDetections:
-    """The highest scores over all (query, class) pairs, for heads trained with a sigmoid.
+    """The (query, class) pairs with the highest scores, for class heads trained with a sigmoid.
 
     Args:
-        num_detections: pairs returned per image.
+        num_detections: number of pairs per image.
     """
 
     def __init__(self, num_detections: int = 100):
         self.num_detections = num_detections
 
     def scores(self, predictions: Predictions) -> Tensor:
-        """(B, N, K) in [0, 1]."""
+        """Scores (B, N, K) in [0, 1]."""
         return predictions.logits[-1].float().sigmoid()
 
     def select(self, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Scores (B, N, K) -> score, query and class (B, M) of the detections, by falling score."""
+        """Scores (B, N, K) -> score, query and class (B, M) of the detections, in descending order of score."""
         num_classes = scores.shape[-1]
         best, index = scores.flatten(1).topk(min(self.num_detections, scores[0].numel()), dim=1)
         return best, index // num_classes, index % num_classes
@@ -41,15 +41,16 @@ class TopDetections:
         """
         Args:
             image_sizes: (height, width) of each unpadded image.
-            frames: (height, width) in whose pixels the boxes are to be. They are then clipped to it, and those without
-                area left out, for which the host waits once. None: the images themselves, and boxes as they are.
+            frames: (height, width) of the output frame of each image. Boxes are scaled to its pixels and clipped to it,
+                and boxes without area are dropped, for which the host waits once. None: boxes are in pixels of the
+                images and are not clipped.
 
         Returns:
             per image `pred_boxes` (xyxy in pixels), `scores`, `pred_classes` and `pred_queries` (the index of the
-            query), by falling score.
+            query), in descending order of score.
 
         Raises:
-            FloatingPointError: boxes that are to be clipped are NaN or infinite.
+            FloatingPointError: with `frames`, a box is NaN or infinite.
         """
         scores, queries, classes = self.select(self.scores(predictions))
         boxes = predictions.boxes[-1].float()
@@ -74,15 +75,17 @@ class TopDetections:
 
 
 def _per_image(rows: Sequence[Sequence[float]], boxes: Tensor) -> Tensor:
-    """Numbers of each image as (B, 1, n), beside the boxes (B, M, 4) of the images."""
+    """Convert one row of n numbers per image to (B, 1, n), with the dtype and device of `boxes` (B, M, 4)."""
     return to_device(torch.tensor(rows, dtype=boxes.dtype), boxes.device)[:, None]
 
 
 def _in_frames(
     boxes: Tensor, sizes: Sequence[tuple[int, int]], frames: Sequence[tuple[int, int]]
 ) -> tuple[Tensor, Tensor, list[int]]:
-    """Boxes (B, M, 4) xyxy in pixels of the images, in those of the frames instead, and clipped to them; which of them
-    have an area (B, M) bool; and how many that are in each image.
+    """Scale boxes (B, M, 4) xyxy from pixels of the images to pixels of the frames, and clip them.
+
+    Returns:
+        the boxes; which of them have an area, (B, M) bool; and the number of these in each image.
 
     Raises:
         FloatingPointError: a box is NaN or infinite.

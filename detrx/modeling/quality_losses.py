@@ -1,4 +1,4 @@
-"""Losses that know how good a matched prediction is: Align-DETR (arXiv 2304.07527)."""
+"""Losses that depend on the quality of matched predictions: Align-DETR (arXiv 2304.07527)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class AlignedQuality:
 
     @torch.no_grad()
     def __call__(self, predictions: Predictions, targets: Targets, pairs: Assignment) -> Tensor:
-        """(M,)"""
+        """Quality (M,) of the pairs."""
         labels = targets.labels[pairs.image, pairs.truth]
         score = predictions.logits[pairs.layer, pairs.image, pairs.query, labels].float().sigmoid()
         predicted, truth = matched_boxes(predictions, targets, pairs)
@@ -44,7 +44,7 @@ class RankWeight(PairWeight):
 
     Args:
         tau: temperature.
-        quality: what ranks them.
+        quality: quality by which predictions are ranked.
     """
 
     tau: float = 1.5
@@ -59,9 +59,9 @@ class RankWeight(PairWeight):
 
 
 def rank_in_bag(values: Tensor, bag: Tensor) -> Tensor:
-    """Rank (M,) from 0 of each of the values (M,) among those of the same bag (M,), the largest first.
+    """Rank (M,) of each value (M,) among those of the same bag (M,); the largest has rank 0.
 
-    Among equal values the first comes first.
+    Equal values are ranked in their order.
     """
     order = values.argsort(descending=True, stable=True)
     order = order[bag[order].argsort(stable=True)]
@@ -71,15 +71,15 @@ def rank_in_bag(values: Tensor, bag: Tensor) -> Tensor:
 
 
 class IABCELoss(Loss):
-    """Binary cross-entropy whose target is the quality of the matched box, so that score and IoU go together.
+    """Binary cross-entropy whose target is the quality of the matched box, to align score and IoU.
 
-    Positives: -t log p - (1 - t) log(1 - p) with t the quality; all others: -p^gamma log(1 - p).
+    Positives: -t log p - (1 - t) log(1 - p) with the quality t; all others: -p^gamma log(1 - p).
 
     Args:
-        quality: t.
-        pair_weight: factor of t.
-        last_box_only: a query that is matched with several boxes of a class has the target of the last of them, as in
-            the published Mr. DETR, instead of the best.
+        quality: computes t.
+        pair_weight: computes a factor of t.
+        last_box_only: if a query is matched with several boxes of a class, use the target of the last box instead of
+            the best one, as in the published Mr. DETR.
     """
 
     name = "loss_class"
@@ -103,7 +103,7 @@ class IABCELoss(Loss):
         t = self.quality(predictions, targets, pairs)
         if self.pair_weight is not None:
             t = t * self.pair_weight(predictions, targets, pairs)
-        # A query that answers for several boxes of a class has the target of the best.
+        # If a query is matched with several boxes of a class, the best one defines the target.
         flat = class_cells(pairs, targets, logits.shape)
         if self.last_box_only:
             last = flat.new_zeros(logits.numel()).scatter_reduce(0, flat, pairs.truth, "amax")[flat]

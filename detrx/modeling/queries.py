@@ -1,4 +1,4 @@
-"""What a decoder takes and gives: groups of queries, and predictions for each of them."""
+"""Inputs and outputs of a decoder: groups of queries, and predictions for each group."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ M = TypeVar("M")
 
 
 class QueryTokens(nn.Module):
-    """Learned tokens that a group's queries attend to in self-attention, as if there were more queries.
+    """Learned tokens that the queries of a group attend to in self-attention, as additional keys and values.
 
-    They come from nowhere and lead nowhere: every layer has its own, and their own attention is not computed.
+    Every layer has its own tokens, and no outputs are computed for them.
     """
 
     def __init__(self, count: int, embed_dim: int):
@@ -32,21 +32,22 @@ class QueryTokens(nn.Module):
         nn.init.normal_(self.pos)
 
     def forward(self) -> tuple[Tensor, Tensor]:
-        """Content and position, (m, C) each."""
+        """Content and position of the m tokens, (m, C) each."""
         return self.content, self.pos
 
 
 @dataclass(frozen=True)
 class Route:
-    """Which components of the decoder layers a group passes through.
+    """The components of the decoder layers that a group passes through.
 
-    A value is one module per decoder layer, owned by the method that brings the group; None is the decoder's own.
+    Each attribute has one module per decoder layer, owned by the method that adds the group, or is None for the
+    decoder's own components.
 
     Attributes:
         self_attn, cross_attn, ffn: the blocks.
         norm1: LayerNorm after self-attention.
-        gate: maps the queries to logits of the experts, where `ffn` is a `MixtureFFN`, instead of the gate of that.
-        tokens: `QueryTokens` that the group's queries attend to beside the queries they see; None: no tokens.
+        gate: replaces the gate of a `MixtureFFN`; maps the queries to logits of the experts.
+        tokens: `QueryTokens` that the group's queries attend to in addition to the queries they see; None: no tokens.
     """
 
     self_attn: Sequence[nn.Module] | None = None
@@ -59,18 +60,19 @@ class Route:
 
 @dataclass(frozen=True)
 class QueryGroup:
-    """Queries that share a supervision, a route and a place in the visibility order.
+    """Queries that share their supervision, their route, and the groups that they see.
 
     Attributes:
-        name: "main", or the name a method gave it.
+        name: "main", or a name given by a method.
         content: (B, N, C).
-        pos: (B, N, C) position embedding of the queries; None where the decoder computes it from the references.
-        reference: (B, N, 4) cxcywh or (B, N, 2) xy, in [0, 1] of the unpadded image; None for queries without a place
-            of their own (DETR).
+        pos: (B, N, C) position embedding of the queries; None if the decoder computes it from the references.
+        reference: (B, N, 4) cxcywh or (B, N, 2) xy, in [0, 1] of the unpadded image; None for queries without
+            references (DETR).
         route: the components it passes through; None: the decoder's own.
-        blocked: (N, N) or (B, N, N) bool, True where a query must not see a query of the same group; None: all see all.
+        blocked: (N, N) or (B, N, N) bool, True where a query must not attend to another of the same group; None: no
+            attention is blocked.
         sees: names of other groups whose queries this one may attend to in self-attention.
-        padding: (B, N) bool, True for rows that hold no query, which no query sees; None: there are none.
+        padding: (B, N) bool, True for empty rows, which no query sees; None: no empty rows.
     """
 
     name: str
@@ -85,14 +87,14 @@ class QueryGroup:
 
 @dataclass(frozen=True)
 class Queries:
-    """The queries of all groups side by side, as one decoder layer gets them.
+    """The concatenated queries of all groups, the input of a decoder layer.
 
     Attributes:
         content: (B, N, C).
-        pos: (B, N, C) position embedding, added where queries are compared.
+        pos: (B, N, C) position embedding, added to queries and keys in attention.
         reference: (B, N, 4) cxcywh or (B, N, 2) xy, in [0, 1] of the unpadded image; None: no references.
-        sine: (B, N, C) sine embedding of the reference for cross-attentions that compare places apart from content
-            (Conditional DETR, DAB-DETR); None for others.
+        sine: (B, N, C) sine embedding of the reference, for cross-attention that compares positions separately from
+            content (Conditional DETR, DAB-DETR); otherwise None.
     """
 
     content: Tensor
@@ -119,13 +121,13 @@ class Queries:
 
 @dataclass(frozen=True)
 class Predictions:
-    """Outputs of the layers that predict for one group; T layers (1 for the encoder).
+    """Outputs of T layers for one group (T = 1 for the encoder).
 
     Attributes:
         logits: (T, B, N, K).
         boxes: (T, B, N, 4) cxcywh in [0, 1] of the unpadded image.
-        anchors: the boxes before regression, as `boxes`; None for queries.
-        quality: (T, B, N, K) logits of how well the box would fit an object of each class; None where no head says so.
+        anchors: the boxes before regression, in the format of `boxes`; None for queries.
+        quality: (T, B, N, K) logits of the predicted IoU for each class; None without such a head.
     """
 
     logits: Tensor
@@ -134,13 +136,13 @@ class Predictions:
     quality: Tensor | None = None
 
     def of_layers(self, layers: slice) -> Predictions:
-        """Those of some layers."""
+        """The predictions of some layers."""
         others = (None if part is None else part[layers] for part in (self.anchors, self.quality))
         return Predictions(self.logits[layers], self.boxes[layers], *others)
 
 
 class QueryLayout:
-    """Where each group lies in the concatenated queries (B, N_1 + N_2 + ..., C), and who may see whom."""
+    """Positions of the groups in the concatenated queries (B, N_1 + N_2 + ..., C), and which groups see each other."""
 
     def __init__(self, groups: Sequence[QueryGroup]):
         names = [group.name for group in groups]
@@ -149,12 +151,12 @@ class QueryLayout:
         dims = {group.name: None if group.reference is None else group.reference.shape[-1] for group in groups}
         if len(set(dims.values())) > 1:
             raise InvalidInputError(
-                f"all query groups of a decoder need references of one kind, 2-d or 4-d; got {dims}"
+                f"all query groups of a decoder need references of one kind, 2-d or 4-d, got {dims}"
             )
         if len({group.pos is None for group in groups}) > 1:
             given = [group.name for group in groups if group.pos is not None]
             raise InvalidInputError(
-                f"either all query groups of a decoder have a pos or none; of {names} {given} have one"
+                f"either all query groups of a decoder must have a pos or none; of {names}, only {given} have one"
             )
         for group in groups:
             if unknown := set(group.sees) - set(names):
@@ -165,7 +167,7 @@ class QueryLayout:
         self.slices = side_by_side({group.name: group.content.shape[1] for group in groups})
 
     def queries(self) -> Queries:
-        """The groups side by side."""
+        """The concatenated queries of all groups."""
         content = _cat([group.content for group in self.groups])
         return Queries(content, self._cat_all("pos"), self._cat_all("reference"))
 
@@ -175,14 +177,23 @@ class QueryLayout:
         return None if parts[0] is None else _cat(parts)
 
     def split(self, x: Tensor, dim: int) -> dict[str, Tensor]:
-        """The part of each group, which together are `x` along `dim`."""
+        """Split `x` along `dim` into the parts of the groups."""
         return split_by_name(x, self.slices, dim)
 
     def by_component(
         self, component: str, layer: int, default: M, among: Sequence[slice] | None = None
     ) -> list[tuple[M, list[slice]]]:
-        """The distinct modules that serve as `component` in `layer`, each with the slices of the groups it serves; of
-        the groups `among` these slices only. None stands for groups that have no such component."""
+        """The distinct modules used as `component` in `layer`, each with the slices of the groups that use it.
+
+        Args:
+            component: name of an attribute of `Route`.
+            layer: index of the decoder layer.
+            default: the decoder's own module.
+            among: consider only the groups with these slices.
+
+        Returns:
+            pairs of a module and slices; the module is None for groups without this component.
+        """
         served: dict[int, tuple[M, list[slice]]] = {}
         for group in self.groups:
             if among is not None and self.slices[group.name] not in among:
@@ -194,13 +205,17 @@ class QueryLayout:
         return list(served.values())
 
     def seen_by(self, groups: Sequence[QueryGroup]) -> dict[str, slice]:
-        """Slices of `groups` and of all that these see."""
+        """Slices of `groups` and of all groups that they see."""
         names = {name for group in groups for name in (group.name, *group.sees)}
         return {name: place for name, place in self.slices.items() if name in names}
 
     def visible(self, group: QueryGroup, num_tokens: int = 0) -> tuple[tuple[str, ...], Tensor | None]:
-        """Names of the groups that `group` may see, itself first, and a bool mask of the blocked keys, broadcastable to
-        (B, heads, N, M), or None; the M keys are `num_tokens` tokens, blocked nowhere, and then the groups."""
+        """The keys of a group in self-attention: `num_tokens` tokens, which are never blocked, then the visible groups.
+
+        Returns:
+            names of the groups that `group` sees, itself first; and a bool mask of the blocked keys, broadcastable to
+            (B, heads, N, M) for M keys, or None.
+        """
         names = (group.name, *group.sees)
         blocked = None
         if group.blocked is not None:
@@ -213,10 +228,9 @@ class QueryLayout:
         return names, padding if blocked is None else padding | blocked
 
     def _padding(self, names: Sequence[str], num_tokens: int) -> Tensor | None:
-        """(B, 1, 1, M) bool, True for rows without a query among the tokens and groups `names`; None: there are none.
+        """(B, 1, 1, M) bool, True for empty rows among the tokens and groups `names`; None: no empty rows.
 
-        In an image whose first group has no query at all, its first row counts as one: attention of rows that are all
-        padding must have something to see, or it is NaN.
+        If the first group is empty in an image, its first row stays visible: attention is NaN if all keys are blocked.
         """
         members = [next(group for group in self.groups if group.name == name) for name in names]
         given = [group.padding for group in members if group.padding is not None]
@@ -238,19 +252,19 @@ def _cat(parts: list[Tensor]) -> Tensor:
 
 
 def side_by_side(sizes: Mapping[str, int]) -> dict[str, slice]:
-    """Where stretches of the given sizes lie, one after the other."""
+    """Slices of consecutive parts with the given sizes."""
     ends = accumulate(sizes.values())
     return {name: slice(end - size, end) for (name, size), end in zip(sizes.items(), ends, strict=True)}
 
 
 def split_by_name(x: Tensor, slices: Mapping[str, slice], dim: int) -> dict[str, Tensor]:
-    """Stretches of the lengths of `slices`, one after the other; together they are `x` along `dim`."""
+    """Split `x` along `dim` into consecutive parts with the lengths of `slices`."""
     sizes = [s.stop - s.start for s in slices.values()]
     return dict(zip(slices, [x] if len(sizes) == 1 else x.split(sizes, dim), strict=True))
 
 
 def take(x: Tensor, slices: Sequence[slice], dim: int = 1) -> Tensor:
-    """The given stretches of `x` along `dim`, side by side; `x` itself where they cover it."""
+    """Concatenate the given slices of `x` along `dim`; `x` itself if they cover it in order."""
     if sum(s.stop - s.start for s in slices) == x.shape[dim] and all(a.stop == b.start for a, b in pairwise(slices)):
         return x
     parts = [x.narrow(dim, s.start, s.stop - s.start) for s in slices]
@@ -258,9 +272,10 @@ def take(x: Tensor, slices: Sequence[slice], dim: int = 1) -> Tensor:
 
 
 def portions(x: Tensor, served: Sequence[tuple[M, Sequence[slice]]]) -> Iterator[tuple[M, Sequence[slice], Tensor]]:
-    """Each module with its slices and what `take` gives for them; no two modules have a slice in common.
+    """Yield each module with its slices and `take(x, slices)`; the slices of the modules must be disjoint.
 
-    `x` is cut up once, so that its gradient is put together once: that of a `take` is as large as `x`, mostly zeros.
+    `x` is split only once, so its gradient is also assembled once. The gradient of each `take` would be as large as
+    `x` and mostly zeros.
     """
     if len(served) == 1:
         ((module, slices),) = served
@@ -280,7 +295,7 @@ def portions(x: Tensor, served: Sequence[tuple[M, Sequence[slice]]]) -> Iterator
 
 
 def put(parts: Sequence[tuple[Sequence[slice], Tensor]]) -> Tensor:
-    """Inverse of `take` along dimension 1: results of several calls back in the order of the layout."""
+    """Inverse of `take` along dimension 1: concatenate results for several slices in the order of the layout."""
     if len(parts) == 1:
         return parts[0][1]
     pieces: list[tuple[int, Tensor]] = []

@@ -1,4 +1,4 @@
-"""Where the decoder's queries come from: learned ones, or the encoder's best proposals."""
+"""Sources of the decoder's queries: learned queries, or the encoder's best proposals."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from .tokens import MultiScaleTokens
 
 
 class QueryRows(nn.Module):
-    """What the queries of one group have to themselves: their number, and parameters with a row for each of them.
+    """The number of queries of one group, and its own parameters, with one row per query.
 
     Attributes:
         num_queries: N.
@@ -37,32 +37,32 @@ class QueryRows(nn.Module):
 
 
 class QueryContent(nn.Module):
-    """Makes the content of the main queries from the image; `content` of a query source, instead of its own.
+    """Computes the content of the main queries from the image; passed as `content` to a query source.
 
     Attributes:
-        num_queries: N.
+        num_queries: number N of queries.
     """
 
     num_queries: int
 
     @abstractmethod
     def forward(self, memory: MultiScaleTokens) -> Tensor:
-        """(B, N, C)"""
+        """Content (B, N, C) of the main queries."""
 
     def check(self, num_queries: int) -> None:
-        """Raise ValueError if a query source has another number of queries."""
+        """Raise ValueError if the query source has a different number of queries."""
         if self.num_queries != num_queries:
             raise InvalidInputError(
                 f"{type(self).__name__} makes content for {self.num_queries} queries, but there are {num_queries}: "
-                "set its num_queries to this"
+                f"set its num_queries to {num_queries}"
             )
 
 
 class QuerySource(nn.Module):
-    """Makes the main query group, and in training further groups of the same kind for methods that ask for them.
+    """Creates the main query group and, in training, further groups of the same kind for methods that request them.
 
     Attributes:
-        num_queries: of the main group.
+        num_queries: number of queries in the main group.
         reference_dims: 4 for boxes, 2 for points, None for queries without references.
     """
 
@@ -70,7 +70,7 @@ class QuerySource(nn.Module):
     reference_dims: int | None
 
     def forward(self, memory: MultiScaleTokens) -> tuple[QueryGroup, dict[str, Predictions]]:
-        """The main query group, and the predictions of the encoder by name; none in one-stage detectors."""
+        """The main query group, and the encoder's predictions by name (empty in one-stage detectors)."""
         (main,), predictions = self.groups(memory)
         return main, predictions
 
@@ -78,18 +78,18 @@ class QuerySource(nn.Module):
     def groups(
         self, memory: MultiScaleTokens, further: Sequence[QueryRows] = ()
     ) -> tuple[list[QueryGroup], dict[str, Predictions]]:
-        """As `forward`, with one more group behind the main one for each of `further`; all are named "main"."""
+        """Like `forward`, with one additional group after the main one for each of `further`. All are named "main"."""
 
     @abstractmethod
     def further(self, num_queries: int) -> QueryRows:
-        """Parameters for one more group; whoever asks for it owns them, and hands them to `groups`."""
+        """Create the parameters of an additional group. The caller owns them and passes them to `groups`."""
 
 
 class LearnedQueries(QuerySource):
-    """One-stage queries: learned content and position; reference points (xy) are read off the position.
+    """One-stage queries: learned content and position; a linear layer maps positions to reference points (xy).
 
     Args:
-        content: makes the content of the main queries instead.
+        content: computes the content of the main queries, instead of learned content.
     """
 
     reference_dims = 2
@@ -124,13 +124,13 @@ class LearnedQueries(QuerySource):
 
 @dataclass(frozen=True)
 class Proposals:
-    """What every token of the encoder proposes.
+    """The proposals of all encoder tokens.
 
     Attributes:
         tokens: (B, S, C) projected tokens.
         logits: (B, S, K).
         boxes: (B, S, 4) cxcywh in [0, 1] of the unpadded image.
-        anchors: (B, S, 4), the boxes before regression; (1, 1, 1, 1) where there is none.
+        anchors: (B, S, 4), the boxes before regression; (1, 1, 1, 1) for unusable tokens.
     """
 
     tokens: Tensor
@@ -143,23 +143,23 @@ class Proposals:
         return Predictions(self.logits[None], self.boxes[None], self.anchors[None])
 
     def take(self, chosen: Tensor) -> "Proposals":
-        """Those of the tokens `chosen` (B, N)."""
+        """The proposals of the tokens `chosen` (B, N)."""
         parts = (self.tokens, self.logits, self.boxes, self.anchors)
         return Proposals(*(part.gather(1, chosen[..., None].expand(-1, -1, part.shape[-1])) for part in parts))
 
 
 class EncoderProposals(QuerySource):
-    """Two-stage queries: every token proposes a box around itself, the best become the decoder's references.
+    """Two-stage queries: every token proposes a box around itself; the best ones become the decoder's references.
 
     Args:
-        num_queries: proposals to keep.
-        content: what the queries start from: "position", an embedding of the proposal (Deformable DETR two-stage);
+        num_queries: number of proposals to keep.
+        content: initial content of the queries: "position", an embedding of the proposal (Deformable DETR two-stage);
             "learned", an embedding per rank ("mixed query selection", DINO); "memory", the selected tokens; or a
-            `QueryContent`, which makes that of the main queries, while further queries learn theirs.
-        embed_position: embed the proposals as the queries' positions; False where the decoder computes positions.
+            `QueryContent`, which computes the content of the main queries, while further queries have learned content.
+        embed_position: embed the proposals as the queries' positions; False if the decoder computes positions.
         rank_by: "first_class", the logit of class 0 (Deformable DETR, whose encoder labels everything 0), or
             "max", the largest logit of any class (DINO).
-        supervise: which tokens' predictions are given to the criterion: "all", or the "chosen" ones (DINO).
+        supervise: tokens whose predictions are passed to the criterion: "all", or the "chosen" ones (DINO).
         base_size: side of the proposals of level 0 as a fraction of the image; it doubles from level to level.
         num_classes: outputs K of the class head.
     """
@@ -203,7 +203,7 @@ class EncoderProposals(QuerySource):
         self.box_head = box_head(embed_dim)
         nn.init.xavier_uniform_(self.token_proj.weight)
         if embed_position:
-            # Position and content side by side, normalised together; only content="position" uses the second half.
+            # Position and content, concatenated and normalised together; only content="position" uses the second half.
             self.pos_proj = nn.Linear(2 * embed_dim, 2 * embed_dim)
             self.pos_norm = nn.LayerNorm(2 * embed_dim)
             nn.init.xavier_uniform_(self.pos_proj.weight)
@@ -218,8 +218,8 @@ class EncoderProposals(QuerySource):
     def groups(
         self, memory: MultiScaleTokens, further: Sequence[QueryRows] = ()
     ) -> tuple[list[QueryGroup], dict[str, Predictions]]:
-        """One ranking of the proposals serves all groups: the best ones are for the main group, the next for the first
-        of `further`, and so on. The predictions of the tokens have the name "encoder".
+        """Rank the proposals once for all groups: the main group takes the best ones, the first of `further` the next
+        ones, and so on. The predictions of the tokens are named "encoder".
         """
         proposals = self.propose(memory)
         all_rows: list[EncoderProposals | QueryRows] = [self, *further]
@@ -233,8 +233,8 @@ class EncoderProposals(QuerySource):
     def group(
         self, chosen: Proposals, rows: "EncoderProposals | QueryRows", content: Tensor | None = None
     ) -> QueryGroup:
-        """The queries of chosen proposals; `rows` has their learned content, if there is any, and `content`
-        (B, N, C) is for queries whose content has been made."""
+        """Queries from the chosen proposals. `rows` has their learned content, if any; `content` (B, N, C) replaces
+        it."""
         reference = chosen.boxes.detach()
         pos, of_position = self.embed(reference)
         if content is None:
@@ -250,11 +250,11 @@ class EncoderProposals(QuerySource):
     def propose(
         self, memory: MultiScaleTokens, class_head: nn.Module | None = None, box_head: nn.Module | None = None
     ) -> Proposals:
-        """The proposals of all tokens, by the given heads instead of the own ones."""
+        """The proposals of all tokens, predicted by the given heads (default: this module's heads)."""
         class_head = self.class_head if class_head is None else class_head
         box_head = self.box_head if box_head is None else box_head
         anchors, usable = self.anchors(memory)
-        # Unusable anchors have the logit +inf, so that their box is (1, 1, 1, 1) whatever the head says.
+        # Unusable anchors have the logit +inf, so their box is (1, 1, 1, 1) whatever the head predicts.
         anchor_logits = anchors.logit().masked_fill(~usable[..., None], float("inf"))
         tokens = self.token_norm(self.token_proj(memory.tokens.masked_fill(~usable[..., None], 0.0)))
         boxes = (box_head(tokens).float() + anchor_logits).sigmoid()
@@ -265,8 +265,7 @@ class EncoderProposals(QuerySource):
 
         Returns:
             anchors: (B, S, 4) cxcywh.
-            usable: (B, S) bool, False for padding and for anchors that touch the image's border (0.01 or less from it,
-                in any of the four numbers).
+            usable: (B, S) bool, False for padding and for anchors with any coordinate outside (0.01, 0.99).
         """
         centres, levels = memory.cell_centres()
         size = self.base_size * 2.0**levels
@@ -282,14 +281,14 @@ class EncoderProposals(QuerySource):
         if count > proposals.logits.shape[1]:
             raise InvalidInputError(
                 f"num_queries is {count}, but the encoder has only {proposals.logits.shape[1]} tokens: "
-                "use larger images, more levels or fewer queries (those that methods add count, too)"
+                "use larger images, more levels or fewer queries (including those added by methods)"
             )
         logits = proposals.logits
         ranking = logits[..., 0] if self.rank_by == "first_class" else logits.amax(-1)
         return ranking.topk(count, dim=1).indices
 
     def embed(self, reference: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """References (B, N, 4) cxcywh -> position and content embedding (B, N, C) each; None without embed_position."""
+        """References (B, N, 4) cxcywh -> position and content embeddings (B, N, C); None without embed_position."""
         if not self.embed_position:
             return None, None
         embedding = sine_embedding(reference, self.token_proj.out_features // 2)

@@ -1,4 +1,4 @@
-"""Positions of queries that are computed from their references before every decoder layer."""
+"""Positions of queries, computed from their references before every decoder layer."""
 
 from dataclasses import replace
 
@@ -12,13 +12,13 @@ from .tokens import MultiScaleTokens
 
 
 class ReferencePosition(nn.Module):
-    """MLP of the sine embedding of the reference box (DINO, arXiv 2203.03605); `position` of a `Decoder`.
+    """MLP of the sine embedding of the reference box (DINO, arXiv 2203.03605); the `position` of a `Decoder`.
 
     Args:
-        embed_dim: C.
+        embed_dim: number C of channels.
         temperature: base of the wavelengths.
-        padded_frame: embed references relative to the padded instead of the unpadded image, as the published code does
-            in training. Positions then depend on the padding.
+        padded_frame: embed references relative to the padded image instead of the unpadded one, as the published code
+            does in training. Positions then depend on the padding.
     """
 
     def __init__(self, embed_dim: int, temperature: float = 10000.0, padded_frame: bool = False):
@@ -35,14 +35,14 @@ class ReferencePosition(nn.Module):
         return replace(queries, pos=self.mlp(self.embed(reference)))
 
     def embed(self, boxes: Tensor) -> Tensor:
-        """(B, N, 4) cxcywh -> (B, N, 2 * C), a quarter each for cy, cx, w and h."""
+        """(B, N, 4) cxcywh -> (B, N, 2 * C), one quarter each for cy, cx, w and h."""
         cx, cy, w, h = boxes.unbind(-1)
         num_feats = self.mlp.layers[0].in_features // 4
         return sine_embedding(torch.stack([cy, cx, w, h], dim=-1), num_feats, self.temperature)
 
 
 class ContentScale(nn.Module):
-    """Scales a sine embedding by a function of the queries' content; in the first layer there is none yet."""
+    """Scales a sine embedding by an MLP of the queries' content; not in the first layer, which has no content yet."""
 
     def __init__(self, embed_dim: int):
         super().__init__()
@@ -50,7 +50,7 @@ class ContentScale(nn.Module):
         reset_linears(self)
 
     def forward(self, sine: Tensor, content: Tensor, layer: int) -> Tensor:
-        """Both (B, N, C) -> (B, N, C); `layer` is the number of the decoder layer."""
+        """Sine embedding and content, both (B, N, C) -> (B, N, C); `layer` is the index of the decoder layer."""
         return sine * self.mlp(content) if layer else sine
 
 
@@ -71,9 +71,9 @@ class ConditionalPosition(nn.Module):
 class AnchorPosition(ReferencePosition):
     """Positions of anchor boxes for dense attention (DAB-DETR, arXiv 2201.12329).
 
-    Cross-attention gets the sine embedding of the centre, scaled by content. Its y half is then scaled by h' / h, its x
-    half by w' / w, where (w, h) is the size of the box and (w', h') one predicted from content, so that attention
-    spreads as far as the box does.
+    Cross-attention receives the sine embedding of the centre, scaled by content. Its y half is also scaled by h' / h
+    and its x half by w' / w, where (w, h) is the size of the box and (w', h') is predicted from content, so that the
+    extent of attention follows the size of the box.
     """
 
     def __init__(self, embed_dim: int, temperature: float = 10000.0):

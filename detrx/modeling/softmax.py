@@ -1,4 +1,4 @@
-"""For class heads whose last logit means "no object", trained with a softmax (DETR, arXiv 2005.12872)."""
+"""Cost, loss and detections for class heads with a softmax whose last logit is "no object" (DETR, arXiv 2005.12872)."""
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from .targets import Targets
 
 
 class SoftmaxMatchingCost(MatchingCost):
-    """As `MatchingCost`, with minus the probability of the class as its cost."""
+    """`MatchingCost` with the negative probability of the class as class cost."""
 
     def class_cost(self, logits: Tensor) -> Tensor:
         return -logits.softmax(-1)
@@ -22,7 +22,7 @@ class CrossEntropyLoss(Loss):
     """Weighted mean of the cross entropy of all queries; the target of unmatched ones is "no object".
 
     Args:
-        no_object_weight: weight of unmatched queries in the mean, beside 1 for matched ones.
+        no_object_weight: weight of unmatched queries in the mean; matched ones have weight 1.
     """
 
     name = "loss_class"
@@ -43,7 +43,7 @@ class CrossEntropyLoss(Loss):
 
 
 class TopQueries(TopDetections):
-    """The best class of each query, and of these the highest scores."""
+    """The queries with the highest scores, each with its best class."""
 
     def scores(self, predictions: Predictions) -> Tensor:
         return predictions.logits[-1].float().softmax(-1)[..., :-1]

@@ -1,4 +1,4 @@
-"""Ground truth of a batch, padded to the largest image so that every use of it is one tensor operation."""
+"""Ground truth of a batch, padded to the largest number of boxes for batched tensor operations."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from detrx.layers import to_device, xyxy_to_cxcywh
 
 @dataclass(frozen=True)
 class Targets:
-    """G is the largest number of boxes of an image.
+    """Ground truth of B images; G is the largest number of boxes in an image.
 
     Attributes:
-        labels: (B, G) int64; 0 beyond an image's boxes.
-        boxes: (B, G, 4) cxcywh in [0, 1] of the unpadded image; 0 beyond an image's boxes.
-        counts: boxes of each image.
-        image_ids: what to call the images in messages.
+        labels: (B, G) int64; padded with 0.
+        boxes: (B, G, 4) cxcywh in [0, 1] of the unpadded image; padded with 0.
+        counts: number of boxes of each image.
+        image_ids: names of the images in messages.
     """
 
     labels: Tensor
@@ -34,8 +34,8 @@ class Targets:
     def from_instances(
         cls, instances: Sequence[Instances], image_ids: Sequence[object], device: torch.device
     ) -> Targets:
-        """From `gt_boxes` (absolute xyxy in the frame of `image_size`) and `gt_classes` of each image, which may be on
-        the host or on `device`."""
+        """Targets from `gt_boxes` (absolute xyxy in the frame of `image_size`) and `gt_classes` of each image, on the
+        host or on `device`."""
         labels = pad_sequence([each.gt_classes for each in instances], batch_first=True)
         boxes = pad_sequence([each.gt_boxes.tensor.float() for each in instances], batch_first=True)
         sizes = torch.tensor([[w, h, w, h] for h, w in (each.image_size for each in instances)], dtype=torch.float32)

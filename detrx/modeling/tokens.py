@@ -1,4 +1,4 @@
-"""Feature maps of several levels as one token sequence, with everything attention needs to know about its geometry."""
+"""Feature maps of several levels as one token sequence, with the geometry that attention needs."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from detrx.layers import to_device
 
 @dataclass(frozen=True)
 class MultiScaleTokens:
-    """The levels one after the other, row-major inside a level; S = sum of all H_l * W_l.
+    """Concatenated tokens of all levels, row-major within a level; S = sum of all H_l * W_l.
 
     Attributes:
         tokens: (B, S, C).
-        pos: (B, S, C) position embedding, level embedding included.
-        padding_mask: (B, S) bool, True for padding; None where no image is padded.
+        pos: (B, S, C) position embedding, including the level embedding.
+        padding_mask: (B, S) bool, True for padding; None if no image is padded.
         shapes: (H_l, W_l) of each level.
-        spatial_shapes, level_start_index: the same as int64 tensors (L, 2) and (L,).
-        valid_ratios: (B, L, 2) unpadded fraction (x, y) of each level; None where no image is padded.
+        spatial_shapes, level_start_index: shapes and start of each level, as int64 tensors (L, 2) and (L,).
+        valid_ratios: (B, L, 2) unpadded fraction (x, y) of each level; None if no image is padded.
     """
 
     tokens: Tensor
@@ -38,11 +38,11 @@ class MultiScaleTokens:
         return replace(self, tokens=tokens)
 
     def blocked_keys(self) -> Tensor | None:
-        """(B, 1, 1, S) bool, True where no query may attend: the padding; None where there is none."""
+        """(B, 1, 1, S) bool, True for padding, which no query may attend to; None if no image is padded."""
         return None if self.padding_mask is None else self.padding_mask[:, None, None]
 
     def maps(self) -> list[tuple[Tensor, Tensor | None]]:
-        """Of each level the tokens (B, C, H_l, W_l) and the padding mask (B, H_l, W_l), None where there is none."""
+        """The tokens (B, C, H_l, W_l) and the padding mask (B, H_l, W_l) of each level; None without padding."""
         areas = [h * w for h, w in self.shapes]
         tokens = [each.transpose(1, 2) for each in self.tokens.split(areas, dim=1)]
         masks = [None] * len(areas) if self.padding_mask is None else self.padding_mask.split(areas, dim=1)
@@ -68,7 +68,7 @@ class MultiScaleTokens:
         return torch.cat(centres, dim=1), torch.cat(levels)
 
     def per_level(self, reference: Tensor) -> Tensor:
-        """References (B, Q, 2 or 4) relative to the unpadded image -> (B, Q, L, 2 or 4), to each padded level."""
+        """References (B, Q, 2 or 4) relative to the unpadded image -> (B, Q, L, 2 or 4), relative to padded levels."""
         if self.valid_ratios is None:
             return reference[:, :, None].expand(-1, -1, len(self.shapes), -1)
         ratios = self.valid_ratios
@@ -82,9 +82,9 @@ class Tokenizer(nn.Module):
 
     Args:
         position_embedding: maps a padding mask (B, H, W) to (B, C, H, W).
-        embed_dim: C.
+        embed_dim: number C of channels.
         num_levels: number L of feature maps.
-        level_embedding: add a learned vector per level to the positions.
+        level_embedding: add a learned vector per level to the position embedding.
     """
 
     def __init__(self, position_embedding: nn.Module, embed_dim: int, num_levels: int, level_embedding: bool = True):
@@ -101,10 +101,10 @@ class Tokenizer(nn.Module):
         """
         Args:
             features: L tensors (B, C, H_l, W_l).
-            masks: L tensors (B, H_l, W_l) bool, True for padding; None where no image is padded.
+            masks: L tensors (B, H_l, W_l) bool, True for padding; None if no image is padded.
         """
         if len(features) != self.num_levels:
-            raise InvalidInputError(f"the neck gives {len(features)} levels, num_levels is {self.num_levels}")
+            raise InvalidInputError(f"the neck gives {len(features)} levels, but num_levels is {self.num_levels}")
         device = features[0].device
         positions = []
         for level, feature in enumerate(features):
@@ -129,24 +129,24 @@ class Tokenizer(nn.Module):
 
 
 def unpadded_fraction(mask: Tensor) -> Tensor:
-    """(B, H, W) bool, True for padding at the right and bottom -> (B, 2) unpadded fraction of width and height."""
+    """(B, H, W) bool, True for padding on the right and bottom -> (B, 2) unpadded fraction of width and height."""
     return torch.stack([(~mask[:, 0]).float().mean(-1), (~mask[:, :, 0]).float().mean(-1)], dim=-1)
 
 
 def masks_of_levels(padding_mask: Tensor, features: Sequence[Tensor]) -> list[Tensor]:
-    """Padding mask of the images (B, H, W), by nearest neighbours, at the size of each feature map (B, C, H_l, W_l)."""
+    """Resize the padding mask (B, H, W) of the images to each feature map (B, C, H_l, W_l), by nearest neighbour."""
     return [F.interpolate(padding_mask[None].float(), size=f.shape[-2:])[0].bool() for f in features]
 
 
 def pad_features(images: Sequence[Sequence[Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
-    """Feature maps of images of different sizes -> one batch.
+    """Batch feature maps of images of different sizes.
 
     Args:
-        images: of each image, L maps (C, H_l, W_l).
+        images: L maps (C, H_l, W_l) for each image.
 
     Returns:
-        L tensors (B, C, H_l, W_l), zero at the right and bottom of smaller maps, and L masks (B, H_l, W_l) bool, True
-        there.
+        L tensors (B, C, H_l, W_l), where smaller maps are padded with zeros on the right and bottom, and L masks
+        (B, H_l, W_l) bool, True for padding.
     """
     features, masks = [], []
     for maps in zip(*images, strict=True):

@@ -1,4 +1,4 @@
-"""What the deformable attention operators check of their arguments, as csrc/ms_deform_attn/ms_deform_attn.cpp does."""
+"""Argument checks of the deformable attention operators, the same as in csrc/ms_deform_attn/ms_deform_attn.cpp."""
 
 import torch
 from torch import Tensor
@@ -14,10 +14,14 @@ def check_arguments(
     weights: Tensor,
     reference: Tensor | None = None,
 ) -> None:
-    """Everything that can be checked without reading a tensor.
+    """Check everything that can be checked without reading the values of a tensor.
 
-    Those of `ms_deform_attn`: `points` are sampling_locations and `weights` attention_weights. With a `reference`,
-    those of `ms_deform_attn_fused`: offsets and logits.
+    For `ms_deform_attn`, `points` are sampling_locations and `weights` are attention_weights. With a `reference`, the
+    operator is `ms_deform_attn_fused`, and they are offsets and logits.
+
+    Raises:
+        ValueError: shapes or devices do not fit together.
+        TypeError: dtypes do not fit together.
     """
     if reference is None:
         op, points_name, weights_name = "ms_deform_attn", "sampling_locations", "attention_weights"
@@ -61,6 +65,11 @@ def check_arguments(
 
 
 def check_levels(value: Tensor, heights_widths: list[list[int]], starts: list[int]) -> None:
+    """Check that the levels, one after the other, are the tokens of `value` (B, S, M, D).
+
+    Raises:
+        ValueError: they are not.
+    """
     total = 0
     for level, ((height, width), start) in enumerate(zip(heights_widths, starts, strict=True)):
         if height < 0 or width < 0:

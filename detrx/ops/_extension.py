@@ -1,4 +1,4 @@
-"""The compiled extension `detrx._C`, and what takes its place where it is missing.
+"""The compiled extension `detrx._C`, and the fallbacks that replace it where it is missing.
 
 `DETRX_DISABLE_EXT=1` in the environment hides an extension that was built.
 """
@@ -13,28 +13,28 @@ import torch
 
 
 def _load() -> str:
-    """Import `detrx._C`, which registers its operators; return "" or the reason why that failed."""
+    """Import `detrx._C`, which registers its operators. Return "", or why the import failed."""
     if os.environ.get("DETRX_DISABLE_EXT", "0") not in ("", "0"):
         return "hidden by DETRX_DISABLE_EXT"
     try:
         import detrx._C  # noqa: F401
     except ModuleNotFoundError:
         return "detrx._C was not built"
-    except ImportError as error:  # built against another torch, or a library of its own is missing
+    except ImportError as error:  # built against another torch, or a library that it needs is missing
         return f"detrx._C does not load: {error}"
     return ""
 
 
-# Why there is no extension; empty when there is one.
+# Why there is no extension; empty if there is one.
 LOAD_ERROR: str = _load()
 # Keeps the registrations made from Python alive.
 _LIBRARY = torch.library.Library("detrx", "FRAGMENT")
 
 
 def extension_info() -> dict[str, str]:
-    """What the extension was built with (`compiler`, `torch`, `cuda` if any) and its instruction set (`cpu_isa`).
+    """What the extension was built with (`compiler`, `torch`, `cuda` if any), and its instruction set (`cpu_isa`).
 
-    Without an extension: `{"error": reason}`.
+    `{"error": reason}` if there is no extension.
     """
     if LOAD_ERROR:
         return {"error": LOAD_ERROR}
@@ -56,8 +56,8 @@ def operators() -> list[str]:
 def register_fallback(name: str, schema: str, function: Callable) -> None:
     """Make `function` the implementation of `detrx::name` on devices without a compiled kernel.
 
-    `schema` is "(Tensor x) -> Tensor"; the extension defines the same one, unless it is missing or was built before
-    the operator was added.
+    `schema` is of the form "(Tensor x) -> Tensor". The extension defines the same schema, unless it is missing or older
+    than the operator.
     """
     if not hasattr(torch.ops.detrx, name):
         _LIBRARY.define(name + schema)

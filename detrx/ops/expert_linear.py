@@ -1,8 +1,8 @@
-"""One linear layer per expert over rows in expert order, without padding the experts to the largest.
+"""One linear layer per expert over rows in expert order, without padding all experts to the size of the largest.
 
 Letters of the shapes: N rows, E experts, I input and O output channels. Where torch has a grouped matrix product
-(`can_use_grouped_mm`) nothing is read on the host; elsewhere there is one product per expert, for which the host has to
-know how many rows each has.
+(`can_use_grouped_mm`), nothing is read on the host. Elsewhere there is one product per expert, and the host has to know
+the number of rows of each.
 """
 
 import functools
@@ -16,8 +16,8 @@ from detrx.ops._extension import has_kernel
 from detrx.ops._precision import autocast_to_reduced, reduced_dtype
 
 _FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-# Elements of an oneDNN product, which is copied to its place: 8 MiB stay in the cache until then. Smaller blocks would
-# mean more threaded calls, and these are slow where other processes keep the cores busy.
+# Elements of a product in oneDNN, which is then copied to its place: 8 MiB stay in the cache until then. Smaller blocks
+# would mean more multi-threaded calls, which are slow while other processes use the cores.
 _BLOCK = 2**21
 _ONEDNN_LINEAR = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
@@ -32,13 +32,13 @@ def expert_linear(x: Tensor, weight: Tensor, bias: Tensor, ends: Tensor, relu: b
         x: (N, I): the rows of expert 0, then those of expert 1, ..., as `moe_dispatch` gives them.
         weight: (E, I, O).
         bias: (E, O).
-        ends: (E,) int32, the row behind the last one of each expert, as in `Routing.ends`: they do not decrease, and
-            the last is N. On the device of `x`, or what `expert_ends` makes of them.
+        ends: (E,) int32, end of the rows of each expert (exclusive), as in `Routing.ends`: they do not decrease, and
+            the last is N. On the device of `x`, or as returned by `expert_ends`.
 
     Raises:
-        ValueError: shapes or devices that do not fit together, or `ends` that are not those of N rows (a device-side
-            assertion where the host does not read them).
-        TypeError: dtypes that do not fit together.
+        ValueError: shapes or devices do not fit together, or `ends` are not those of N rows (a device-side assertion
+            where the host does not read them).
+        TypeError: dtypes do not fit together.
     """
     x, weight, bias = autocast_to_reduced(x, weight, bias)
     _check_arguments(x, weight, bias, ends)
@@ -46,10 +46,10 @@ def expert_linear(x: Tensor, weight: Tensor, bias: Tensor, ends: Tensor, relu: b
 
 
 def expert_ends(ends: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """`ends` where `expert_linear` needs them for these arguments: on the host if they are read there, else unchanged.
+    """Copy `ends` to the host if `expert_linear` reads them there for these arguments; else return them unchanged.
 
-    Several layers over the same rows share what this returns, and wait for the device once instead of once each, and
-    again in each backward pass.
+    Layers over the same rows can share the result. Then the host waits for the device once, instead of once in each
+    forward and backward pass of each layer.
     """
     if ends.is_meta or can_use_grouped_mm(x.device, reduced_dtype(x), *weight.shape):
         return ends
@@ -59,8 +59,8 @@ def expert_ends(ends: Tensor, x: Tensor, weight: Tensor) -> Tensor:
 def can_use_grouped_mm(device: torch.device, dtype: torch.dtype, experts: int, inputs: int, outputs: int) -> bool:
     """Whether torch multiplies rows of `inputs` channels with weights (experts, inputs, outputs) in one kernel.
 
-    Elsewhere its `grouped_mm` either refuses or reads the rows of each expert on the host. It addresses matrices in
-    units of 16 bytes and has one thread per expert.
+    Otherwise its `grouped_mm` raises an error or reads the number of rows of each expert on the host. The kernel
+    addresses matrices in units of 16 bytes and uses one thread per expert.
     """
     return (
         device.type == "cuda"
@@ -79,7 +79,7 @@ def _has_grouped_kernel(device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device) in ((9, 0), (10, 0))
 
 
-# torch.compile warns of a cache that it looks into.
+# torch.compile would warn about the cache if it traced the function.
 _knows_grouped_mm = torch.compiler.assume_constant_result(lambda device: _has_grouped_kernel(device))
 
 
@@ -129,7 +129,7 @@ def _expert_linear(x: Tensor, weight: Tensor, bias: Tensor, ends: Tensor, relu: 
 def _expert_linear_backward(
     grad_output: Tensor, x: Tensor, weight: Tensor, ends: Tensor, rectified: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, weight and bias. `rectified` is the output, if that went through a ReLU."""
+    """Gradients of x, weight and bias. `rectified` is the output if there was a ReLU, else None."""
     if len(x) > 0 and can_use_grouped_mm(x.device, x.dtype, *weight.shape):
         return _grouped_linear_backward(grad_output, x, weight, ends, rectified)
     x, weight, grad = x.contiguous(), weight.contiguous(), grad_output.contiguous()
@@ -172,7 +172,7 @@ _expert_linear.register_autograd(_backward, setup_context=_setup_context)
 
 
 def _segments(ends: Tensor, x: Tensor) -> list[tuple[int, slice]]:
-    """Expert and rows of each expert that has any."""
+    """Index and rows of each expert that has rows."""
     segments, start = [], 0
     for expert, end in enumerate(ends.tolist()):
         if end < start:
@@ -189,13 +189,13 @@ def _segments(ends: Tensor, x: Tensor) -> list[tuple[int, slice]]:
 
 
 def _uses_onednn(x: Tensor) -> bool:
-    """Whether float32 products go to oneDNN rather than, as in `torch.mm`, to MKL, which is half as fast on AMD."""
+    """Whether float32 products use oneDNN instead of MKL, which `torch.mm` uses and which is half as fast on AMD."""
     enabled = bool(torch.backends.mkldnn.enabled)
     return x.device.type == "cpu" and x.dtype == torch.float32 and enabled and _ONEDNN_LINEAR
 
 
 def _product(a: Tensor, b: Tensor, out: Tensor, bias: Tensor | None = None, relu: bool = False) -> None:
-    """out = a (n, i) @ b (i, o) + bias (o,), and a ReLU."""
+    """out = a (n, i) @ b (i, o) + bias (o,), followed by a ReLU if `relu`."""
     if _uses_onednn(a):
         transposed, activation = b.t(), "relu" if relu else "none"
         rows = max(_BLOCK // max(b.shape[1], 1), 128)
@@ -214,7 +214,7 @@ def _product(a: Tensor, b: Tensor, out: Tensor, bias: Tensor | None = None, relu
 
 
 def _aligned(matrix: Tensor) -> Tensor:
-    """Contiguous, also in the stride of a single row, and at a multiple of 16 bytes."""
+    """Make a matrix contiguous, including the stride of a single row, and aligned to 16 bytes."""
     matrix = matrix.contiguous()
     fits = matrix.stride(-2) == matrix.shape[-1] and matrix.data_ptr() % 16 == 0
     return matrix if fits else matrix.clone(memory_format=torch.contiguous_format)
@@ -246,7 +246,7 @@ def _grouped_linear_backward(
     if has_kernels:
         return grad_x, grad_weight, torch.ops.detrx._sum_expert_bias_(grad_weight, sums, ends)
     has_rows = ends.diff(prepend=ends.new_zeros(1)) > 0
-    grad_weight.masked_fill_(~has_rows.view(-1, 1, 1), 0)  # which the product may leave as it finds it
+    grad_weight.masked_fill_(~has_rows.view(-1, 1, 1), 0)  # the product does not write experts without rows
     is_of = torch.arange(len(ends), device=x.device).unsqueeze(1) == _expert_of_rows(x, ends)
     return grad_x, grad_weight, is_of.to(grad.dtype) @ grad
 

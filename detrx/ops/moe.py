@@ -5,8 +5,8 @@
     output = moe_combine(experts(rows, routing.ends), routing.weights, routing.order, routing.place)
 
 Letters of the shapes: T tokens, E experts, k experts per token, C channels. An assignment is a pair of a token and one
-of its k choices, numbered `token * k + choice`. Between dispatch and combine the T * k assignments lie in expert order:
-all of expert 0, then all of expert 1, ... Nothing here reads a tensor of another device on the host.
+of its k choices, numbered `token * k + choice`. Between dispatch and combine the T * k assignments are in expert order:
+all of expert 0, then all of expert 1, ... None of these functions makes the host wait for a device.
 """
 
 from typing import NamedTuple
@@ -22,13 +22,13 @@ _FLOATING = (torch.float32, torch.float64, *REDUCED)
 
 
 class Routing(NamedTuple):
-    """Where each token goes.
+    """The assignment of tokens to experts.
 
     Attributes:
         weights: (T, k), sum to one over k, best expert first.
         experts: (T, k) int64.
-        counts: (E,) int64, assignments of each expert.
-        ends: (E,) int32, the row behind the last one of each expert in expert order: the running sum of `counts`.
+        counts: (E,) int64, number of assignments of each expert.
+        ends: (E,) int32, end of the rows of each expert (exclusive) in expert order: the running sum of `counts`.
         order: (T * k,) int64, the assignments sorted by expert, those of one expert by token.
         place: (T, k) int64, the row of each assignment in expert order: the inverse of `order`.
     """
@@ -42,17 +42,17 @@ class Routing(NamedTuple):
 
 
 def moe_route(logits: Tensor, k: int) -> Routing:
-    """Choose the `k` experts of each token with the largest logits; of equal ones, the lower expert.
+    """Choose for each token the `k` experts with the largest logits; among equal logits, the expert with lower index.
 
-    The weights are the chosen softmax probabilities, renormalised: differentiable (once) with respect to `logits`.
-    Under autocast, logits of reduced precision are computed in float32.
+    The weights are the renormalised softmax probabilities of the chosen experts. They are differentiable once, with
+    respect to `logits`. Under autocast, logits of reduced precision are computed in float32.
 
     Args:
         logits: (T, E), at most 256 experts.
         k: 1 to 8, at most E.
 
     Raises:
-        ValueError: `k`, or a shape, that is out of range.
+        ValueError: `k` or a shape is out of range.
         TypeError: `logits` is not a floating-point tensor.
     """
     (logits,) = autocast_to_full(logits)
@@ -68,7 +68,7 @@ def moe_dispatch(x: Tensor, order: Tensor, place: Tensor) -> Tensor:
         order, place: (T * k,) and (T, k), of the `Routing`.
 
     Raises:
-        ValueError: shapes or devices that do not fit together; or `order` and `place` are no inverse permutations (a
+        ValueError: shapes or devices do not fit together, or `order` and `place` are not inverse permutations (a
             device-side assertion on a GPU).
         TypeError: `x` is not a floating-point tensor, or `order` or `place` not int64.
     """
@@ -87,7 +87,7 @@ def moe_combine(y: Tensor, weights: Tensor, order: Tensor, place: Tensor) -> Ten
         order, place: (T * k,) and (T, k), of the `Routing`.
 
     Raises:
-        ValueError: shapes or devices that do not fit together; or `order` and `place` are no inverse permutations (a
+        ValueError: shapes or devices do not fit together, or `order` and `place` are not inverse permutations (a
             device-side assertion on a GPU).
         TypeError: `y` or `weights` is not a floating-point tensor, or `order` or `place` not int64.
     """

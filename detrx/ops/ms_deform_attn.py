@@ -23,8 +23,9 @@ def ms_deform_attn(
     """Sample `value` at `sampling_locations` and sum the samples with `attention_weights`.
 
     A location maps to the pixel `location * size - 0.5` of its level; outside of the level the value is zero.
-    Differentiable once, with respect to the three floating-point arguments, which share one dtype. float16 and
-    bfloat16 are computed in float32. Under autocast, they are cast to float32 first: locations need its precision.
+    Differentiable once, with respect to the three floating-point arguments, which must have the same dtype. float16 and
+    bfloat16 are computed in float32. Under autocast, the arguments are cast to float32, because locations need its
+    precision.
 
     Args:
         value: (B, S, M, D), the levels one after the other, each row by row.
@@ -37,8 +38,8 @@ def ms_deform_attn(
         (B, Q, M * D)
 
     Raises:
-        ValueError: shapes or devices that do not fit together, or level sizes that do not sum to S.
-        TypeError: dtypes that do not fit together.
+        ValueError: shapes or devices do not fit together, or level sizes do not sum to S.
+        TypeError: dtypes do not fit together.
     """
     value, sampling_locations, attention_weights = autocast_to_full(value, sampling_locations, attention_weights)
     check_arguments(value, spatial_shapes, level_start_index, sampling_locations, attention_weights)
@@ -57,8 +58,8 @@ def ms_deform_attn_reference(
 ) -> Tensor:
     """`ms_deform_attn` written with `grid_sample`: what the kernels are tested against, and their fallback.
 
-    `shapes` are those of `spatial_shapes`, for callers that know them on the host: in a traced graph the numbers of a
-    tensor are not to be had.
+    `shapes` are the values of `spatial_shapes`, for callers that know them on the host: in a traced graph the values of
+    a tensor cannot be read.
     """
     check_arguments(value, spatial_shapes, level_start_index, sampling_locations, attention_weights)
     batch, _, heads, channels = value.shape

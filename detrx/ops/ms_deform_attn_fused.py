@@ -1,4 +1,4 @@
-"""Multi-scale deformable attention from reference points, offsets and logits, which no intermediate leaves.
+"""Multi-scale deformable attention that computes sampling locations and attention weights inside of the operator.
 
 Letters of the shapes: B images, S tokens of all levels, M heads, D channels per head, Q queries, L levels, P points.
 """
@@ -22,14 +22,14 @@ def ms_deform_attn_fused(
     offsets: Tensor,
     logits: Tensor,
 ) -> Tensor:
-    """`ms_deform_attn` with its sampling locations and attention weights computed on the fly, forward and backward.
+    """`ms_deform_attn`, with sampling locations and attention weights computed on the fly, forward and backward.
 
     The weights are the softmax of `logits` over the L * P points of a query and head. The locations are
     `reference + offset / (width, height)` for reference points, `centre + offset / P * (w, h) / 2` for boxes.
 
-    Differentiable once, with respect to the four floating-point arguments. They share one dtype, except that
-    `reference` may be float32 beside float16 or bfloat16, which are computed in float32. Under autocast, value,
-    offsets and logits are cast to its dtype, and a reference of reduced precision to float32.
+    Differentiable once, with respect to the four floating-point arguments. They must have the same dtype, except that
+    `reference` may be float32 if the others are float16 or bfloat16; these are computed in float32. Under autocast,
+    value, offsets and logits are cast to its dtype, and a reference of reduced precision to float32.
 
     Args:
         value: (B, S, M, D), the levels one after the other, each row by row.
@@ -43,8 +43,8 @@ def ms_deform_attn_fused(
         (B, Q, M * D)
 
     Raises:
-        ValueError: shapes or devices that do not fit together, or level sizes that do not sum to S.
-        TypeError: dtypes that do not fit together.
+        ValueError: shapes or devices do not fit together, or level sizes do not sum to S.
+        TypeError: dtypes do not fit together.
     """
     value, offsets, logits = autocast_to_reduced(value, offsets, logits)
     (reference,) = autocast_to_full(reference)
@@ -86,7 +86,7 @@ def _locations_and_weights(
 
 
 def _divisors(spatial_shapes: Tensor, dtype: torch.dtype) -> Tensor:
-    """(L, 1, 2) width and height of the levels, 1 for empty ones, which contribute nothing."""
+    """(L, 1, 2) width and height of the levels; 1 for empty levels, which contribute nothing."""
     return spatial_shapes.flip(-1).clamp(min=1).to(dtype)[:, None]
 
 
@@ -100,7 +100,7 @@ def _fused_reference_backward(
     logits: Tensor,
     reference_needs_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients with respect to value, offsets, logits and reference; the last one is empty if it is not needed."""
+    """Gradients with respect to value, offsets, logits and reference; the last is empty if it is not needed."""
     wide_grad, wide_value, wide_reference, wide_offsets, wide_logits = in_full_precision(
         grad_output, value, reference, offsets, logits
     )

@@ -1,11 +1,11 @@
-"""Query routing: the queries that a layer is to work on, packed into a smaller tensor, and put back where they were.
+"""Query routing: pack the queries that a layer processes into a smaller tensor, and put the results back.
 
     route = query_route(keep)                            # reads the number of slots from the device: once per mask
     (x, pos), *_ = query_gather((x_all, pos_all), route)
     x_all = query_scatter(x_all, layer(x, pos), *route)
 
-Letters of the shapes: B images, N queries, K slots for the kept ones. Any dtype; gradients, of any order, for the
-floating-point ones.
+Letters of the shapes: B images, N queries, K slots for the kept queries. Tensors may have any dtype; floating-point
+ones have gradients of any order.
 """
 
 from collections.abc import Sequence
@@ -19,11 +19,11 @@ from detrx.ops._precision import autocast_to_wider
 
 
 class QueryRoute(NamedTuple):
-    """Which query each slot holds.
+    """The query in each slot.
 
     Attributes:
-        index: (B, K) int64, position of the slot's query among the N of its image; 0 for padding.
-        valid: (B, K) bool, False for padding, which is at the end.
+        index: (B, K) int64, index of the slot's query among the N of its image; 0 for padding.
+        valid: (B, K) bool, False for padding, which comes last.
     """
 
     index: Tensor  # type: ignore[assignment]  # in place of the method of tuples
@@ -31,16 +31,17 @@ class QueryRoute(NamedTuple):
 
 
 def query_route(keep: Tensor, capacity: int | None = None) -> QueryRoute:
-    """The slots of the kept queries, in their order.
+    """Assign slots to the kept queries, in their order.
 
     Args:
         keep: (B, N) bool.
-        capacity: the number K of slots, at least what any image keeps and at most N. By default the largest number that
-            an image keeps, which is read from the device: the only thing in query routing that waits for it.
+        capacity: the number K of slots, at most N and at least the number of queries that any image keeps. By default
+            the largest number that an image keeps, which is read from the device; nothing else in query routing waits
+            for it.
 
     Raises:
         ValueError, TypeError: `keep` is not (B, N) bool.
-        ValueError: capacity out of range or, on the CPU, less than an image keeps (a device-side assertion on a GPU).
+        ValueError: the capacity is out of range or less than an image keeps (a device-side assertion on a GPU).
     """
     _check_keep("query_route", keep, capacity)
     return QueryRoute(*torch.ops.detrx.query_route(keep, capacity))
@@ -51,8 +52,8 @@ def query_gather(
 ) -> tuple[Tensor | list[Tensor], Tensor, Tensor]:
     """Pack the kept queries of `x`.
 
-    A route of one's own may put a query into several slots, but such a call has no gradient, and nothing can be
-    scattered by that route.
+    A route that was not made by `query_route` may put a query into several slots, but then this has no gradient, and
+    the route cannot be used to scatter.
 
     Args:
         x: (B, N, ...), or several such tensors.
@@ -63,8 +64,8 @@ def query_gather(
         index, valid: the route, (B, K) each.
 
     Raises:
-        ValueError: shapes or devices that do not fit together.
-        TypeError: dtypes that do not fit together.
+        ValueError: shapes or devices do not fit together.
+        TypeError: dtypes do not fit together.
     """
     tensors = _as_list(x)
     if isinstance(keep, Tensor):
@@ -82,9 +83,9 @@ def query_gather(
 def query_scatter(
     base: Tensor | Sequence[Tensor], packed: Tensor | Sequence[Tensor], index: Tensor, valid: Tensor
 ) -> Tensor | list[Tensor]:
-    """`base` with the packed queries in their original positions, as new tensors.
+    """Copy `base`, with the packed queries at their original positions.
 
-    Under autocast, a pair of different dtypes is promoted to the wider one.
+    Under autocast, if the dtypes of a pair differ, both are converted to the wider one.
 
     Args:
         base: (B, N, ...), or several such tensors.
@@ -95,8 +96,8 @@ def query_scatter(
         (B, N, ...) for each tensor of `base`; a list if `base` is a sequence.
 
     Raises:
-        ValueError: shapes or devices that do not fit together, or another number of tensors in `packed` than in `base`.
-        TypeError: dtypes that do not fit together.
+        ValueError: shapes or devices do not fit together, or `packed` has another number of tensors than `base`.
+        TypeError: dtypes do not fit together.
     """
     bases, packs = _as_list(base), _as_list(packed)
     _check_route("query_scatter", index, valid)
@@ -191,7 +192,7 @@ def _check_route(op: str, index: Tensor, valid: Tensor) -> None:
 
 
 def _check_rows(op: str, name: str, tensors: list[Tensor], rows: int | None, reason_name: str, reason: Tensor) -> None:
-    """Each tensor is (B, rows, ...), with B and the device of `reason`; the first sets `rows` where it is None."""
+    """Check that each tensor is (B, rows, ...), with B and device of `reason`. If `rows` is None, the first sets it."""
     if not tensors:
         raise ValueError(f"{op}: {name} has no tensors")
     for i, x in enumerate(tensors):
@@ -272,12 +273,12 @@ def _fake_clear(x, index, valid):
     return [tensor.new_empty(tensor.shape) for tensor in x]
 
 
-# The four operators that move rows are linear, and the gradient of each is one or two of them: gather and unpack are
-# adjoint, clear is its own, and scatter is clear of the base plus unpack of the packed rows.
+# The four operators that move rows are linear, and the gradient of each consists of one or two of them: gather and
+# unpack are adjoint, clear is self-adjoint, and scatter is clear of the base plus unpack of the packed rows.
 
 
 def _apply(operator, gradients, needed, *route) -> list[Tensor | None]:
-    """`operator` of the gradients that exist and are needed; None in the place of the others."""
+    """Apply `operator` to the gradients that exist and are needed; None in place of the others."""
     wanted = [grad is not None and need for grad, need in zip(gradients, needed, strict=True)]
     present = [grad for grad, want in zip(gradients, wanted, strict=True) if want]
     results = iter(operator(present, *route) if present else ())

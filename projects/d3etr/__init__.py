@@ -1,4 +1,4 @@
-"""D3ETR: decoder distillation, as a method."""
+"""D3ETR (arXiv 2211.09768): decoder distillation."""
 
 from .distillation import Distillation
 

@@ -1,8 +1,7 @@
-"""Which query of the teacher each query of a trained student is paired with, image by image."""
+"""Analysis of the pairs of student and teacher queries, image by image."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +22,12 @@ from .teacher import has_softmax
 
 @QUERY_ANALYSES.register()
 class PairsAnalysis(QueryAnalysis):
-    """Counts, layer by layer, how often adaptive matching pairs each of the student's main queries with each of the
-    teacher's. Where a query has the same partner in all images, matching is settled.
+    """Counts, for each layer, how often adaptive matching pairs each of the student's main queries with each of the
+    teacher's. If a query has the same partner in all images, matching has settled.
 
     Args:
-        model: the student in evaluation mode, with a `Distillation`, whose teacher and cost are used, whatever it is
-            that its own training pairs the queries by.
+        model: the student in evaluation mode. It must have a `Distillation` method; its teacher and cost are used, even
+            if it was trained with another matching.
 
     Raises:
         ValueError: the model has no distillation.
@@ -36,8 +35,8 @@ class PairsAnalysis(QueryAnalysis):
 
     name = "pairs"
     help = (
-        "D3ETR: which of the teacher's queries adaptive matching pairs with each of the student's, and in how many "
-        "images it is the same one (pairs.json, pairs.png)"
+        "D3ETR: which teacher query adaptive matching pairs with each student query, and in how many images it is the "
+        "same one (pairs.json, pairs.png)"
     )
 
     @classmethod
@@ -53,12 +52,11 @@ class PairsAnalysis(QueryAnalysis):
         if not methods:
             raise InvalidInputError("pairs: this model has no teacher; add Distillation to its methods")
         self.model, self.method = model, methods[0]
-        self.images = 0
         self.counts: np.ndarray | None = None  # (layers, student's queries, teacher's queries)
 
     @torch.no_grad()
     def observe(self, inputs: dict[str, Any], instances: Instances) -> None:
-        """Take account of an image."""
+        """Process an image."""
         images = self.model.preprocess([inputs])
         lesson = self.method.teacher.teach(self.model, images, [])
         student = self.model.decode(self.model.encode(images))["main"]
@@ -76,7 +74,7 @@ class PairsAnalysis(QueryAnalysis):
         self.images += 1
 
     def figures(self) -> dict[str, Any]:
-        """What `pairs.json` holds; layers are counted from the first one that has a counterpart in the teacher."""
+        """Contents of `pairs.json`. Layer 0 is the first one that has a counterpart in the teacher."""
         layers = []
         for counts in self.counts:
             place = np.arange(min(counts.shape))
@@ -91,27 +89,17 @@ class PairsAnalysis(QueryAnalysis):
         _, student, teacher = self.counts.shape
         return {"images": self.images, "student_queries": student, "teacher_queries": teacher, "layers": layers}
 
-    def write(self, folder: Path) -> str:
-        """Write `pairs.json` and `pairs.png`, and say in words what is in them.
-
-        Raises:
-            ValueError: no image was observed.
-        """
-        if self.counts is None:
-            raise InvalidInputError("pairs: the dataset has no images")
-        figures = self.figures()
-        (folder / "pairs.json").write_text(json.dumps(figures, indent=1) + "\n")
+    def draw(self, figures: dict[str, Any], folder: Path) -> tuple[list[str], list[str]]:
         self.plot(folder / "pairs.png")
         lines = [
-            f"  layer {index}: a query of the student has its commonest partner in {each['commonest_partner']:.1%} of "
-            f"the images, and one of equal place in {each['partner_of_equal_place']:.1%}"
+            f"  layer {index}: a student query has its most frequent partner in {each['commonest_partner']:.1%} of the "
+            f"images, and the teacher query of the same index in {each['partner_of_equal_place']:.1%}"
             for index, each in enumerate(figures["layers"])
         ]
-        where = f"figures and picture: {folder / 'pairs.json'}, {folder / 'pairs.png'}"
-        return "\n".join([f"pairs of student and teacher in {self.images} images", *lines, where])
+        return [f"pairs of student and teacher in {self.images} images", *lines], ["pairs.png"]
 
     def plot(self, file: Path) -> None:
-        """A map for each layer: the student's queries in the order of their commonest partner, by the teacher's."""
+        """A map for each layer: student queries, sorted by their most frequent partner, against teacher queries."""
         layers = len(self.counts)
         columns = min(3, layers)
         rows = -(-layers // columns)

@@ -1,4 +1,4 @@
-"""Decoder distillation (D3ETR): a frozen teacher, whose decoder's predictions and attention maps a student learns."""
+"""Decoder distillation (D3ETR): a student learns the predictions and attention maps of a frozen teacher's decoder."""
 
 from __future__ import annotations
 
@@ -27,32 +27,34 @@ COMPONENTS = {"self_attention": "self_attn", "cross_attention": "cross_attn"}
 
 
 class Distillation(Method):
-    """A student learns from a teacher of the same kind: from the predictions and attention maps of its decoder.
+    """A student learns the predictions and attention maps of the decoder of a teacher of the same kind.
 
     The student's main queries are paired with the teacher's by their predictions, in each decoder layer (adaptive
-    matching). The teacher's queries also pass the student's decoder, as an auxiliary group that does not meet the main
-    one; each is paired with itself in the teacher (fixed matching), and the group is supervised by the ground truth as
-    the main one is. If the decoders have different numbers of layers, their last ones are paired.
+    matching). The teacher's queries also pass the student's decoder, as an auxiliary group that is separate from the
+    main one. Each is paired with itself in the teacher (fixed matching), and the ground truth supervises the group like
+    the main one. If the decoders have different numbers of layers, the last layers are compared.
 
-    The teacher is loaded at the first training step. It is no part of the student: neither of its parameters, state
-    dict and copies, nor of inference.
+    The teacher is loaded at the first training step. It is not a part of the student's parameters, state dict or
+    copies, and is not used at inference.
 
     Args:
-        teacher: file of a config, or a name in the model zoo, or a config with a `model`.
+        teacher: file of a config, a name in the model zoo, or a config with a `model`.
         checkpoint: file of the teacher's weights.
-        losses: what is learned, some of `LOSSES`, in both groups.
-        matching: how main queries are paired: "adaptive"; "index", by their place (no matching); "random", with random
-            ones, drawn for each image and step; None: they learn nothing from the teacher.
-        auxiliary: how those of the auxiliary group are paired: "index" is fixed matching; None: there is no such group.
-        constraint: in which layers the auxiliary group has the assignment of the teacher's predictions to the ground
+        losses: losses of both groups, some of `LOSSES`.
+        matching: pairing of the main queries: "adaptive"; "index", by their index (no matching); "random", drawn for
+            each image and step; None: no distillation of the main queries.
+        auxiliary: pairing of the auxiliary group, with the same values; "index" is fixed matching; None: no auxiliary
+            group.
+        constraint: layers in which the auxiliary group uses the assignment of the teacher's predictions to the ground
             truth instead of its own: "none", "last" or "all".
-        inherit: parts of the student that get the teacher's weights when a training starts, not when it is resumed.
-        class_weight, l1_weight, giou_weight: of the predictions in losses and cost (Eqs. 5 and 10).
-        self_attention_weight, cross_attention_weight: of the maps.
+        inherit: parts of the student that are initialised with the teacher's weights when a training starts (not when
+            it is resumed).
+        class_weight, l1_weight, giou_weight: weights of the predictions in losses and cost (Eqs. 5 and 10).
+        self_attention_weight, cross_attention_weight: weights of the attention maps.
         class_reduction: "sum" or "mean" over the classes, in loss and cost.
         auxiliary_weight: factor of all losses of the auxiliary group.
-        share_images: the teacher gets the images as the student normalised them; see `Teacher`.
-        keep_maps: keep the attention maps of all layers for the backward pass; otherwise they are computed again.
+        share_images: the teacher receives the images as normalised by the student; see `Teacher`.
+        keep_maps: keep the attention maps of all layers for the backward pass; otherwise, recompute them.
         allow_untrained: an empty `checkpoint` means random weights, for tests.
     """
 
@@ -114,7 +116,7 @@ class Distillation(Method):
 
     @property
     def watched(self) -> list[str]:
-        """Components of decoder layers whose attention is compared."""
+        """Components of the decoder layers whose attention is compared."""
         if self.matching is None and self.auxiliary is None:
             return []
         return [COMPONENTS[loss] for loss in self.losses if loss in COMPONENTS]
@@ -145,7 +147,7 @@ class Distillation(Method):
         return [Branch(replace(lesson.queries, name=GROUP), self.ground_truth(model, lesson))]
 
     def ground_truth(self, model: DetectionTransformer, lesson: Lesson) -> list[Supervision]:
-        """How the auxiliary group is supervised by the ground truth."""
+        """Supervisions of the auxiliary group by the ground truth."""
         layers, taught = len(model.decoder.layers), len(lesson.predictions.logits)
         start = {"none": layers, "last": layers - 1, "all": layers - taught}[self.constraint]
         result = []
@@ -175,7 +177,7 @@ class Distillation(Method):
         }
 
     def after_decoder(self, step: Step, predictions: Mapping[str, Predictions]) -> list[Branch]:
-        """What student and teacher are compared by, in each group."""
+        """Supervisions of each group by the teacher."""
         lesson, records = self._lesson, self._records
         self._lesson, self._records = None, {}
         groups = {"main": self.matching, GROUP: self.auxiliary}
@@ -189,7 +191,7 @@ class Distillation(Method):
     def attention_of(
         self, name: str, step: Step, records: Mapping[str, Sequence[Sequence[AttentionInputs]]]
     ) -> dict[str, list[AttentionInputs]]:
-        """By component, what it compared in each layer for the queries of a group."""
+        """Attention inputs of the queries of a group, by component, one per layer."""
         groups: list[QueryGroup] = [step.main]
         groups += [branch.group for branch in step.branches if branch.group is not None]
         layout = QueryLayout(groups)
@@ -199,7 +201,7 @@ class Distillation(Method):
             for index, calls in enumerate(of_layers):
                 default = getattr(step.model.decoder.layers[index], component)
                 served = dict(layout.by_component(component, index, default))[default]
-                if component == "self_attn":  # is called for each group
+                if component == "self_attn":  # called once per group
                     found[component].append(calls[served.index(place)])
                 else:
                     start = sum(other.stop - other.start for other in served if other.start < place.start)
@@ -216,10 +218,10 @@ class Distillation(Method):
         lesson: Lesson,
         attention: Mapping[str, Sequence[AttentionInputs]],
     ) -> Supervision:
-        """The comparison of one group of the student with the teacher.
+        """The supervision of one group of the student by the teacher.
 
         Raises:
-            ValueError: they have different numbers of heads, or different tokens.
+            ValueError: student and teacher have different numbers of heads or different token grids.
         """
         taught, teacher = len(lesson.predictions.logits), lesson.predictions
         layers = slice(len(predictions.logits) - taught, None)
@@ -248,7 +250,7 @@ class Distillation(Method):
         )
 
     def assigner(self, matching: str, classes: SoftClasses, student: Predictions, teacher: Predictions) -> Assigner:
-        """The one that pairs their predictions."""
+        """The assigner that pairs the predictions of student and teacher."""
         if matching == "adaptive":
             cost = DistillationCost(classes, self.class_weight, self.l1_weight, self.giou_weight)
             return AdaptiveMatcher(cost, teacher)
@@ -256,19 +258,19 @@ class Distillation(Method):
 
 
 def check_classes(student: DetectionTransformer, teacher: DetectionTransformer) -> None:
-    """Raise ValueError if the classes that they predict cannot be compared."""
+    """Raise ValueError if the classes of student and teacher cannot be compared."""
     own, other = (model.decoder.heads.class_heads[-1].out_features for model in (student, teacher))
     if has_softmax(student) != has_softmax(teacher):
         raise InvalidInputError(
-            "Distillation: of student and teacher one has a softmax with a class for no object, the other has a "
-            "sigmoid for each class"
+            'Distillation: student and teacher must both have a softmax with a "no object" class, or both a sigmoid '
+            "for each class"
         )
     if own != other:
         raise InvalidInputError(f"Distillation: the student predicts {own} classes, the teacher {other}")
 
 
 def check_queries(student: QueryGroup, teacher: QueryGroup) -> None:
-    """Raise ValueError if the student's decoder cannot work on the teacher's queries."""
+    """Raise ValueError if the student's decoder cannot process the teacher's queries."""
 
     def kind(group: QueryGroup) -> dict[str, int | None]:
         parts = {"content": group.content, "pos": group.pos, "reference": group.reference}
@@ -276,8 +278,8 @@ def check_queries(student: QueryGroup, teacher: QueryGroup) -> None:
 
     if kind(student) != kind(teacher):
         raise InvalidInputError(
-            "Distillation: the teacher's queries cannot pass the student's decoder, they have other widths (None: no "
-            f"such part): {kind(teacher)} instead of {kind(student)}; set auxiliary=None to do without fixed matching"
+            "Distillation: the teacher's queries cannot pass the student's decoder, because their widths differ (None: "
+            f"no such part): {kind(teacher)} instead of {kind(student)}; set auxiliary=None to disable fixed matching"
         )
 
 
@@ -293,11 +295,11 @@ def check_maps(
     if own != other:
         raise InvalidInputError(
             f"Distillation: {component} has {own[-1]} heads in the student and {other[-1]} in the teacher, so their "
-            "maps cannot be compared: leave it out of `losses`"
+            "maps cannot be compared: leave its loss out of `losses`"
         )
     if component == "cross_attn" and student_shapes != teacher_shapes:
         raise InvalidInputError(
-            f"Distillation: the student has maps of tokens of the sizes {list(student_shapes)}, the teacher of "
-            f"{list(teacher_shapes)}, so cross-attention cannot be compared: give them backbones of the same stride, "
-            "or leave it out of `losses`"
+            f"Distillation: the student has token grids of the sizes {list(student_shapes)}, the teacher of "
+            f"{list(teacher_shapes)}, so cross-attention cannot be compared: use backbones of the same stride, "
+            'or leave "cross_attention" out of `losses`'
         )

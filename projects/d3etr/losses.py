@@ -1,4 +1,4 @@
-"""What the student is compared with the teacher by. Pairs are those of the assigners in `matching`."""
+"""Distillation losses between student and teacher, for the pairs of the assigners in `matching`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .matching import SoftClasses
 
 
 def by_layer(pairs: Assignment, predictions: Predictions) -> tuple[Tensor, Tensor]:
-    """Queries of student and teacher (T, B, P); each image has the same number P of pairs in every layer."""
+    """Queries of student and teacher (T, B, P) in each pair; all images and layers have the same number P of pairs."""
     layers, images = predictions.logits.shape[:2]
     return pairs.query.view(layers, images, -1), pairs.truth.view(layers, images, -1)
 
@@ -28,11 +28,11 @@ def rows(x: Tensor, index: Tensor) -> Tensor:
 
 
 class Mean(Loss):
-    """A mean over the pairs of an image and the images.
+    """Base class of losses that are means over the pairs of an image and over the images.
 
     Args:
-        weight: of the loss.
-        teacher: predictions of the layers that are compared.
+        weight: weight of the loss.
+        teacher: predictions of the compared layers.
     """
 
     is_mean = True
@@ -46,12 +46,12 @@ class Mean(Loss):
         return self.compare(predictions, self.teacher, own, other).mean((1, 2))
 
     def compare(self, student: Predictions, teacher: Predictions, own: Tensor, other: Tensor) -> Tensor:
-        """Queries `own` of the student with `other` of the teacher, both (T, B, P) -> (T, B, P)."""
+        """Loss (T, B, P) between the queries `own` of the student and `other` of the teacher, both (T, B, P)."""
         raise NotImplementedError
 
 
 class ClassDistillation(Mean):
-    """Cross entropy of the teacher's soft classes, less their entropy."""
+    """Cross entropy with the teacher's soft classes, minus their entropy."""
 
     name = "loss_distill_class"
 
@@ -64,7 +64,7 @@ class ClassDistillation(Mean):
 
 
 class L1Distillation(Mean):
-    """L1 distance of cxcywh."""
+    """L1 distance of the boxes (cxcywh)."""
 
     name = "loss_distill_bbox"
 
@@ -83,14 +83,15 @@ class GIoUDistillation(Mean):
 
 
 class AttentionDistillation(Loss):
-    """Mean squared difference of attention maps, of all heads (Eqs. 8 and 9).
+    """Mean squared difference of the attention maps of all heads (Eqs. 8 and 9).
 
     Args:
-        weight: of the loss.
-        name: of the loss.
-        student, teacher: what the attentions of the compared layers compared.
-        between_queries: the keys are queries, too, and are paired like these; only keys that have a pair are compared.
-        keep_maps: keep the maps of all layers for the backward pass; otherwise they are computed again.
+        weight: weight of the loss.
+        name: name of the loss.
+        student, teacher: attention inputs of the compared layers.
+        between_queries: for self-attention, whose keys are queries: pair the keys like the queries, and compare only
+            keys that have a pair.
+        keep_maps: keep the maps of all layers for the backward pass; otherwise, recompute them.
     """
 
     is_mean = True
@@ -119,13 +120,13 @@ class AttentionDistillation(Loss):
         return torch.stack(values)
 
     def difference(self, student: AttentionInputs, teacher: AttentionInputs, own: Tensor, other: Tensor) -> Tensor:
-        """Of one layer; `own` and `other` are queries (B, P)."""
+        """Mean squared difference of one layer, for the paired queries `own` and `other` (B, P)."""
         with torch.no_grad():
             target = self.map(teacher, other)
         return (self.map(student, own) - target).square().mean()
 
     def map(self, inputs: AttentionInputs, order: Tensor) -> Tensor:
-        """The map (B, heads, P, M, or P for P keys) of the queries `order` (B, P), in this order."""
+        """The map (B, heads, P, M) of the queries `order` (B, P), in this order; (B, heads, P, P) between queries."""
         index = order[:, None, :, None]
         blocked = inputs.blocked
         if blocked is not None and blocked.shape[2] > 1:

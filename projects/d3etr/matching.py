@@ -1,4 +1,4 @@
-"""Which prediction of the student learns from which one of the teacher (MixMatcher)."""
+"""Matching of the student's predictions with the teacher's (MixMatcher)."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _LEAST = 1e-7
 
 @dataclass(frozen=True)
 class SoftClasses:
-    """How soft classes are compared: binary cross entropy of each class's probability, from the teacher's.
+    """Comparison of soft classes: binary cross entropy of each class, with the teacher's probabilities as targets.
 
     Args:
-        softmax: logits are those of a softmax whose last one means "no object", which then is one of the classes; else
-            each class has a sigmoid.
+        softmax: the logits belong to a softmax whose last class is "no object", which is compared like the others;
+            otherwise, each class has a sigmoid.
         reduction: "sum" or "mean" over the classes.
     """
 
@@ -49,14 +49,14 @@ class SoftClasses:
         return values.sum(-1) if self.reduction == "sum" else values.mean(-1)
 
     def divergence(self, logits: Tensor, teacher: Tensor) -> Tensor:
-        """(..., K) logits of both -> (...) cross entropy less the teacher's own entropy: 0 where they are equal, with
-        the gradient of the cross entropy."""
+        """Logits (..., K) of both -> (...) cross entropy minus the teacher's entropy. It is 0 where both are equal, and
+        has the gradient of the cross entropy."""
         own, other = self.logs(logits), self.logs(teacher)
         p = other[0].exp()
         return self.reduce(p * (other[0] - own[0]) + (1 - p) * (other[1] - own[1]))
 
     def pairwise(self, logits: Tensor, teacher: Tensor) -> Tensor:
-        """(..., N, K) and (..., M, K) logits -> (..., N, M) cross entropy of all pairs."""
+        """Logits (..., N, K) and (..., M, K) -> (..., N, M) cross entropy of all pairs."""
         log_p, log_not = self.logs(logits)
         p = self.logs(teacher)[0].exp().transpose(-1, -2)
         total = -(log_p @ p + log_not @ (1 - p))
@@ -65,7 +65,7 @@ class SoftClasses:
 
 @dataclass(frozen=True)
 class DistillationCost:
-    """Eq. 5: cross entropy of soft classes, L1 of cxcywh, and -GIoU of boxes, weighted."""
+    """Eq. 5: weighted sum of the cross entropy of soft classes, L1 of cxcywh, and -GIoU."""
 
     classes: SoftClasses
     class_weight: float = 20.0
@@ -90,8 +90,8 @@ class DistillationCost:
 
 
 def least_cost_pairs(cost: np.ndarray) -> np.ndarray:
-    """Eq. 6: (T, B, N, M) costs of pairs -> (P, 4) layer, image, student's and teacher's query of those of least total
-    cost in each layer and image."""
+    """Eq. 6: costs (T, B, N, M) -> (P, 4) rows of layer, image, student query and teacher query: the pairs of minimal
+    total cost in each layer and image."""
     rows = []
     for layer, image in np.ndindex(cost.shape[:2]):
         query, partner = linear_sum_assignment(cost[layer, image])
@@ -100,14 +100,14 @@ def least_cost_pairs(cost: np.ndarray) -> np.ndarray:
 
 
 class AdaptiveMatcher(Assigner):
-    """Adaptive matching: pairs of least total cost, for each layer and image by itself.
+    """Adaptive matching: pairs of minimal total cost, separately for each layer and image.
 
-    `truth` of a pair is a query of the teacher. There are as many pairs as the one with fewer queries has; of the other
-    one, those that fit worst have none. Pairs are in order of layer, image and the student's query.
+    `truth` of a pair is a query of the teacher. If student and teacher have different numbers of queries, the worst
+    ones of the larger set stay unpaired. Pairs are ordered by layer, image and student query.
 
     Args:
-        cost: of pairs.
-        teacher: predictions (T, B, M, ...) of the layers that are matched.
+        cost: cost of a pair.
+        teacher: predictions (T, B, M, ...) of the matched layers.
     """
 
     def __init__(self, cost: DistillationCost, teacher: Predictions):
@@ -119,7 +119,7 @@ class AdaptiveMatcher(Assigner):
     def solve(self, cost: np.ndarray, targets: Targets) -> np.ndarray:
         if bad := [image for image, of_image in enumerate(np.isfinite(cost).all((0, 2, 3))) if not of_image]:
             raise NonFinitePredictionError(
-                "predictions of student or teacher are NaN or infinite for image ids "
+                "predictions of the student or the teacher are NaN or infinite for image ids "
                 f"{[targets.image_ids[image] for image in bad]}"
             )
         return least_cost_pairs(cost)
@@ -129,12 +129,11 @@ class AdaptiveMatcher(Assigner):
 
 
 class OfTeacher(Assigner):
-    """Which ground truth each prediction of the teacher gets, as the assignment of the group that has its queries
-    (Eq. 7).
+    """Assigns the ground truth by the teacher's predictions instead of those of the auxiliary group (Eq. 7).
 
     Args:
-        assigner: finds it.
-        teacher: predictions of the layers that are assigned.
+        assigner: assigner to apply to the teacher's predictions.
+        teacher: predictions of the assigned layers.
     """
 
     def __init__(self, assigner: Assigner, teacher: Predictions):
@@ -154,11 +153,11 @@ class OfTeacher(Assigner):
 
 
 def in_order(student: Predictions, teacher: Predictions, shuffle: bool = False) -> KnownPairs:
-    """Pairs of equal place, or of a student's query and a random one of the teacher, in all layers.
+    """Pairs of queries with the same index, or with a random query of the teacher, the same in all layers.
 
     Args:
-        student, teacher: predictions; of the one with more queries the last ones (or random ones) have no pair.
-        shuffle: draw the teacher's queries, for each image.
+        student, teacher: predictions. If one has more queries, its last ones (or random ones) stay unpaired.
+        shuffle: draw the teacher's queries at random, for each image.
     """
     _, images, own = student.logits.shape[:3]
     other, device = teacher.logits.shape[2], student.logits.device

@@ -1,4 +1,4 @@
-"""The teacher of a distillation: loaded when it is needed, frozen, no part of the student."""
+"""The teacher of a distillation: a frozen detector, loaded on demand and separate from the student."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _SHOWN_TENSORS = 5
 
 @dataclass(frozen=True)
 class Lesson:
-    """What the teacher makes of a batch; nothing of it has a gradient.
+    """Outputs of the teacher for a batch, without gradients.
 
     Attributes:
-        queries: its main group.
-        predictions: of this group, float32.
-        attention: by component of the decoder layers, what it compared in each layer; those that were asked for.
-        shapes: (H_l, W_l) of the levels of its tokens.
+        queries: the teacher's main group.
+        predictions: predictions of this group, float32.
+        attention: attention inputs of each layer, by watched component of the decoder layers.
+        shapes: (H_l, W_l) of the levels of the teacher's tokens.
     """
 
     queries: QueryGroup
@@ -42,7 +42,7 @@ class Lesson:
     shapes: tuple[tuple[int, int], ...]
 
     def of_last_layers(self, count: int) -> Lesson:
-        """That of the last `count` decoder layers."""
+        """The lesson of the last `count` decoder layers."""
         return replace(
             self,
             predictions=self.predictions.of_layers(slice(len(self.predictions.logits) - count, None)),
@@ -51,17 +51,16 @@ class Lesson:
 
 
 class Teacher:
-    """A frozen detector in evaluation mode, which is loaded when it is first asked for.
+    """A frozen detector in evaluation mode, loaded on first use.
 
-    It is no module: a student that has it as an attribute does not have its parameters, and copies of the student share
-    it. Loading it draws no random numbers.
+    It is not an `nn.Module`: a student that has it as an attribute does not own its parameters, and copies of the
+    student share it. Loading it does not change the random state.
 
     Args:
-        config: file of a config, or a name in the model zoo, or a config with a `model`.
-        checkpoint: file of its weights; of averaged ones, if it has any.
+        config: file of a config, a name in the model zoo, or a config with a `model`.
+        checkpoint: file of its weights; averaged weights are used if it has any.
         allow_untrained: an empty `checkpoint` means random weights, for tests.
-        share_images: it gets the images as the student normalised them; otherwise they are normalised again, as its own
-            config says.
+        share_images: use the images as normalised by the student; otherwise, normalise them again for the teacher.
     """
 
     def __init__(
@@ -87,11 +86,11 @@ class Teacher:
         return f"Teacher({self.config if isinstance(self.config, str) else 'config'!r}, {self.checkpoint!r})"
 
     def on(self, device: torch.device) -> DetectionTransformer:
-        """The detector on a device, to which it stays moved.
+        """The detector, moved to a device.
 
         Raises:
-            ValueError: there is no checkpoint.
-            CheckpointError, FileNotFoundError: the config or the checkpoint is missing, or does not fit the other.
+            ValueError: no checkpoint is given.
+            CheckpointError, FileNotFoundError: the config or the checkpoint is missing, or they do not fit each other.
         """
         if self._model is None:
             with torch.random.fork_rng(devices=[]):
@@ -103,7 +102,7 @@ class Teacher:
     def load(self) -> DetectionTransformer:
         if not self.checkpoint and not self.allow_untrained:
             raise InvalidInputError(
-                "Distillation needs the weights of its teacher: set `checkpoint` of the method to their file "
+                "Distillation needs the weights of its teacher: set `checkpoint` of the method to a file "
                 "(model.methods.N.checkpoint=FILE)"
             )
         config = self.config
@@ -123,7 +122,7 @@ class Teacher:
 
     @torch.no_grad()
     def teach(self, student: DetectionTransformer, images: ImageList, watched: Sequence[str]) -> Lesson:
-        """What the teacher makes of the images that `student` normalised and padded.
+        """Run the teacher on the images that `student` normalised and padded.
 
         Args:
             watched: components of the decoder layers, "self_attn" and "cross_attn", whose attention is recorded.
@@ -144,16 +143,16 @@ class Teacher:
         return Lesson(main, predictions, attention, memory.shapes)
 
     def renormalised(self, student: DetectionTransformer, model: DetectionTransformer, images: ImageList) -> ImageList:
-        """The images as the teacher normalises them.
+        """The images with the teacher's normalisation.
 
         Raises:
-            ValueError: they should be shared, but teacher and student normalise them in different ways.
+            ValueError: the images should be shared, but teacher and student normalise them differently.
         """
         if self.same_pixels(student, model) and student.mask_padding == model.mask_padding:
             return images
         if self.share_images:
             raise InvalidInputError(
-                "Distillation: pixel_mean, pixel_std or mask_padding of the teacher are not the student's, so they "
+                "Distillation: pixel_mean, pixel_std or mask_padding of the teacher differ from the student's, so they "
                 "cannot share the images: set share_images=False"
             )
         tensor = torch.zeros_like(images.tensor)
@@ -163,8 +162,8 @@ class Teacher:
         return ImageList(tensor, images.image_sizes)
 
     def same_pixels(self, student: DetectionTransformer, model: DetectionTransformer) -> bool:
-        """Whether both normalise images in the same way. To compare the buffers the host waits for the device, so it
-        remembers what came out for these."""
+        """Whether both normalise images in the same way. The result is cached for these buffers, because comparing them
+        makes the host wait for the device."""
         buffers = (student.pixel_mean, student.pixel_std, model.pixel_mean, model.pixel_std)
         if self._compared is None or any(a is not b for a, b in zip(self._compared[0], buffers, strict=True)):
             mean, std, other_mean, other_std = buffers
@@ -173,7 +172,7 @@ class Teacher:
 
 
 def freeze(model: DetectionTransformer) -> DetectionTransformer:
-    """In evaluation mode, without gradients."""
+    """Set the model to evaluation mode and disable gradients."""
     return model.eval().requires_grad_(False)
 
 
@@ -181,7 +180,7 @@ def attentions_of(model: DetectionTransformer, component: str, owner: str) -> li
     """The `component` ("self_attn" or "cross_attn") of each decoder layer.
 
     Raises:
-        ValueError: it has no dense attention maps; `owner` is what the message calls the model.
+        ValueError: it has no dense attention maps; the message calls the model `owner`.
     """
     attentions = []
     for index, layer in enumerate(model.decoder.layers):
@@ -189,7 +188,7 @@ def attentions_of(model: DetectionTransformer, component: str, owner: str) -> li
         if type(layer) is not DecoderLayer or not isinstance(attention, Attention):
             raise InvalidInputError(
                 f"Distillation of {component} compares dense attention maps of all queries, but decoder layer {index} "
-                f"of {owner} is a {type(layer).__name__} with {type(attention).__name__}: leave it out of `losses`"
+                f"of {owner} is a {type(layer).__name__} with {type(attention).__name__}: remove it from `losses`"
             )
         attentions.append(attention)
     return attentions
@@ -205,7 +204,7 @@ def inherit(student: DetectionTransformer, teacher: DetectionTransformer, parts:
     """Copy the weights of some parts of the teacher, such as "encoder" and "decoder", to the student.
 
     Raises:
-        ValueError: there is no such part, or they have other weights; names the first ones.
+        ValueError: there is no such part, or its tensors differ; the message names the first ones.
     """
     pairs, problems = [], []
     for part in parts:
@@ -213,7 +212,7 @@ def inherit(student: DetectionTransformer, teacher: DetectionTransformer, parts:
             getattr(teacher, part, None), nn.Module
         ):
             raise InvalidInputError(
-                f"inherit: {part!r} is no part of student and teacher, such as 'encoder' or 'decoder'"
+                f"inherit: {part!r} is not a part of both student and teacher; use parts such as 'encoder' or 'decoder'"
             )
         own, other = getattr(student, part).state_dict(), getattr(teacher, part).state_dict()
         for key in [*own, *(key for key in other if key not in own)]:

@@ -1,4 +1,4 @@
-"""H-DETR (arXiv 2207.13080): hybrid matching, as three methods."""
+"""H-DETR (arXiv 2207.13080): three methods for hybrid matching."""
 
 from .h_detr import HybridBranch, HybridEpoch, HybridLayer
 

@@ -1,7 +1,7 @@
-"""Hybrid matching (H-DETR, arXiv 2207.13080): training with one-to-many beside one-to-one matching.
+"""Hybrid matching (H-DETR, arXiv 2207.13080): one-to-many matching in addition to one-to-one matching.
 
-One-to-many matching repeats the ground truth K times before Hungarian matching. The three schemes differ in what is
-matched so: further queries, the first part of the training, or the first decoder layers.
+One-to-many matching repeats the ground truth K times before Hungarian matching. The three schemes apply it to
+additional queries, in the first part of the training, or in the first decoder layers.
 """
 
 import copy
@@ -14,10 +14,10 @@ from detrx.modeling import Branch, DetectionTransformer, HungarianMatcher, Metho
 
 
 class Hybrid(Method):
-    """What the schemes share.
+    """Base class of the schemes.
 
     Args:
-        copies: how many queries each ground-truth box takes in one-to-many matching (K).
+        copies: number K of queries that each ground-truth box takes in one-to-many matching.
     """
 
     def __init__(self, copies: int):
@@ -31,7 +31,7 @@ class Hybrid(Method):
             self.one_to_many(model.criterion.supervisions)
 
     def one_to_many(self, supervisions: Sequence[Supervision]) -> list[Supervision]:
-        """Those of the main group, with K queries for each box.
+        """The supervisions of the main group, with K queries for each box.
 
         Raises:
             ValueError: there are none, or they do not use Hungarian matching.
@@ -52,22 +52,23 @@ class Hybrid(Method):
 
 
 class HybridBranch(Hybrid):
-    """Further queries, matched one-to-many, which do not meet the main ones in self-attention.
+    """Additional queries, matched one-to-many and separate from the main ones in self-attention.
 
-    They are of the same kind as the main ones. In two-stage detectors they start from the proposals that rank behind
-    those of the main queries.
+    They are of the same kind as the main ones. In two-stage detectors, they start from the proposals that rank directly
+    after those of the main queries.
 
     Args:
-        num_queries: how many (T).
+        num_queries: number T of additional queries.
         copies: see `Hybrid`.
-        weight: of their losses (lambda).
+        weight: factor of their losses (lambda).
     """
 
     def __init__(self, num_queries: int = 1500, copies: int = 6, weight: float = 1.0):
         super().__init__(copies)
         if not isinstance(num_queries, int) or num_queries < 1:
             raise InvalidInputError(
-                f"num_queries must be a whole number, at least 1, got {num_queries!r}; without the branch, leave it out"
+                f"num_queries must be a whole number, at least 1, got {num_queries!r}; "
+                "to train without the branch, remove the method"
             )
         if weight < 0:
             raise InvalidInputError(f"weight must not be negative, got {weight}")
@@ -92,11 +93,11 @@ class HybridBranch(Hybrid):
 
 
 class HybridEpoch(Hybrid):
-    """One-to-many matching in the first part of the training, then one-to-one, of the same queries.
+    """One-to-many matching of the main queries in the first part of the training, then one-to-one matching.
 
     Args:
-        max_iter: iterations of the whole training, `train.max_iter`.
-        rho: the part of it with one-to-many matching.
+        max_iter: number of iterations of the whole training, `train.max_iter`.
+        rho: fraction of the iterations with one-to-many matching.
         copies: see `Hybrid`.
     """
 
@@ -115,8 +116,8 @@ class HybridEpoch(Hybrid):
             iteration = get_event_storage().iter
         except AssertionError as error:
             raise RuntimeError(
-                "HybridEpoch has to know how far the training is: call the model in the training loop of a trainer, or "
-                "inside of `with EventStorage(iteration):`"
+                "HybridEpoch needs the current iteration: call the model in a trainer's training loop, or inside "
+                "`with EventStorage(iteration):`"
             ) from error
         if iteration >= self.end:
             return supervisions
@@ -125,10 +126,10 @@ class HybridEpoch(Hybrid):
 
 
 class HybridLayer(Hybrid):
-    """One-to-many matching in the first decoder layers, one-to-one in the others, of the same queries.
+    """One-to-many matching of the main queries in the first decoder layers, one-to-one matching in the others.
 
     Args:
-        num_layers: how many have one-to-many matching (L1); at least one has to be left.
+        num_layers: number L1 of layers with one-to-many matching; smaller than the number of layers.
         copies: see `Hybrid`.
     """
 
@@ -144,7 +145,7 @@ class HybridLayer(Hybrid):
         if not 0 < self.num_layers < self.num_decoder_layers:
             raise InvalidInputError(
                 f"HybridLayer: num_layers is {self.num_layers}, but of the {self.num_decoder_layers} layers of the "
-                "decoder at least one has to be one-to-many and the last one-to-one"
+                "decoder, at least one must be one-to-many, and the last one must be one-to-one"
             )
 
     def supervise(self, supervisions: Sequence[Supervision]) -> Sequence[Supervision]:

@@ -16,15 +16,16 @@ from detrx.modeling.matching import Assigner, Assignment, assign_all
 class VotingAssigner(Assigner):
     """One-to-many assignment in which predictions vote for ground truth.
 
-    A prediction votes for the ground truth for which its quality is best, if that is at least `threshold`; so does the
-    best prediction of every ground truth, even below the threshold. A ground truth with c votes takes its best
-    min(c, top_k) predictions, whomever they voted for. So it may get none, and a prediction may answer for several.
+    A prediction votes for the ground truth with which it has the best quality, if that is at least `threshold`. The
+    best prediction of every ground truth votes even below the threshold. A ground truth with c votes takes its best
+    min(c, top_k) predictions, whichever ground truth these voted for. So a ground truth may get no prediction, and a
+    prediction may be matched with several ground truths.
 
     Args:
-        quality: of every pair of prediction and ground truth.
-        top_k: predictions of a ground truth, at most.
-        threshold: quality from which a prediction votes.
-        max_votes: votes of an image; of more, so many are drawn at random.
+        quality: quality of every pair of prediction and ground truth.
+        top_k: maximum number of predictions per ground truth.
+        threshold: minimum quality for a vote.
+        max_votes: maximum number of votes in an image; if there are more, this many are drawn at random.
     """
 
     def __init__(self, quality: MatchingQuality, top_k: int = 6, threshold: float = 0.4, max_votes: int = 225):
@@ -46,7 +47,7 @@ class VotingAssigner(Assigner):
         return np.concatenate(rows)
 
     def pairs(self, quality: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Quality (N, G) of an image with boxes -> prediction and ground truth (M,) of its pairs."""
+        """Quality (N, G) in an image with boxes -> indices (M,) of prediction and ground truth of each pair."""
         num_queries, count = quality.shape
         favourite = quality.argmax(1)
         best_of_a_truth = (quality == quality.max(0)).any(1)
@@ -65,11 +66,11 @@ class VotingAssigner(Assigner):
 
 
 class AnchorMatcher(HungarianMatcher):
-    """Matches the anchors of the encoder's proposals instead of the boxes predicted from them."""
+    """Hungarian matching by the anchors of the encoder's proposals instead of the boxes predicted from them."""
 
     def host_cost(self, predictions: Predictions, targets: Targets) -> Tensor:
         if predictions.anchors is None:
             raise InvalidInputError(
-                "AnchorMatcher is for the proposals of an encoder; these predictions have no anchors"
+                "AnchorMatcher is for proposals of the encoder, but these predictions have no anchors"
             )
         return super().host_cost(replace(predictions, boxes=predictions.anchors), targets)

@@ -12,13 +12,13 @@ from detrx.modeling.matching import Assignment
 
 
 class CalibratedHeads(PredictionHeads):
-    """`PredictionHeads` with one more head for each class head: the IoU score of every class.
+    """`PredictionHeads` with a second head for each class head, which predicts an IoU score for every class.
 
     Args:
-        as `PredictionHeads`.
+        see `PredictionHeads`.
 
     Raises:
-        ValueError: `no_object`; calibration needs a sigmoid for each class.
+        ValueError: `no_object` is set; calibration needs a sigmoid for each class.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class CalibratedHeads(PredictionHeads):
     ):
         if no_object:
             raise InvalidInputError(
-                "CalibratedHeads needs a sigmoid for each class, but no_object=True is for a softmax"
+                "CalibratedHeads needs a sigmoid for each class, but no_object=True means a softmax"
             )
         super().__init__(embed_dim, num_classes, num_layers, shared, initial_size_logit)
         self.quality_heads = nn.ModuleList(class_head(embed_dim, num_classes) for _ in self.class_heads)
@@ -44,11 +44,12 @@ class CalibratedHeads(PredictionHeads):
 class QualityLoss(Loss):
     """Varifocal loss (arXiv 2008.13367) of the IoU score.
 
-    The target of a matched query is the IoU of its box and the ground truth for the class of the latter, and 0 for all
-    other classes, as for all other queries; the best of several boxes of a class counts. No gradient goes through it.
+    For the class of the ground truth, the target of a matched query is the IoU of its box with the ground truth; the
+    best one if it is matched with several boxes of the class. The target is 0 for other classes and other queries, and
+    has no gradient.
 
     Args:
-        alpha, gamma: weight of unmatched (query, class) pairs, alpha * p^gamma.
+        alpha, gamma: parameters of the weight alpha * p^gamma of unmatched (query, class) pairs.
     """
 
     name = "loss_quality"
@@ -60,8 +61,8 @@ class QualityLoss(Loss):
     def __call__(self, predictions: Predictions, targets: Targets, pairs: Assignment) -> Tensor:
         if predictions.quality is None:
             raise InvalidInputError(
-                "QualityLoss needs predictions with an IoU score: those of a decoder whose heads are CalibratedHeads; "
-                "the encoder's have none"
+                "QualityLoss needs predictions with an IoU score, from a decoder whose heads are CalibratedHeads; "
+                "the encoder's predictions have none"
             )
         logits = predictions.quality.float()
         predicted, truth = matched_boxes(predictions, targets, pairs)
@@ -73,11 +74,11 @@ class QualityLoss(Loss):
 
 
 class CalibratedDetections(TopDetections):
-    """`TopDetections` by the score s_cls^phi * s_iou^(1 - phi), with s_iou the IoU score of the last layer.
+    """`TopDetections` with the score s_cls^phi * s_iou^(1 - phi), where s_iou is the IoU score of the last layer.
 
     Args:
-        detections: gives the class scores and the number of detections, `TopDetections` or `MixedDetections`.
-        phi: 1 is the class score alone, 0 the IoU score alone.
+        detections: `TopDetections` or `MixedDetections`; provides the class scores and the number of detections.
+        phi: 1 uses the class score alone, 0 the IoU score alone.
 
     Raises:
         ValueError: phi is not in [0, 1]; when called, the predictions have no IoU score.

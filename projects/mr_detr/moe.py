@@ -1,6 +1,6 @@
-"""Mixtures of experts of Mr. DETR++: in the encoder by scale, and an account of how evenly experts are used.
+"""Mixtures of experts of Mr. DETR++: scale-aware encoder layers, and load balancing.
 
-In the decoder it is a `MixtureFFN` for `model.decoder.layer.ffn`, and the route "gate" of `MrDETR`.
+In the decoder, use a `MixtureFFN` as `model.decoder.layer.ffn`, and the route "gate" of `MrDETR`.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from detrx.modeling.methods import log_storage
 
 
 class ScaleAwareEncoderLayer(DeformableEncoderLayer):
-    """Tokens of low-resolution levels go through experts instead of the FFN, those of high-resolution levels through
-    the FFN alone: experts on the many tokens of large maps would cost much.
+    """Sends tokens of low-resolution levels through experts, and those of high-resolution levels through the FFN.
 
-    That a level passes one of the two, and which levels are low, is [ours]: the paper does not say more than that.
+    Experts on the many tokens of large maps would be expensive. The paper does not say which levels are low-resolution,
+    or whether experts replace the FFN or are added to it; both are our choice.
 
     Args:
-        experts: for the levels from `first_level` on.
-        first_level: index of the first level of low resolution; 2 is a stride of 32, where the first level has 8. At
-            least one level must be left for each of the two.
+        experts: mixture for the levels from `first_level` on.
+        first_level: index of the first low-resolution level; 2 means stride 32 if the first level has stride 8. Both
+            the FFN and the experts need at least one level.
     """
 
     def __init__(
@@ -40,8 +40,8 @@ class ScaleAwareEncoderLayer(DeformableEncoderLayer):
         super().__init__(self_attn, ffn, embed_dim, dropout)
         if not 0 < first_level < self_attn.num_levels:
             raise InvalidInputError(
-                f"first_level is {first_level}, but of the {self_attn.num_levels} levels of the encoder at least one "
-                "has to go through the FFN (first_level >= 1) and at least one through the experts"
+                f"first_level is {first_level}, but of the {self_attn.num_levels} levels of the encoder, at least one "
+                "must go through the FFN (first_level >= 1) and at least one through the experts"
             )
         self.experts = experts
         self.first_level = first_level
@@ -56,21 +56,21 @@ class ScaleAwareEncoderLayer(DeformableEncoderLayer):
 
 
 class ExpertLoads(Method):
-    """Logs how the tokens spread over the experts of all mixtures of a detector, and balances them.
+    """Logs the load of the experts of all mixtures of a detector, and adds a load-balancing loss.
 
-    The loss is that of the Switch Transformer (arXiv 2101.03961) for each gate, summed over the layers: 1 for each
-    where all experts get the same. It is [ours]: the paper names none. Tokens count whether they are padding or
-    not, and every process balances its own.
+    The loss is that of the Switch Transformer (arXiv 2101.03961) for each gate, summed over the layers; a gate with
+    equal loads contributes 1. It is our choice: the paper names no loss. All tokens count, including padding, and every
+    process balances its own tokens.
 
-    Logged are, for the mixtures of the encoder, those of the decoder, and the gates (or mixtures) of auxiliary routes,
-    as `moe/<where>_...`, means over the layers:
-        max_over_mean: assignments of the busiest expert, as a multiple of the mean; 1 is even, the number of experts
-            divided by top_k is the most there can be.
-        effective_experts: the number of evenly used experts whose shares of the assignments have the same entropy.
+    The log has, as `moe/<where>_...`, means over the layers for the mixtures of the encoder, those of the decoder, and
+    the gates (or mixtures) of auxiliary routes:
+        max_over_mean: assignments of the busiest expert relative to the mean; 1 means equal loads, and the maximum is
+            the number of experts divided by top_k.
+        effective_experts: the number of evenly used experts with the same entropy of the loads.
 
     Args:
-        balancing_weight: of the loss; 0: there is none.
-        period: iterations between two entries in the log, which wait for the device.
+        balancing_weight: weight of the loss; 0: no loss.
+        period: iterations between log entries; each makes the host wait for the device.
     """
 
     def __init__(self, balancing_weight: float = 1e-2, period: int = 20):
@@ -109,7 +109,7 @@ class ExpertLoads(Method):
 
 
 def take_loads(model: DetectionTransformer) -> dict[str, list[ExpertLoad]]:
-    """The loads of all gates in the last training step, by where they are, which the gates then forget."""
+    """The loads of all gates in the last training step, by location. Resets the loads that the gates have stored."""
     loads: dict[str, list[ExpertLoad]] = {}
     for name, module in model.named_modules():
         if isinstance(module, Gate) and module.load is not None:
@@ -120,6 +120,6 @@ def take_loads(model: DetectionTransformer) -> dict[str, list[ExpertLoad]]:
 
 
 def unevenness(load: ExpertLoad) -> Tensor:
-    """Assignments of the busiest expert over the mean, and the exponential of the entropy of the shares: (2,)."""
+    """(2,): load of the busiest expert relative to the mean, and the exponential of the entropy of the shares."""
     shares = load.counts / load.counts.sum().clamp(min=1)
     return torch.stack([len(shares) * shares.max(), torch.special.entr(shares).sum().exp()])

@@ -1,4 +1,4 @@
-"""Mr. DETR: beside the one-to-one queries, the same queries pass the decoder on one-to-many routes in training."""
+"""Mr. DETR: in training, the main queries also pass the decoder on auxiliary routes with one-to-many assignment."""
 
 from __future__ import annotations
 
@@ -47,21 +47,21 @@ COMBINATIONS: dict[str, tuple[str, ...]] = {
     "ca,ffn": ("cross_attn", "ffn"),
     "sa,ca,ffn": ("self_attn", "cross_attn", "ffn"),
 }
-"""`routes` of Table I of the paper: every choice of own components in one auxiliary route, or one route for each."""
+"""`routes` of the paper's Table I: each set of own components in one auxiliary route, or with one route each."""
 
-# Suffixes of the losses of queries, and of denoising queries and proposals, in the published code; "gate" stands for
-# "ffn" where the FFN is a mixture of experts.
+# Loss suffixes of the published code: of queries, and of denoising queries and proposals. "gate" takes the suffixes of
+# "ffn", which it replaces if the FFN is a mixture of experts.
 _PUBLISHED_SUFFIXES = {"instruction": ("_group", "_o2m"), "ffn": ("_sep", "_sep"), "gate": ("_sep", "_sep")}
 
 
 class AuxiliaryRoute(nn.Module):
-    """What an auxiliary route has to itself: components of every decoder layer, and heads of the encoder.
+    """An auxiliary route's own modules: components of every decoder layer, and heads of the encoder.
 
     Args:
-        name: own components of the route, joined by "+"; "shared" for none. "instruction" stands for learned tokens
-            and a LayerNorm after self-attention, "gate" for the gate of the FFN's experts.
-        num_tokens: instruction tokens of every layer.
-        layers: the decoder's layers, whose shapes the components take.
+        name: own components of the route, joined by "+"; "shared" for none. "instruction" means learned tokens and a
+            LayerNorm after self-attention, "gate" the gate of the FFN's experts.
+        num_tokens: number of instruction tokens per layer.
+        layers: the decoder's layers, of which the components are reinitialised copies.
     """
 
     def __init__(self, name: str, num_tokens: int, layers: Sequence[nn.Module]):
@@ -90,17 +90,17 @@ class AuxiliaryRoute(nn.Module):
     @staticmethod
     def check_gate(name: str, own: Sequence[str], layers: Sequence[nn.Module]) -> None:
         if "ffn" in own:
-            raise InvalidInputError(f'route {name!r}: an own "ffn" has a gate of its own; leave out "gate"')
+            raise InvalidInputError(f'route {name!r}: an own "ffn" already has its own gate; leave out "gate"')
         for index, layer in enumerate(layers):
             if not isinstance(layer.ffn, MixtureFFN):
                 raise InvalidInputError(
                     f"route {name!r} needs experts to choose from, but the FFN of decoder layer {index} is "
-                    f'{type(layer.ffn).__name__}; set model.decoder.layer.ffn to a MixtureFFN, or take "ffn"'
+                    f'{type(layer.ffn).__name__}; set model.decoder.layer.ffn to a MixtureFFN, or use "ffn"'
                 )
 
     @staticmethod
     def copies(modules: Iterable[nn.Module]) -> nn.ModuleList:
-        """Initialised anew."""
+        """Copies with newly initialised parameters."""
         copies = nn.ModuleList(copy.deepcopy(module) for module in modules)
         for module in copies:
             module.reset_parameters()
@@ -112,7 +112,7 @@ class AuxiliaryRoute(nn.Module):
         self.box_head = box_head(dim, initial_size_logit)
 
     def route(self, tokens: bool = True) -> Route | None:
-        """For the decoder; None where everything is shared."""
+        """The route for the decoder; None if all components are shared."""
         own = {key: list(modules) for key, modules in self.own.items() if tokens or key != "tokens"}
         return Route(**own) if own else None
 
@@ -120,24 +120,24 @@ class AuxiliaryRoute(nn.Module):
 class MrDETR(Method):
     """Instructive multi-route training (arXiv 2412.10028).
 
-    In training the main queries also pass the decoder on auxiliary routes, which share with the main one whatever they
-    do not have to themselves, the heads included, and are supervised one-to-many. Queries of other methods that stand
-    before this one and see the main queries (denoising) accompany them on every route.
+    In training, the main queries also pass the decoder on auxiliary routes with one-to-many supervision. These share
+    all components with the main route, including the heads, except their own ones. Queries of preceding methods that
+    see the main queries (denoising) accompany them on every route.
 
     Args:
-        routes: the auxiliary routes, by what they have to themselves: "instruction" (learned tokens in self-attention
-            and a LayerNorm after it), "self_attn", "cross_attn", "ffn", "gate" (another choice of the same experts,
-            where the decoder's FFN is a `MixtureFFN`), several of these joined by "+", or "shared" for nothing.
-            `COMBINATIONS` has those of the paper's study.
-        num_instruction_tokens: learned tokens of each decoder layer.
-        top_k: queries that a ground truth takes, at most.
-        alpha: weight of the score in the quality of a match; that of the IoU is 1 - alpha.
-        threshold: quality from which a query may be a match (tau).
+        routes: auxiliary routes, named by their own components: "instruction" (learned tokens in self-attention and a
+            LayerNorm after it), "self_attn", "cross_attn", "ffn", "gate" (another gate for the same experts, if the
+            decoder's FFN is a `MixtureFFN`), several of these joined by "+", or "shared" for none. `COMBINATIONS` lists
+            those of the paper's study.
+        num_instruction_tokens: number of learned tokens per decoder layer.
+        top_k: maximum number of queries per ground truth.
+        alpha: weight of the score in the quality of a match; the IoU has the weight 1 - alpha.
+        threshold: minimum quality of a vote (tau).
         weight: factor of the losses of the auxiliary routes' queries.
-        losses: of the auxiliary routes; None: those of the last layer of the main group.
-        own_proposals: routes that choose their queries among the encoder's proposals by a class and box head of their
-            own, in two-stage detectors; the others start as the main queries do.
-        initial_size_logit: first width and height output of these box heads; -2 in the published code.
+        losses: losses of the auxiliary routes; None: those of the last layer of the main group.
+        own_proposals: routes that select their queries among the encoder's proposals with their own class and box head,
+            in two-stage detectors; the other routes start from the main queries.
+        initial_size_logit: initial width and height output of these box heads; -2 in the published code.
     """
 
     def __init__(
@@ -184,13 +184,11 @@ class MrDETR(Method):
         position = next(i for i, method in enumerate(model.methods) if method is self)
         later = list(model.methods)[position + 1 :]
         if after := [type(method).__name__ for method in later if isinstance(method, Denoising)]:
-            raise InvalidInputError(
-                f"in model.methods, {', '.join(after)} must stand before MrDETR, to go on its routes, too"
-            )
+            raise InvalidInputError(f"{', '.join(after)} must come before MrDETR in model.methods, to use its routes")
         if model.criterion is not None and self.losses is None:
             self.losses = model.criterion.of_last_layer("main").losses
         if any(isinstance(loss, CrossEntropyLoss) for loss in self.losses or ()):
-            raise InvalidInputError("MrDETR needs a detector with a sigmoid for each class, and this one has a softmax")
+            raise InvalidInputError("MrDETR needs a detector with a sigmoid for each class, but this one has a softmax")
         two_stage = isinstance(model.query_source, EncoderProposals)
         for name in self.route_names:
             route = AuxiliaryRoute(name, self.num_instruction_tokens, model.decoder.layers)
@@ -217,7 +215,7 @@ class MrDETR(Method):
     def start(
         self, name: str, route: AuxiliaryRoute, step: Step, suffix: str
     ) -> tuple[QueryGroup, dict[str, Predictions], list[Supervision]]:
-        """The queries of a route, and predictions and supervision of the heads that chose them, if it has its own."""
+        """The queries of a route, and the predictions and supervision of its own proposal heads, if any."""
         if not hasattr(route, "class_head"):
             return replace(step.main, name=name, route=route.route()), {}, []
         source = step.model.query_source
@@ -232,7 +230,7 @@ class MrDETR(Method):
 
 
 def accompany(branch: Branch, name: str, route: Route | None, suffix: str) -> Branch:
-    """A copy of a branch that sees the main queries, to go with those of the route `name` instead."""
+    """A copy of a branch that sees the main queries, which instead sees those of the route `name`."""
     group = replace(
         branch.group,
         name=f"{branch.group.name}_{name}",

@@ -1,4 +1,4 @@
-"""Scores of successive decoder layers, mixed."""
+"""Detections by mixed scores of successive decoder layers."""
 
 from torch import Tensor
 
@@ -7,10 +7,10 @@ from detrx.modeling import Predictions, TopDetections
 
 
 class MixedDetections(TopDetections):
-    """`TopDetections` with the scores of all layers, as the published Mr. DETR mixes them at inference.
+    """`TopDetections` with mixed scores of all layers, as in the published Mr. DETR.
 
-    Of the scores p_l of the layers, m_0 = p_0 and m_l = sqrt((p_l^exponent + m_{l-1}^previous_exponent) / 2), each
-    clamped to [eps, 1 - eps]; the last m counts. Boxes are those of the last layer.
+    With the scores p_l of layer l, m_0 = p_0 and m_l = sqrt((p_l^exponent + m_{l-1}^previous_exponent) / 2), each
+    clamped to [eps, 1 - eps]. The last m is the score. Boxes are those of the last layer.
     """
 
     def __init__(

@@ -1,8 +1,7 @@
-"""What the patterns of pattern queries are used for."""
+"""Analysis of the patterns of pattern queries."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,28 +19,28 @@ from detrx.modeling import DetectionTransformer
 from .patterns import PatternContent
 
 LEAST_IMAGES = 4
-"""Fewer vectors are not embedded."""
+"""Minimum number of different vectors for an embedding."""
 
 
 @QUERY_ANALYSES.register()
 class PatternsAnalysis(QueryAnalysis):
-    """Keeps the weights of the patterns: their means over the confident queries of each class, and over all queries of
+    """Collects the weights of the patterns: means over the confident queries of each class, and over all queries of
     each image.
 
     Args:
-        model: in evaluation mode, with a `PatternContent`; it is called with one image at a time.
-        class_names: by class index.
-        score_threshold: least score of a confident detection.
+        model: detector in evaluation mode, with a `PatternContent`; it is called with one image at a time.
+        class_names: names by class index.
+        score_threshold: minimum score of a confident detection.
 
     Raises:
         ValueError: the model has no pattern queries.
-        ImportError: scikit-learn, which embeds the weights, cannot be imported.
+        ImportError: scikit-learn, which computes the embedding, cannot be imported.
     """
 
     name = "patterns"
     help = (
-        "PaQ-DETR: the patterns that each class uses, and the images by their weights (patterns.json, patterns.png, "
-        "embedding.png)"
+        "PaQ-DETR: patterns used by each class, and an embedding of the images by their weights (patterns.json, "
+        "patterns.png, embedding.png)"
     )
 
     @classmethod
@@ -70,7 +69,7 @@ class PatternsAnalysis(QueryAnalysis):
         self.weights.append(output)
 
     def observe(self, inputs: dict[str, Any], instances: Instances) -> None:
-        """Take account of an image that the model was called with."""
+        """Process an image after the model was called with it."""
         (found,) = instances_on_host([instances])
         confident = found.scores >= self.score_threshold
         queries, classes = found.pred_queries[confident].numpy(), found.pred_classes[confident].numpy()
@@ -80,20 +79,21 @@ class PatternsAnalysis(QueryAnalysis):
             count, total = self.of_class.get(label, (0, np.zeros(weights.shape[1])))
             self.of_class[label] = (count + 1, total + weights[query])
         self.of_images.append(weights.mean(0))
+        self.images += 1
         self.labels.append((inputs.get("image_id"), int(np.bincount(classes).argmax()) if len(classes) else -1))
 
     def class_name(self, label: int) -> str:
         return self.class_names[label] if label < len(self.class_names) else str(label)
 
     def figures(self) -> dict[str, Any]:
-        """What `patterns.json` holds.
+        """Contents of `patterns.json`.
 
-        `usage`: for each class the number of its detections and the mean weights of their queries; `embedding`: for
-        each image its id, the class with the most detections (None without any) and the place of its mean weights in
-        the plane.
+        `usage`: for each class, the number of its detections and the mean weights of their queries. `embedding`: for
+        each image, its id, the class with the most detections (None without detections) and the coordinates of its mean
+        weights in the plane.
         """
         return {
-            "images": len(self.of_images),
+            "images": self.images,
             "score_threshold": self.score_threshold,
             "usage": {
                 self.class_name(label): {"detections": count, "weights": (total / count).tolist()}
@@ -106,30 +106,21 @@ class PatternsAnalysis(QueryAnalysis):
         }
 
     def embedding(self) -> list[list[float]]:
-        """Places of the images' mean weights in a plane, by t-SNE; none of fewer than `LEAST_IMAGES` different ones."""
+        """t-SNE of the images' mean weights in a plane; empty if fewer than `LEAST_IMAGES` of them are different."""
         vectors = np.stack(self.of_images).astype(np.float64)
         if len(np.unique(vectors, axis=0)) < LEAST_IMAGES:
             return []
         from sklearn.manifold import TSNE
 
-        # Weights of many patterns differ by little: without the scale, squared distances would be lost in rounding.
+        # Weights of many patterns differ little: without scaling, their squared distances would be lost in rounding.
         vectors = (vectors - vectors.mean(0)) / (vectors - vectors.mean(0)).std()
         perplexity = min(30.0, (len(vectors) - 1) / 3)
         return TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(vectors).tolist()
 
-    def write(self, folder: Path) -> str:
-        """Write `patterns.json`, `patterns.png` and `embedding.png`, and say in words what they show.
-
-        Raises:
-            ValueError: no image was observed.
-        """
-        if not self.of_images:
-            raise InvalidInputError("patterns: the dataset has no images")
-        figures = self.figures()
-        (folder / "patterns.json").write_text(json.dumps(figures, indent=1) + "\n")
+    def draw(self, figures: dict[str, Any], folder: Path) -> tuple[list[str], list[str]]:
         detections = sum(each["detections"] for each in figures["usage"].values())
         lines = [f"patterns of {detections} detections in {figures['images']} images"]
-        written = ["patterns.json"]
+        written = []
         for key, file, plot, why in (
             ("usage", "patterns.png", plot_usage, "there is no confident detection"),
             ("embedding", "embedding.png", plot_embedding, f"there are fewer than {LEAST_IMAGES} different images"),
@@ -139,7 +130,7 @@ class PatternsAnalysis(QueryAnalysis):
                 written.append(file)
             else:
                 lines.append(f"{file} is not drawn: {why}")
-        return "\n".join([*lines, f"figures and pictures in {folder}: {', '.join(written)}"])
+        return lines, written
 
 
 def check_scikit_learn() -> None:
@@ -147,13 +138,13 @@ def check_scikit_learn() -> None:
         import sklearn.manifold  # noqa: F401
     except ImportError as error:
         raise MissingImportError(
-            "patterns: the weights of pattern queries are embedded by scikit-learn, which cannot be imported; "
+            "patterns: the embedding of pattern weights needs scikit-learn, which cannot be imported: "
             "pip install scikit-learn"
         ) from error
 
 
 def plot_usage(usage: dict[str, Any], file: Path) -> None:
-    """A heat map: how much each class uses each pattern, relative to the mean over the classes."""
+    """Heat map of the use of each pattern by each class, relative to the mean over the classes."""
     weights = np.array([each["weights"] for each in usage.values()])
     ratio = np.log2(weights / weights.mean(0))
     limit = max(float(np.abs(ratio).max()), 1e-6)

@@ -1,4 +1,4 @@
-"""Quality-aware assignment: in intermediate layers of the decoder a box takes as many predictions as are good."""
+"""Quality-aware assignment: in intermediate decoder layers, the quality of predictions decides how many a box takes."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from detrx.modeling.matching import Assigner, Assignment, assign_all
 
 
 class QualityAwareAssigner(Assigner):
-    """One-to-many assignment by s = IoU - gamma * (score of the class of the ground truth).
+    """One-to-many assignment by the quality s = IoU - gamma * (score of the ground truth's class).
 
-    A ground truth takes the best max(minimum, round_up(sum of its `top_k` best s / tau)) predictions, and at most
-    `top_k`. A prediction that several want goes to the ground truth for which its s is largest; then others have fewer.
+    A ground truth takes its best max(minimum, ceil(sum of its `top_k` best s / tau)) predictions, and at most `top_k`.
+    A prediction that several ground truths want goes to the one with the largest s; the others get no replacement.
 
     Args:
-        top_k: predictions that are candidates for a ground truth.
-        gamma: weight of the score; the better a prediction's box and the less sure it is, the larger its s.
+        top_k: number of candidate predictions per ground truth.
+        gamma: weight of the score; s is large for predictions with a good box and a low score.
         tau: divisor of the sum.
-        rounding: "ceil", up; or "round", to the nearest whole number (the even one of two).
-        minimum: least number of predictions for a ground truth.
+        rounding: "ceil", or "round" to the nearest integer (ties to even).
+        minimum: minimum number of predictions per ground truth.
     """
 
     ROUNDING = {"ceil": np.ceil, "round": np.rint}
@@ -63,14 +63,14 @@ class QualityAwareAssigner(Assigner):
         best, quality = (np.take_along_axis(each, order, axis=2) for each in (best, quality))
         real = np.arange(cost.shape[3]) < np.array(targets.counts)[:, None]
         taken = (np.arange(k)[:, None] < self.positives(quality.sum(2))[:, :, None]) & real[:, None]
-        # Who wants a prediction, and how much: its s for the ground truths that do, -inf for the others.
+        # s of each prediction for the ground truths that want it, -inf for the others.
         wanted = np.full_like(cost, -np.inf)
         np.put_along_axis(wanted, best, np.where(taken, quality, -np.inf), axis=2)
         layer, image, query = np.nonzero(wanted.max(3) > -np.inf)
         return np.stack([layer, image, query, wanted[layer, image, query].argmax(1)], axis=1)
 
     def positives(self, total: np.ndarray) -> np.ndarray:
-        """Sums of s -> numbers of predictions."""
+        """Numbers of predictions for the given sums of s."""
         return self.ROUNDING[self.rounding](total / self.tau).clip(self.minimum, self.top_k).astype(np.int64)
 
     def assign(self, predictions: Predictions, targets: Targets) -> Assignment:
@@ -78,11 +78,12 @@ class QualityAwareAssigner(Assigner):
 
 
 class QualityAwareAssignment(Method):
-    """Quality-aware assignment of the main queries in all decoder layers but the last, which stays as it is.
+    """Quality-aware assignment of the main queries in all decoder layers but the last, which does not change.
 
     Args:
-        top_k, gamma, tau, rounding, minimum: of the `QualityAwareAssigner`.
-        losses: of these layers; None: those that they have, with a `VarifocalLoss` of the same weight for the classes.
+        top_k, gamma, tau, rounding, minimum: arguments of the `QualityAwareAssigner`.
+        losses: losses of these layers; None: the detector's losses, but with a `VarifocalLoss` of the same weight as
+            class loss.
     """
 
     def __init__(
@@ -102,14 +103,14 @@ class QualityAwareAssignment(Method):
         self.num_layers = len(model.decoder.layers)
         if self.num_layers < 2:
             raise InvalidInputError(
-                "QualityAwareAssignment is for intermediate layers, but the decoder has only one layer"
+                "QualityAwareAssignment changes intermediate layers, but the decoder has only one layer"
             )
         if model.criterion is None:
             return
         main = [supervision for supervision in model.criterion.supervisions if supervision.group == "main"]
         if any(isinstance(loss, CrossEntropyLoss) for supervision in main for loss in supervision.losses):
             raise InvalidInputError(
-                "QualityAwareAssignment needs a detector with a sigmoid for each class, and this one has a softmax"
+                "QualityAwareAssignment needs a detector with a sigmoid for each class, but this one has a softmax"
             )
         self.usual = tuple(supervision.assigner for supervision in main)
 
@@ -130,7 +131,7 @@ class QualityAwareAssignment(Method):
         return result
 
     def losses_of(self, supervision: Supervision) -> tuple[Loss, ...]:
-        """Losses of a supervision with quality-aware assignment."""
+        """The losses of a supervision when its assignment is quality-aware."""
         if self.losses is not None:
             return self.losses
         return tuple(

@@ -1,4 +1,4 @@
-"""Pattern queries: the content of every query is a mixture of shared patterns, with weights made from the image."""
+"""Pattern queries: the content of a query is a mixture of shared patterns, with weights predicted from the image."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from detrx.modeling import DetectionTransformer, Method, MultiScaleTokens, Predi
 
 
 class WeightGenerator(nn.Module):
-    """The weights of the patterns for every query of an image, from the levels of the encoder.
+    """Predicts the weights of the patterns for every query from the levels of the encoder.
 
-    Every level passes a 1x1 convolution, a dilated 3x3 one and ReLU; coarse levels are enlarged and added to finer
-    ones. Channel attention, spatial attention (both as in CBAM, arXiv 1807.06521) and the mean over the map give one
-    vector; two linear layers, with LayerNorm and ReLU between them, give N x m logits. The padding of a batch is left
-    out everywhere, so that it does not change the weights of an image.
+    Every level passes a 1x1 convolution, a dilated 3x3 convolution and ReLU; coarse levels are upsampled and added to
+    finer ones. Channel attention, spatial attention (both as in CBAM, arXiv 1807.06521) and the mean over the map give
+    one vector, which two linear layers, with LayerNorm and ReLU between them, map to N x m logits. Padding is ignored
+    everywhere, so that it does not change the weights of an image.
 
     Args:
-        num_queries: N.
-        num_patterns: m.
-        embed_dim: channels of the encoder.
-        num_levels: levels of the encoder.
-        channels: of the convolutions.
-        hidden_dim: between the two linear layers.
-        dilation: of the 3x3 convolutions.
+        num_queries: number N of queries.
+        num_patterns: number m of patterns.
+        embed_dim: number of channels of the encoder.
+        num_levels: number of levels of the encoder.
+        channels: number of channels of the convolutions.
+        hidden_dim: number of hidden units between the two linear layers.
+        dilation: dilation of the 3x3 convolutions.
         reduction: channel attention has `channels / reduction` hidden units.
-        kernel_size: of the spatial attention.
-        spread: standard deviation of the logits' biases at the start. With small ones, softmax makes nearly the same
-            mixture of all patterns for every query, whose norm is about 1 / sqrt(m) of a pattern's.
+        kernel_size: kernel size of the spatial attention.
+        spread: initial standard deviation of the logits' biases. If it is small, the softmax gives every query nearly
+            the same mixture of all patterns, whose norm is about 1 / sqrt(m) of a pattern's.
     """
 
     def __init__(
@@ -68,12 +68,12 @@ class WeightGenerator(nn.Module):
         nn.init.normal_(self.mlp[-1].bias, std=spread)
 
     def forward(self, memory: MultiScaleTokens) -> Tensor:
-        """(B, N, m) float32, at least 0; those of a query have the sum 1."""
+        """Weights (B, N, m) float32, non-negative, with sum 1 over the patterns."""
         logits = self.mlp(self.describe(memory)).float()
         return logits.unflatten(1, self.shape).softmax(-1)
 
     def describe(self, memory: MultiScaleTokens) -> Tensor:
-        """The images as vectors (B, channels)."""
+        """Vectors (B, channels) that describe the images."""
         if len(memory.shapes) != len(self.reduce):
             raise InvalidInputError(
                 f"num_levels is {len(self.reduce)}, but the encoder has {len(memory.shapes)} levels"
@@ -84,7 +84,7 @@ class WeightGenerator(nn.Module):
         ):
             x = dilate(without(reduce(tokens), padding)).relu()
             fused = x if fused is None else x + enlarge(fused, x.shape[-2:])
-        # Zero is below no value of the map, as all come from ReLU; so the padding changes no maximum.
+        # After ReLU, no value is below zero, so zeros in the padding do not change the maximum.
         x = without(fused, padding).float()
         area = float(x.shape[-2] * x.shape[-1]) if padding is None else (~padding).sum((1, 2))[:, None].float()
         pooled = torch.stack([x.sum((2, 3)) / area, x.amax((2, 3))])
@@ -94,15 +94,15 @@ class WeightGenerator(nn.Module):
 
 
 def without(x: Tensor, padding: Tensor | None) -> Tensor:
-    """`x` (B, C, H, W) with zeros in the padding (B, H, W)."""
+    """Set `x` (B, C, H, W) to zero in the padding (B, H, W)."""
     return x if padding is None else x.masked_fill(padding[:, None], 0.0)
 
 
 def enlarge(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Repeat the cells of (B, C, h, w) by the least whole factors that cover `size`, and crop to it.
+    """Upsample (B, C, h, w) by the smallest integer factors that cover `size`, repeating cells, and crop to `size`.
 
-    Cell i of the larger map is i // factor of the smaller one, whatever the padding; interpolation to `size` would
-    depend on it.
+    Cell i of the larger map is cell i // factor of the smaller one for any padding, which would not hold for
+    interpolation to `size`.
     """
     height, width = size
     factors = [-(-large // small) for large, small in zip(size, x.shape[-2:], strict=True)]
@@ -112,14 +112,14 @@ def enlarge(x: Tensor, size: tuple[int, int]) -> Tensor:
 class PatternContent(QueryContent):
     """Content of queries as mixtures of patterns, q_i = sum_j w_ij p_j.
 
-    It is the `content` of any query source; positions and references stay those of the source.
+    Use it as `content` of any query source, which still provides positions and references.
 
     Args:
-        num_queries: n, of the query source.
-        embed_dim: channels C of encoder and queries.
-        num_levels: levels of the encoder.
-        num_patterns: m.
-        channels, hidden_dim, dilation, spread: of the `WeightGenerator`.
+        num_queries: number n of queries of the query source.
+        embed_dim: number C of channels of encoder and queries.
+        num_levels: number of levels of the encoder.
+        num_patterns: number m of patterns.
+        channels, hidden_dim, dilation, spread: arguments of the `WeightGenerator`.
     """
 
     def __init__(
@@ -144,12 +144,12 @@ class PatternContent(QueryContent):
         )
 
     def forward(self, memory: MultiScaleTokens) -> Tensor:
-        """(B, n, C)"""
+        """Content (B, n, C) of the queries."""
         return self.generator(memory) @ self.patterns
 
 
 def diversity_loss(patterns: Tensor) -> Tensor:
-    """Mean |cosine| over all pairs of different patterns (m, C); in float32 under autocast, too."""
+    """Mean |cosine| over all pairs of different patterns (m, C), computed in float32 even under autocast."""
     unit = F.normalize(patterns.float(), dim=1)
     count = len(unit)
     first, second = torch.triu_indices(count, count, offset=1, device=unit.device)
@@ -158,10 +158,10 @@ def diversity_loss(patterns: Tensor) -> Tensor:
 
 
 class PatternDiversity(Method):
-    """Keeps the patterns of a detector with `PatternContent` apart, by `diversity_loss`.
+    """Adds the `diversity_loss` of the patterns of a detector with `PatternContent`.
 
     Args:
-        weight: of the loss (beta).
+        weight: weight of the loss (beta).
     """
 
     def __init__(self, weight: float = 0.2):

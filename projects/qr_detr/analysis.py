@@ -1,10 +1,9 @@
-"""How many queries pass the routers of a decoder, and what that saves."""
+"""Analysis of query routing: how many queries pass the routers of a decoder, and the multiply-adds."""
 
 from __future__ import annotations
 
 import argparse
 import copy
-import json
 import statistics
 from pathlib import Path
 from typing import Any
@@ -24,22 +23,24 @@ from detrx.modeling import DetectionTransformer
 
 @QUERY_ANALYSES.register()
 class RoutingAnalysis(QueryAnalysis):
-    """Counts, image by image, the queries that pass the router of each decoder layer, and multiply-adds.
+    """Counts, for each image, the queries that pass the router of each decoder layer, and the multiply-adds.
 
     Args:
-        model: in evaluation mode; its decoder layers have a `router`, whose first output is the (1, N) bool mask of the
-            passing queries. It is called with one image at a time.
-        model_cfg: the description of the model; without its methods it is the plain detector, whose multiply-adds are
-            counted beside those of the routed one.
-        cost_images: how many images multiply-adds are counted for, from the first one on.
+        model: detector in evaluation mode; its decoder layers have a `router`, whose first output is the (1, N) bool
+            mask of the passing queries. It is called with one image at a time.
+        model_cfg: config of the model. Without its methods, it describes the plain detector, whose multiply-adds are
+            counted for comparison.
+        cost_images: count the multiply-adds of the first `cost_images` images.
 
     Raises:
-        ValueError: the model routes no queries.
+        ValueError: the model has no routers.
     """
 
     name = "routing"
     in_report = True
-    help = "QR-DETR: how many queries the router of each layer lets pass, and multiply-adds (routing.json, routing.png)"
+    help = (
+        "QR-DETR: number of queries that pass the router of each layer, and multiply-adds (routing.json, routing.png)"
+    )
 
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
@@ -85,7 +86,7 @@ class RoutingAnalysis(QueryAnalysis):
         self.passing.append(output[0])
 
     def observe(self, inputs: dict[str, Any], instances: Instances) -> None:
-        """Take account of an image that the model was called with."""
+        """Process an image after the model was called with it."""
         for of_layer, keep in zip(self.counts, self.passing, strict=True):
             of_layer.append(int(keep.sum()))
         self.queries = self.passing[0].shape[1]
@@ -94,11 +95,12 @@ class RoutingAnalysis(QueryAnalysis):
             for name, model in (("routed", self.model), ("plain", self.plain)):
                 self.macs[name].append(int(count_flops(model, image).total()))
         self.passing.clear()
+        self.images += 1
 
     def figures(self) -> dict[str, Any]:
-        """What `routing.json` holds; counts are of queries per image."""
+        """Contents of `routing.json`; counts are queries per image."""
         result: dict[str, Any] = {
-            "images": len(self.counts[0]),
+            "images": self.images,
             "queries": self.queries,
             "mean_passing": statistics.fmean(statistics.fmean(counts) for counts in self.counts),
             "layers": [
@@ -120,16 +122,7 @@ class RoutingAnalysis(QueryAnalysis):
             }
         return result
 
-    def write(self, folder: Path) -> str:
-        """Write `routing.json` and `routing.png`, and say in words what is in them.
-
-        Raises:
-            ValueError: no image was observed.
-        """
-        if not self.counts[0]:
-            raise InvalidInputError("routing: the dataset has no images")
-        figures = self.figures()
-        (folder / "routing.json").write_text(json.dumps(figures, indent=1) + "\n")
+    def draw(self, figures: dict[str, Any], folder: Path) -> tuple[list[str], list[str]]:
         self.plot(folder / "routing.png")
         lines = [f"{figures['mean_passing']:.1f} of {self.queries} queries pass a router, on average over the layers"]
         lines += [
@@ -143,7 +136,7 @@ class RoutingAnalysis(QueryAnalysis):
                 f"multiply-adds per image: {macs['routed'] / 1e9:.3f} G, without routing {macs['plain'] / 1e9:.3f} G "
                 f"({ratio:.3f}), over {macs['images']} images"
             )
-        return "\n".join([*lines, f"figures and picture: {folder / 'routing.json'}, {folder / 'routing.png'}"])
+        return lines, ["routing.png"]
 
     def table(self) -> QueryTable:
         rows = tuple(
@@ -160,7 +153,7 @@ class RoutingAnalysis(QueryAnalysis):
         return QueryTable("Routing", f"Queries of {self.queries} that pass each router, per image", columns, rows)
 
     def plot(self, file: Path) -> None:
-        """A histogram of the passing queries per image for each layer."""
+        """Draw a histogram of the passing queries per image for each layer."""
         columns = min(3, len(self.counts))
         rows = -(-len(self.counts) // columns)
         figure = new_figure(4 * columns, 3 * rows)

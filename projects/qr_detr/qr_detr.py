@@ -1,4 +1,4 @@
-"""Query routing (QR-DETR): a router per decoder layer, and the exit heads that teach it."""
+"""Query routing (QR-DETR): a router per decoder layer, and the exit heads that train it."""
 
 from __future__ import annotations
 
@@ -16,28 +16,29 @@ from .routed_layer import FFN_ON, REGROUP, WRAPPED, Routed, RoutedDecoderLayer
 from .router import QueryRouter
 
 EEQR = ("full", "self_attn", "cross_attn")
-"""The paper's best scheme: the three kinds of routing by turns."""
+"""The paper's best scheme: the three kinds of routing in turn."""
 
 
 class QueryRouting(Method):
-    """Each decoder layer gets a router, which lets some of the queries pass it, or a part of it, and leads the others
-    around. The routers are parts of the detector's layers; the exit heads exist in training only.
+    """Adds a router to each decoder layer, which lets some queries pass the layer, or a part of it; the others bypass
+    it. The routers are part of the detector's layers; the exit heads exist in training only.
 
-    The choice of a router has no gradient. So it has exit heads, a class and a box head like those of its layer, which
-    read sigma * q of the main queries and are supervised as the layer's predictions are; from them the router learns.
+    The decision of a router has no gradient. Therefore it has exit heads: a class and a box head like those of its
+    layer, which read sigma * q of the main queries and are supervised like the layer's predictions. They train the
+    router.
 
     Args:
-        scheme: "eeqr" (full, self-attention, cross-attention by turns), one of "self_attn", "cross_attn" and "full" for
-            all layers, or a list of these, which the layers take by turns.
+        scheme: "eeqr" (full, self-attention, cross-attention in turn); one of "self_attn", "cross_attn" and "full" for
+            all layers; or a list of these, which the layers use in turn.
         regroup: "scatter" or "concat", see `RoutedDecoderLayer`.
         ffn: "processed" or "all", see `RoutedDecoderLayer`.
         exit_weight: factor of the losses of the exit heads.
-        detach_queries: the losses of the exit heads reach the routers only, not the queries that they read.
+        detach_queries: do not propagate gradients of the exit losses to the queries, only to the routers.
         add_pos: routers and exit heads read content + position of the queries, instead of content alone. Some
-            detectors start without content; there the first router could not tell queries apart.
+            detectors start without content, so their first router could not distinguish queries by content.
         pass_column: the column of W_R that scores passing.
-        router: takes the place of the learned router in every layer, as a copy (`FixedRouter`).
-        period: iterations between two entries in the log, which wait for the device.
+        router: replaces the learned router in every layer, as a copy (`FixedRouter`).
+        period: iterations between log entries; each makes the host wait for the device.
     """
 
     def __init__(
@@ -70,15 +71,15 @@ class QueryRouting(Method):
         self.schemes, self.regroup, self.ffn = schemes, regroup, ffn
         self.exit_weight, self.detach_queries, self.add_pos = exit_weight, detach_queries, add_pos
         self.pass_column, self.period = pass_column, period
-        self.fixed = (router,)  # no submodule: it belongs to the layers
+        self.fixed = (router,)  # not a submodule: it belongs to the layers
         self.class_heads = nn.ModuleList()
         self.box_heads = nn.ModuleList()
 
     def attach(self, model: DetectionTransformer) -> None:
         if self.regroup == "concat" and any(isinstance(method, Denoising) for method in model.methods):
             raise InvalidInputError(
-                'QueryRouting with regroup="concat" changes the order of queries, and does not go together with '
-                "denoising, which knows its queries by their place"
+                'QueryRouting with regroup="concat" changes the order of queries, so it cannot be combined with '
+                "denoising, which identifies its queries by their index"
             )
         (fixed,) = self.fixed
         layers, heads = model.decoder.layers, model.decoder.heads
@@ -95,7 +96,7 @@ class QueryRouting(Method):
             self.box_heads.append(copy.deepcopy(heads.box_heads[index % len(heads.box_heads)]))
 
     def after_decoder(self, step: Step, predictions: Mapping[str, Predictions]) -> list[Branch]:
-        """The predictions of the exit heads, "exit"."""
+        """The predictions "exit" of the exit heads, and their supervisions."""
         decoder = step.model.decoder
         logits, boxes, counts = [], [], []
         for layer, class_head, box_head in zip(decoder.layers, self.class_heads, self.box_heads, strict=True):
@@ -109,8 +110,8 @@ class QueryRouting(Method):
         return [Branch(None, self.exit_supervisions(step.model), {"exit": exits})]
 
     def exit(self, layer: RoutedDecoderLayer, routed: Routed) -> tuple[Tensor, Tensor | None]:
-        """What the exit heads of a layer read: sigma * q (B, N, C), and the references (B, N, 4 or 2) that their boxes
-        start from, those that the queries have at the router."""
+        """Inputs of the exit heads of a layer: sigma * q (B, N, C), and the references (B, N, 4 or 2) of the queries at
+        the router, which their boxes are relative to."""
         q, reference = layer.read(routed.queries), routed.queries.reference
         if self.detach_queries:
             q, reference = q.detach(), None if reference is None else reference.detach()
@@ -118,7 +119,7 @@ class QueryRouting(Method):
         return sigma[..., None] * q, reference
 
     def exit_supervisions(self, model: DetectionTransformer) -> list[Supervision]:
-        """Those of the main group, for the exit heads."""
+        """The supervisions of the main group, applied to the exit heads."""
         return [
             each.replace(
                 group="exit",
@@ -131,7 +132,7 @@ class QueryRouting(Method):
         ]
 
     def log(self, counts: list[Tensor]) -> None:
-        """How many queries of an image pass each router, on average."""
+        """Log the mean number of queries per image that pass each router."""
         storage = log_storage(self.period)
         if storage is None:
             return

@@ -1,4 +1,4 @@
-"""A decoder layer around parts of which a router leads some of the queries (Eqs. 5-10 and EEQR_F)."""
+"""A decoder layer with a router, which lets some queries bypass the layer or a part of it (Eqs. 5-10 and EEQR_F)."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ FFN_ON = ("processed", "all")
 
 @dataclass(frozen=True)
 class Routed:
-    """What a routed layer notes down in training, of the main queries.
+    """Inputs and counts of the main queries, which a routed layer records in training.
 
     Attributes:
-        queries: as the router saw them.
-        counts: (B,) int64, how many passed.
+        queries: the queries at the router.
+        counts: (B,) int64, number of passing queries.
     """
 
     queries: Queries
@@ -32,25 +32,25 @@ class Routed:
 
 
 class RoutedDecoderLayer(DecoderLayer):
-    """A decoder layer with a router: queries that it does not let pass bypass what it is wrapped around, residual and
-    LayerNorm included, and come out as they were.
+    """A decoder layer with a router. Queries that do not pass bypass the wrapped block, including its residual and
+    LayerNorm, and are unchanged.
 
-    It takes over the components of a plain layer, under the same names. Every group of queries is routed for itself,
-    by the same router; in a wrapped self-attention a query sees the passing ones only, of its own and of other groups.
-    Bypassing queries are not computed. Images may let different numbers pass: the slots that remain of one are seen by
-    no query.
+    The layer takes over the components of a plain layer, under the same names. The same router routes every group of
+    queries separately. In a wrapped self-attention, a query sees only passing queries, of its own and of other groups.
+    Bypassing queries are not computed. If different numbers of queries pass in different images, no query sees the
+    empty slots.
 
     Args:
         layer: the plain layer.
-        router: queries (B, N, C) -> which pass (B, N) bool, and sigma (B, N).
-        wrapped: what the router is wrapped around: "self_attn" (EEQR_SA), "cross_attn" (EEQR_CA), or "full" (EEQR_F).
-        regroup: "scatter" puts passing queries back where they were (Eq. 8). "concat" puts them first, those that
-            bypassed behind them, while positions and references stay: what the paper compares with.
-        ffn: on which queries the FFN works: "processed", those that pass; or "all", as Eqs. 9 and 10 have it.
+        router: maps queries (B, N, C) to a bool mask (B, N) of those that pass, and to sigma (B, N).
+        wrapped: the routed block: "self_attn" (EEQR_SA), "cross_attn" (EEQR_CA), or "full" (EEQR_F).
+        regroup: "scatter" puts passing queries back into their places (Eq. 8). "concat" puts them first and bypassing
+            queries after them, while positions and references stay (an ablation of the paper).
+        ffn: queries that the FFN processes: "processed", the passing ones; or "all", as in Eqs. 9 and 10.
         add_pos: the router reads content + position, instead of content alone.
 
     Attributes:
-        routed: of the last forward pass in training; whoever uses it sets it back to None.
+        routed: record of the last forward pass in training; the consumer resets it to None.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class RoutedDecoderLayer(DecoderLayer):
         return {**self.__dict__, "routed": None}
 
     def read(self, queries: Queries) -> Tensor:
-        """What the router reads: (B, N, C)."""
+        """The input (B, N, C) of the router."""
         return queries.content + queries.pos if self.add_pos else queries.content
 
     def forward(self, queries: Queries, memory: MultiScaleTokens, layout: QueryLayout, index: int) -> Tensor:
@@ -103,7 +103,7 @@ class RoutedDecoderLayer(DecoderLayer):
         return self.transform(x, layout, index) if self.ffn_on == "all" else x
 
     def processed(self, packing: Packing, memory: MultiScaleTokens, index: int) -> Tensor:
-        """The passing queries (B, K, C) behind the wrapped block."""
+        """The passing queries (B, K, C) after the wrapped block."""
         queries, layout = packing.queries, packing.layout
         if self.wrapped != "cross_attn":
             queries = replace(queries, content=self.self_attention(queries, layout, index))
@@ -121,14 +121,14 @@ class RoutedDecoderLayer(DecoderLayer):
 
 @dataclass(frozen=True)
 class Packing:
-    """The passing queries of all groups in fewer slots: those of each group side by side, K in all.
+    """The passing queries, packed into K slots, group by group.
 
     Attributes:
-        index, valid: (B, K), the route: the query that each slot holds, and False for slots that hold none.
-        keep: (B, N) bool, which queries pass.
-        queries: the slots.
-        layout: where the groups lie in the slots.
-        unpacked: where they lie in the queries.
+        index, valid: (B, K), the route: the index of the query in each slot, and False for empty slots.
+        keep: (B, N) bool, True for passing queries.
+        queries: the queries in the slots.
+        layout: positions of the groups in the slots.
+        unpacked: positions of the groups in the original queries.
     """
 
     index: Tensor
@@ -144,8 +144,9 @@ class Packing:
 
     @classmethod
     def of(cls, queries: Queries, keep: Tensor, layout: QueryLayout) -> Packing:
-        """Waits for the device once, to learn how many slots there have to be. In a compiled or exported graph, whose
-        sizes cannot depend on that, and without data (meta device) there are as many as queries."""
+        """Pack the passing queries. The host waits for the device once, to get the number of slots. In compiled and
+        exported graphs, whose sizes cannot depend on data, and on the meta device, there are as many slots as
+        queries."""
         masks = [keep[:, place] for place in layout.slices.values()]
         masks = [
             mask if group.padding is None else mask & ~group.padding
@@ -174,7 +175,7 @@ class Packing:
         return cls(index, valid, torch.cat(masks, dim=1), taken, QueryLayout(groups), layout)
 
     def regroup(self, x: Tensor, processed: Tensor, how: str) -> Tensor:
-        """All queries again, (B, N, C), given the bypassing ones in `x` (B, N, C) and the others (B, K, C)."""
+        """Merge the bypassing queries in `x` (B, N, C) with the processed ones (B, K, C) -> (B, N, C)."""
         x = query_scatter(x, processed, self.index, self.valid)
         if how == "scatter":
             return x
@@ -185,7 +186,7 @@ class Packing:
         return x.take_along_dim(torch.cat(order, dim=1)[..., None], dim=1)
 
     def front(self) -> Packing:
-        """The same slots, after the passing queries of each group were put first."""
+        """The same slots, with indices for queries in which the passing ones of each group come first."""
         slots = [torch.arange(p.stop - p.start, device=self.index.device) for p in self.layout.slices.values()]
         starts = [place.start for place in self.unpacked.slices.values()]
         index = torch.cat([each + start for each, start in zip(slots, starts, strict=True)])
@@ -193,10 +194,10 @@ class Packing:
 
 
 def slots_of(masks: list[Tensor]) -> tuple[list[int], list[bool]]:
-    """For each group, given its mask (B, N_g): how many slots the image needs that lets most queries pass, and whether
-    all images fill them.
+    """For each group with a mask (B, N_g): the largest number of passing queries in an image, which is the number of
+    slots, and whether all images fill their slots.
 
-    In training there is at least one slot, so that every parameter gets a gradient, be it zero.
+    In training, there is at least one slot, so that every parameter gets a gradient, even if it is zero.
     """
     if torch.compiler.is_compiling() or masks[0].is_meta:
         return [mask.shape[1] for mask in masks], [False] * len(masks)

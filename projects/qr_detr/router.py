@@ -1,4 +1,4 @@
-"""Which queries pass: the learned router, and fixed ones for measurements and tests."""
+"""Routers, which decide which queries pass: the learned router, and fixed ones for measurements and tests."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -12,12 +12,12 @@ from detrx.modeling import DetectionTransformer
 
 
 class QueryRouter(nn.Linear):
-    """Eqs. 5 and 6: score = Q W_R, and sigma = max(sigmoid(score)); a query passes where the score of passing is the
-    larger one, or both are equal.
+    """Eqs. 5 and 6: score = Q W_R and sigma = max(sigmoid(score)). A query passes if the score of passing is larger
+    than or equal to that of bypassing.
 
     Args:
-        embed_dim: C.
-        pass_column: which of the two columns of W_R scores passing; the other one scores bypassing.
+        embed_dim: number C of channels.
+        pass_column: the column of W_R that scores passing, 0 or 1; the other one scores bypassing.
     """
 
     def __init__(self, embed_dim: int, pass_column: int = 1):
@@ -30,9 +30,9 @@ class QueryRouter(nn.Linear):
         nn.init.xavier_uniform_(self.weight)
 
     def forward(self, q: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries (B, N, C) -> which of them pass (B, N) bool, and sigma (B, N) float32.
+        """Queries (B, N, C) -> mask (B, N) bool of the passing ones, and sigma (B, N) float32.
 
-        In float32 under autocast, too: a query must not go another way because scores were rounded.
+        Computed in float32 even under autocast, so that rounding does not change the decision.
         """
         with nullcontext() if q.is_meta else torch.autocast(q.device.type, enabled=False):
             score = F.linear(q.float(), self.weight.float())
@@ -41,10 +41,10 @@ class QueryRouter(nn.Linear):
 
 
 class FixedRouter(nn.Module):
-    """Lets the same queries pass whatever they hold, with sigma = 1.
+    """Always lets the same queries pass, with sigma = 1.
 
     Args:
-        passing: the part of the queries, in [0, 1], that passes, spread evenly; or a bool mask (N,) or (B, N).
+        passing: fraction of passing queries, in [0, 1], evenly spread; or a bool mask (N,) or (B, N).
     """
 
     def __init__(self, passing: float | Tensor):
@@ -60,13 +60,13 @@ class FixedRouter(nn.Module):
         self.register_buffer("mask", passing if is_mask else None, persistent=False)
 
     def reset_parameters(self) -> None:
-        """There are none."""
+        """Does nothing: there are no parameters."""
 
     def forward(self, q: Tensor) -> tuple[Tensor, Tensor]:
-        """As `QueryRouter`.
+        """See `QueryRouter`.
 
         Raises:
-            ValueError: the mask is one for other queries.
+            ValueError: the shape of the mask does not fit the queries.
         """
         if self.part is not None:
             steps = (torch.arange(q.shape[1] + 1, device=q.device) * self.part).floor()
@@ -86,10 +86,10 @@ def force_routers(model: DetectionTransformer, passing: float | Tensor | Sequenc
 
     Args:
         model: a detector with routed layers.
-        passing: see `FixedRouter`; a list has one for each layer.
+        passing: see `FixedRouter`; or a list with one value per layer.
 
     Raises:
-        ValueError: a layer has no router, or the list is not as long as there are layers.
+        ValueError: a layer has no router, or the length of the list is not the number of layers.
     """
     layers = model.decoder.layers
     values = list(passing) if isinstance(passing, Sequence) else [passing] * len(layers)

@@ -69,7 +69,8 @@ def test_shares_have_axes_from_0_to_1():
 def test_stacked_bars():
     chart = bar_chart("t", ["p", "q"], [("a", [2, 0]), ("b", [2, 4])], "x", "y", edges=[0, 0.5, 1])
     data, layout = drawn(chart)
-    assert layout["barmode"] == "stack" and [each["y"] for each in data] == [[2, 0], [2, 4]]
+    assert layout["barmode"] == "stack" and layout["yaxis"]["rangemode"] == "nonnegative"
+    assert [each["y"] for each in data] == [[2, 0], [2, 4]]
     assert data[0]["x"] == [0.25, 0.75] and data[0]["width"] == [0.5, 0.5] and data[0]["customdata"] == ["p", "q"]
     assert chart.description == "t. Bar chart over x; sums: a: 2, b: 6."
 

@@ -77,9 +77,12 @@ def test_tool_on_a_study(tmp_path: Path, digits: str, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config-file", "c", "--weights", "w"], "say what to analyse"),
+        (["--config-file", "c", "--weights", "w"], "give at least one analysis: --activation"),
         (["--weights", "w", "--activation"], "one of the arguments --config-file --study is required"),
-        (["--study", "s", "--weights", "w", "--activation", "--opts", "a=1"], "a study has its overrides in its file"),
+        (
+            ["--study", "s", "--weights", "w", "--activation", "--opts", "a=1"],
+            "the file of a study contains its overrides",
+        ),
     ],
 )
 def test_wrong_arguments(arguments: list[str], message: str, capsys: pytest.CaptureFixture):

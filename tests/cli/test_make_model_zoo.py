@@ -17,7 +17,7 @@ def test_the_model_zoo_is_written_from_the_records():
         [sys.executable, "tools/make_model_zoo.py", "--check"], cwd=ROOT, capture_output=True, text=True
     )
     assert result.returncode == 0, result.stderr
-    ours, papers = (ROOT / "MODEL_ZOO.md").read_text().split("## The papers' figures on COCO, not ours")
+    ours, papers = (ROOT / "MODEL_ZOO.md").read_text().split("## Results of the papers on COCO, not ours")
     assert "| DINO |" in ours and "arXiv" not in ours
     assert "| `dino/dino_r50` | R50 | 900 | 12 | 49.0 | - | - | Table II |" in papers
     assert papers.count("| `") == sum(len(table["rows"]) for table in PAPERS)

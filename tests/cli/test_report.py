@@ -46,7 +46,7 @@ def test_only_what_is_on_disk(folder, capsys):
     page = report(folder, "--no-model", file=folder / "report.html")
     assert set(SECTIONS) <= set(page.ids)
     printed = capsys.readouterr().out
-    assert "missing in the report: The model was not run (--no-model)." in printed
+    assert "missing from the report: The model was not run (--no-model)." in printed
     assert f"report: {folder / 'report.html'}" in printed
 
 

@@ -43,8 +43,8 @@ def test_devices_that_there_are(gpus):
             "LOCAL_WORLD_SIZE=8: 8 processes need a GPU each, but torch sees 4",
         ),
         (2, ["cuda:2"], "train.device=cuda:2, but torch sees 2 GPUs, cuda:0 to cuda:1"),
-        (2, ["cuda:0", 2, "--num-gpus=2"], "train.device=cuda:0 is one GPU, but every process of a job has its own"),
-        (2, ["gpu"], "train.device=gpu is no device of torch"),
+        (2, ["cuda:0", 2, "--num-gpus=2"], "train.device=cuda:0 is one GPU, but every process needs its own"),
+        (2, ["gpu"], "train.device=gpu is not a device of torch"),
     ],
 )
 def test_devices_that_there_are_not(gpus, count, arguments, message):

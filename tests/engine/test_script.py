@@ -118,7 +118,7 @@ def test_second_ctrl_c_exits_at_once(script):
 def test_signal_breaks_an_evaluation_off(script, uninterrupted):
     run = script("model.signal_in_eval=SIGTERM")
     assert run.code == 143, run.output
-    assert "broken off" in run.output
+    assert "aborted" in run.output
     assert 9 not in {i for i, line in script.metrics().items() if "toy/AP" in line}
     assert script("--resume").code == 0
     assert_continued(script, uninterrupted)

@@ -43,7 +43,7 @@ def test_tokens_know_their_padding():
 
 
 def test_wrong_number_of_levels():
-    with pytest.raises(ValueError, match="gives 1 levels, num_levels is 2"):
+    with pytest.raises(ValueError, match="gives 1 levels, but num_levels is 2"):
         Tokenizer(SinePositionEmbedding(8), 16, 2)([torch.randn(1, 16, 4, 4)], None)
 
 

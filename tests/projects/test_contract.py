@@ -171,10 +171,10 @@ def test_detectors_it_does_not_work_for(method: str, name: str):
 @pytest.mark.parametrize(
     ("name", "methods", "taken"),
     [
-        ("deformable_detr_plus_plus", ["mr_detr", "mr_detr"], "MrDETR .* brings .*'instruction'"),
-        ("deformable_detr_plus_plus", ["hybrid_branch", "hybrid_branch"], "HybridBranch .* brings .*'hybrid'"),
-        ("dn_detr", ["contrastive_denoising"], "ContrastiveDenoising .* brings .*'denoising'"),
-        ("detr", ["encoder_supervision"], "EncoderSupervision .* brings .*'encoder'"),
+        ("deformable_detr_plus_plus", ["mr_detr", "mr_detr"], "MrDETR .* adds .*'instruction'"),
+        ("deformable_detr_plus_plus", ["hybrid_branch", "hybrid_branch"], "HybridBranch .* adds .*'hybrid'"),
+        ("dn_detr", ["contrastive_denoising"], "ContrastiveDenoising .* adds .*'denoising'"),
+        ("detr", ["encoder_supervision"], "EncoderSupervision .* adds .*'encoder'"),
     ],
 )
 def test_methods_that_do_not_go_together(name: str, methods: list[str], taken: str):

@@ -140,7 +140,7 @@ def test_inheriting_from_other_sizes():
         ValueError, match=r"decoder from the teacher, .* tensors differ: decoder\.layers\.2\.\S+ \(not in the teacher"
     ):
         inherit(make_model(CONDITIONAL), make_model(CONDITIONAL, fewer_layers), ["decoder"])
-    with pytest.raises(ValueError, match=r"'head' is no part"):
+    with pytest.raises(ValueError, match=r"'head' is not a part"):
         inherit(model, model, ["head"])
     wide = make_model(CONDITIONAL, lambda cfg: cfg.encoder.layer.ffn.update(hidden_dim=96))
     before = copy.deepcopy(model.state_dict())
@@ -152,7 +152,7 @@ def test_inheriting_from_other_sizes():
 @pytest.mark.parametrize(
     ("name", "change", "options", "message"),
     [
-        (DETR, None, {"losses": ["prediction"], "auxiliary": None}, "one has a softmax"),
+        (DETR, None, {"losses": ["prediction"], "auxiliary": None}, "must both have a softmax"),
         (CONDITIONAL, lambda cfg: cfg.decoder.heads.update(num_classes=7), {}, "predicts 10 classes, the teacher 7"),
         (
             CONDITIONAL,

@@ -180,7 +180,7 @@ def test_wrong_values():
 
 def test_epoch_scheme_outside_of_a_training():
     model = switch_on(make_model(TWO_STAGE), HybridEpoch(max_iter=10))
-    with pytest.raises(RuntimeError, match="HybridEpoch has to know how far the training is"):
+    with pytest.raises(RuntimeError, match="HybridEpoch needs the current iteration"):
         model.train()(make_batch())
 
 

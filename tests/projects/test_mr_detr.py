@@ -34,7 +34,7 @@ def test_denoising_queries_go_on_every_route():
 def test_denoising_must_come_first():
     cfg = model_zoo.get_config(DINO).model
     cfg.methods = cfg.methods[::-1]
-    with pytest.raises(ValueError, match="ContrastiveDenoising must stand before MrDETR"):
+    with pytest.raises(ValueError, match="ContrastiveDenoising must come before MrDETR"):
         instantiate(cfg)
 
 

@@ -396,7 +396,7 @@ def test_each_mixture_can_be_had_alone(changes: dict, kinds: set):
     "changes, message",
     [
         ({"routes": ["gate"], "decoder": False}, "route 'gate' needs experts .* FFN of decoder layer 0 is FFN"),
-        ({"routes": ["ffn+gate"]}, 'own "ffn" has a gate of its own'),
+        ({"routes": ["ffn+gate"]}, 'own "ffn" already has its own gate'),
         ({"routes": ["ffn"], "decoder": False, "encoder": False}, "ExpertLoads: the detector has no mixture"),
     ],
 )

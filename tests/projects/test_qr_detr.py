@@ -282,7 +282,7 @@ def test_what_it_does_not_work_for():
             QueryRouting(**options)
     with pytest.raises(ValueError, match="wraps a DecoderLayer, but decoder layer 0 is a RoutedDecoderLayer"):
         switch_on(routed(), QueryRouting())
-    with pytest.raises(ValueError, match="does not go together with denoising"):
+    with pytest.raises(ValueError, match="cannot be combined with denoising"):
         routed("dino", regroup="concat")
     with pytest.raises(ValueError, match="decoder layer 0 has no router"):
         force_routers(detector("dino"), 0.5)

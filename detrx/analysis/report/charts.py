@@ -160,7 +160,8 @@ def bar_chart(
             customdata=[escape(label, quote=False) for label in labels],
             **_hover(name, "%{y:,}", "%{customdata}<br>"),
         )
-    figure.update_layout(barmode="stack", hovermode="x")
+    figure.update_layout(barmode="stack", hovermode="x", legend_traceorder="normal")
+    figure.update_yaxes(rangemode="nonnegative")
     sums = ", ".join(f"{name}: {number(sum(values))}" for name, values in series)
     return Chart(title, f"{title}. Bar chart over {x_label}; sums: {sums}.", figure, note)
 

@@ -1,6 +1,6 @@
 import pytest
 
-from detrx.model_zoo import config_root, get_config, get_config_file
+from detrx.config_zoo import config_root, get_config, get_config_file
 
 
 @pytest.mark.parametrize("name", ["common/data/digits.py", "common/data/digits"])
