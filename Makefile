@@ -21,7 +21,7 @@ help:
 	@echo "make demo       train a small Deformable DETR on digits, evaluate and draw it: $(DEMO)"
 	@echo "make test       all tests"
 	@echo "make mutants    plants faults into the CUDA kernels and sees whether the tests find them (long)"
-	@echo "make lint       check style; make format mends it"
+	@echo "make lint       check style and types; make format mends the style"
 	@echo "make bench      benchmarks of the kernels and of a training step on the CPU"
 	@echo "make gpu-check  everything that wants a GPU: tests, compute-sanitizer, speed, training steps"
 	@echo "make gpu-folder the same as a folder, for a machine without compiler and network"
@@ -57,6 +57,7 @@ mutants: setup
 lint: $(REQUIREMENTS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 format: $(REQUIREMENTS)
 	$(BIN)/ruff check --fix .
@@ -78,5 +79,5 @@ gpu-folder:
 	$(PYTHON) tools/gpu_folder.py --python $(or $(GPU_PYTHON),$(error gpu-folder: GPU_PYTHON is not set))
 
 clean:
-	rm -rf build dist *.egg-info detrx/_C.*.so gpu_folder .pytest_cache .ruff_cache $(PACKAGE)
+	rm -rf build dist *.egg-info detrx/_C.*.so gpu_folder .pytest_cache .ruff_cache .mypy_cache $(PACKAGE)
 	find . -name __pycache__ -not -path "./$(VENV)/*" -prune -exec rm -rf {} +

@@ -274,7 +274,17 @@ setup(
         "fast-eval": ["faster-coco-eval>=1.6"],
         "video": ["av>=15.0"],
         "onnx": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.3"],
-        "dev": ["pytest>=7.4", "pytest-xdist>=3.5", "ruff>=0.6", "ninja>=1.11", "transformers>=5.0"],
+        "dev": [
+            "pytest>=7.4",
+            "pytest-xdist>=3.5",
+            "ruff>=0.6",
+            "mypy>=2.4",
+            "types-PyYAML",
+            "types-tabulate",
+            "types-tqdm",
+            "ninja>=1.11",
+            "transformers>=5.0",
+        ],
     },
     **build_arguments(),
 )

@@ -111,10 +111,15 @@ class Predictor:
             TypeError, ValueError: an image is none of these.
             FileNotFoundError, ValueError: an image file does not exist, or cannot be read; names it.
         """
-        several = isinstance(images, (list, tuple)) or (isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4)
-        pictures = ({"image": as_pil_image(image)} for image in (images if several else [images]))
-        found = [instances for _, instances in self.stream(pictures)]
-        return found if several else found[0]
+        if isinstance(images, Sequence) and not isinstance(images, str):
+            return self._detect(images)
+        if isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4:
+            return self._detect(images)
+        return self._detect([images])[0]
+
+    def _detect(self, images: Iterable[ImageLike]) -> list[Instances]:
+        pictures = ({"image": as_pil_image(image)} for image in images)
+        return [instances for _, instances in self.stream(pictures)]
 
     def stream(self, records: Iterable[Record]) -> Iterator[tuple[Record, Instances]]:
         """Every dataset dict (with a `file_name`, or a PIL image as `image`) with its detections, batch by batch."""

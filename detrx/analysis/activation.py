@@ -6,20 +6,23 @@ import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import nn
 
 from detrx.coco.results import instances_on_host
 from detrx.d2.structures import Instances
-from detrx.modeling import DetectionTransformer
+from detrx.modeling import DetectionTransformer, as_detection_transformer
 
 from .figure import new_figure
 from .queries import QUERY_ANALYSES, QueryAnalysis, Subject
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
-def gini(counts: Sequence[float]) -> float:
+
+def gini(counts: Sequence[float] | np.ndarray) -> float:
     """Gini coefficient of counts: 0 if all are equal, (n - 1) / n if only one of n is not zero; NaN if all are zero."""
     values = np.sort(np.asarray(counts, dtype=float))
     if not values.sum():
@@ -28,7 +31,7 @@ def gini(counts: Sequence[float]) -> float:
     return float((2 * np.arange(1, count + 1) - count - 1) @ values / (count * values.sum()))
 
 
-def lorenz(counts: Sequence[float]) -> np.ndarray:
+def lorenz(counts: Sequence[float] | np.ndarray) -> np.ndarray:
     """(n + 1, 2): the share of the counts that the least active i of n queries have together, beside i / n.
 
     Without any count the shares are zero.
@@ -57,7 +60,7 @@ class ActivationAnalysis(QueryAnalysis):
 
     @classmethod
     def of(cls, subject: Subject) -> ActivationAnalysis:
-        return cls(subject.model, subject.score_threshold)
+        return cls(as_detection_transformer(subject.model), subject.score_threshold)
 
     def __init__(self, model: DetectionTransformer, score_threshold: float = 0.5):
         self.score_threshold = score_threshold
@@ -109,7 +112,7 @@ class ActivationAnalysis(QueryAnalysis):
         return [line], ["activation.png"]
 
     @classmethod
-    def compare(cls, analyses: Mapping[str, Mapping[int, ActivationAnalysis]], folder: Path) -> str:
+    def compare(cls, analyses: Mapping[str, Mapping[int, Self]], folder: Path) -> str:
         return gini_table({n: {seed: each.gini for seed, each in v.items()} for n, v in analyses.items()}, folder)
 
 

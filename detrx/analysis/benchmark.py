@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from detrx.errors import InvalidInputError
 from detrx.export import DetectionGraph
+from detrx.modeling import as_detection_transformer
 
 from .timing import interleaved_times
 
@@ -54,14 +55,17 @@ def settings(
     return [Setting(*each) for each in (*fixed, *loaded)]
 
 
-def call_of(model: nn.Module, setting: Setting, images: Tensor | None, batches: Iterator[Any] | None) -> Callable:
-    """A function that detects in one batch: in `images` (B, 3, H, W), or in the next of `batches`."""
-    if setting.size is None:
-        return lambda: model(next(batches))
-    graph = DetectionGraph(model)
-    if setting.compiler is not None:
-        graph = torch.compile(graph, backend=setting.compiler, dynamic=False)
-    return lambda: graph(images)
+def call_of(model: nn.Module, inputs: Tensor | Iterator[Any], compiler: str | None) -> Callable[[], Any]:
+    """A function that detects in one batch: in images (B, 3, H, W), or in the next of some batches.
+
+    Raises:
+        ValueError: images are given, and the model is not a `DetectionTransformer`.
+    """
+    if not isinstance(inputs, Tensor):
+        return lambda: model(next(inputs))
+    graph = DetectionGraph(as_detection_transformer(model))
+    detect = graph if compiler is None else torch.compile(graph, backend=compiler, dynamic=False)
+    return lambda: detect(inputs)
 
 
 def autocast(device: str, dtype: str) -> AbstractContextManager:
@@ -97,7 +101,7 @@ def benchmark(
     if setting.compiler is not None:
         torch.compiler.reset()  # what was compiled for other sizes and dtypes
     functions = {
-        name: call_of(model, setting, images, None if batches is None else batches[name])
+        name: call_of(model, (batches or {})[name] if images is None else images, setting.compiler)
         for name, model in models.items()
     }
     with autocast(device, setting.dtype):

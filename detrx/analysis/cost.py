@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from detrx.d2.config import instantiate
 from detrx.engine.config import load_config, without_pretrained
+from detrx.modeling import as_detection_transformer
 
 from .flops import count_flops
 from .timing import interleaved_times
@@ -30,13 +31,14 @@ def random_image(size: tuple[int, int], device: str = "cpu") -> Tensor:
 
 @torch.no_grad()
 def model_cost(model: nn.Module, image: Tensor, rounds: int) -> dict[str, Any]:
-    """Measure the cost of a detector for one image (3, H, W).
+    """Measure the cost of a `DetectionTransformer` for one image (3, H, W).
 
     Returns:
         `parts`: by name of the part, {"parameters", "flops"}; `parameters` and `flops` (multiply-adds) of inference,
         that is of all parts but the methods; `ms_per_image`, the median of `rounds` calls, None without rounds.
     """
-    flops = count_flops(model, torch.randn(1, *image.shape, device=image.device))
+    detector = as_detection_transformer(model)
+    flops = count_flops(detector, torch.randn(1, *image.shape, device=image.device))
     parts = {
         name: {
             "parameters": sum(parameter.numel() for parameter in part.parameters()),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .metrics import LOSS_NAMES, SCALAR_GROUPS, RunMetrics, ScalarGroup, smooth
 
@@ -56,7 +56,7 @@ def plot_runs(runs: Sequence[RunMetrics], path: str | os.PathLike, title: str = 
     figure.savefig(path)
 
 
-def _style(runs: Sequence[RunMetrics], run: int, curve: int) -> dict[str, str]:
+def _style(runs: Sequence[RunMetrics], run: int, curve: int) -> dict[str, Any]:
     """Colour and line of a curve: colours tell runs apart, or the curves of a single run."""
     if len(runs) == 1:
         return {"color": f"C{curve % 10}"}

@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from fvcore.common.registry import Registry
 from torch import nn
@@ -24,6 +24,9 @@ from torch import nn
 from detrx import projects
 from detrx.d2.structures import Instances
 from detrx.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["QUERY_ANALYSES", "QueryAnalysis", "QueryTable", "Subject", "query_analyses"]
 
@@ -135,7 +138,7 @@ class QueryAnalysis(ABC):
         raise NotImplementedError
 
     @classmethod
-    def compare(cls, analyses: Mapping[str, Mapping[int, QueryAnalysis]], folder: Path) -> str | None:
+    def compare(cls, analyses: Mapping[str, Mapping[int, Self]], folder: Path) -> str | None:
         """Write what a study's variants and seeds have in common or differ in, and return it as text.
 
         Args:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -44,6 +44,11 @@ class Box:
     dashed: bool = False
     thin: bool = False
 
+    def scaled(self, factor: float) -> "Box":
+        """The box in its image enlarged by a factor."""
+        x1, y1, x2, y2 = self.xyxy
+        return replace(self, xyxy=(factor * x1, factor * y1, factor * x2, factor * y2))
+
 
 def class_colour(index: int) -> str:
     """A colour for a class; they repeat after ten."""
@@ -56,7 +61,8 @@ def draw_boxes(image: Image.Image, boxes: Sequence[Box], min_side: int = 480) ->
     canvas = image.convert("RGB").resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(canvas)
     width = max(2, round(min(canvas.size) / 200))
-    font = ImageFont.load_default(size=max(12, round(min(canvas.size) / 30)))
+    size = max(12, round(min(canvas.size) / 30))
+    font: ImageFont.FreeTypeFont = ImageFont.load_default(size)  # type: ignore[assignment]  # it is one, with a size
     corners = [[factor * value for value in box.xyxy] for box in boxes]
     for box, xyxy in zip(boxes, corners, strict=True):
         # Grown by the width of the line, so that the line runs around the object instead of over it.

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,13 @@ __all__ = [
 ]
 
 
+@runtime_checkable
+class _NamedByOthers(Protocol):
+    """A backbone that knows the names that others give its weights."""
+
+    def own_names(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]: ...
+
+
 def backbone(source: Mapping[str, Tensor], model: nn.Module, prefix: str) -> list[Rule]:
     """The backbone, under any naming that `TimmBackbone.own_names` knows.
 
@@ -31,7 +39,7 @@ def backbone(source: Mapping[str, Tensor], model: nn.Module, prefix: str) -> lis
     """
     inner = re.compile(rf"(?:{prefix})(.+)")
     keys = {match[1]: key for key, match in zip(source, map(inner.fullmatch, source), strict=True) if match}
-    if not hasattr(model.backbone, "own_names"):
+    if not isinstance(model.backbone, _NamedByOthers):
         return [Rename(re.escape(key), f"backbone.{name}") for name, key in keys.items()]
     # Each tensor is replaced by its index, which shows where it ends up.
     order = list(keys.values())
@@ -53,7 +61,7 @@ def denoising(model: nn.Module, label_embedding: str) -> list[Rule]:
     Args:
         label_embedding: pattern (without groups) of its name.
     """
-    methods = [name for name, method in model.methods.named_children() if hasattr(method, "label_embed")]
+    methods = [name for name, each in model.get_submodule("methods").named_children() if hasattr(each, "label_embed")]
     if not methods:
         return [Ignore(rf"({label_embedding})\.(.+)", "for denoising, which the model does without")]
     return [Rename(rf"{label_embedding}\.(.+)", *(rf"methods.{name}.label_embed.\1" for name in methods))]
@@ -80,9 +88,10 @@ def deformable_queries(source: Mapping[str, Tensor], model: nn.Module, query_emb
 def _learned_contents(model: nn.Module, pattern: str) -> Split:
     """The learned contents of two-stage detectors: the rows of the main queries, then those that methods add."""
     rows = {"query_source": getattr(model.query_source, "num_queries", 0)}
-    for name, method in model.methods.named_children():
-        if hasattr(getattr(method, "further", None), "query_embed"):
-            rows[f"methods.{name}.further"] = method.further.num_queries
+    for name, method in model.get_submodule("methods").named_children():
+        further = getattr(method, "further", None)
+        if further is not None and hasattr(further, "query_embed"):
+            rows[f"methods.{name}.further"] = further.num_queries
     return Split(pattern, [f"{name}.query_embed.weight" for name in rows], rows=list(rows.values()))
 
 
@@ -127,10 +136,10 @@ def heads(source: Mapping[str, Tensor], model: nn.Module, class_head: str, box_h
     Args:
         class_head, box_head: patterns (without groups) of the names before the number.
     """
-    layers = len(model.decoder.layers)
+    layers = len(_module_list(model, "decoder.layers"))
     rules: list[Rule] = []
     for pattern, kind in ((class_head, "class_head"), (box_head, "box_head")):
-        count = len(getattr(model.decoder.heads, f"{kind}s"))
+        count = len(_module_list(model, f"decoder.heads.{kind}s"))
         names = [rf"decoder.heads.{kind}s.{layer % count}.\1" for layer in range(layers)]
         number = re.compile(rf"{pattern}\.(\d+)\..+")
         numbers = {int(match[1]) for match in map(number.fullmatch, source) if match}
@@ -148,8 +157,15 @@ def input_projections(model: nn.Module, prefix: str) -> list[Rule]:
     Args:
         prefix: pattern (without groups) of the names before the number.
     """
-    levels, extra = len(model.neck.levels), len(model.neck.extra_levels)
+    levels, extra = len(_module_list(model, "neck.levels")), len(_module_list(model, "neck.extra_levels"))
     return [
         *(Rename(rf"{prefix}\.{i}\.(.+)", rf"neck.levels.{i}.\1") for i in range(levels)),
         *(Rename(rf"{prefix}\.{levels + i}\.(.+)", rf"neck.extra_levels.{i}.\1") for i in range(extra)),
     ]
+
+
+def _module_list(model: nn.Module, name: str) -> nn.ModuleList:
+    """A list of modules by its dotted name."""
+    found = model.get_submodule(name)
+    assert isinstance(found, nn.ModuleList), f"{name} is a {type(found).__name__}, expected a ModuleList"
+    return found

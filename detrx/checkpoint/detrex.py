@@ -69,7 +69,7 @@ def _multi_route(source: Mapping[str, Tensor], model: nn.Module) -> list[Rule]:
     heads = r"transformer\.decoder\.(?:class_embed_o2m_encoder|bbox_embed_enc_o2m)"
     places = {
         name: f"methods.{index}.routes.{route}"
-        for index, method in model.methods.named_children()
+        for index, method in model.get_submodule("methods").named_children()
         for route, name in enumerate(getattr(method, "route_names", ()))
     }
     instruction, own_ffn = places.get("instruction"), places.get("ffn")

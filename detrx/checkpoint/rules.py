@@ -224,12 +224,12 @@ def apply_rules(
                 report.contradictions.append((key, piece.name))
             layout[piece.name] = piece
     converted = {}
-    for name, given in parts.items():
+    for name, values in parts.items():
         piece = layout[name]
-        if len(given) < piece.parts or len({value.shape for value in given.values()}) > 1:
+        if len(values) < piece.parts or len({value.shape for value in values.values()}) > 1:
             report.incomplete.append(name)
         elif piece.parts == 1:
-            converted[name] = given[0]
+            converted[name] = values[0]
         else:
-            converted[name] = torch.cat([given[part] for part in range(piece.parts)], dim=piece.dim)
+            converted[name] = torch.cat([values[part] for part in range(piece.parts)], dim=piece.dim)
     return converted

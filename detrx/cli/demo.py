@@ -78,8 +78,8 @@ def find_files(patterns: list[str]) -> list[Path]:
             matches = [path]
         else:
             anchor = Path(path.anchor)
-            matches = path.iterdir() if path.is_dir() else anchor.glob(str(path.relative_to(anchor)))
-            matches = sorted(m for m in matches if m.is_file() and m.suffix.lower() in suffixes)
+            paths = path.iterdir() if path.is_dir() else anchor.glob(str(path.relative_to(anchor)))
+            matches = sorted(p for p in paths if p.is_file() and p.suffix.lower() in suffixes)
         if not matches:
             raise FileNotFoundError(
                 f"no image at {pattern}: expected an image or video file, a folder with some or a glob pattern"
@@ -107,23 +107,24 @@ class Inputs:
 def find_inputs(args: argparse.Namespace, cfg: Any) -> Inputs:
     """The images and videos to process."""
     if args.dataset:
-        records = get_detection_dataset_dicts(args.dataset, filter_empty=False)[: args.num]
-        return Inputs(args.dataset, records, len(records), {})
+        dicts = get_detection_dataset_dicts(args.dataset, filter_empty=False)[: args.num]
+        return Inputs(args.dataset, dicts, len(dicts), {})
     names = cfg.dataloader.test.dataset.names
     files = find_files(args.input)
     videos = {str(file): Video(file, args.every) for file in files if file.suffix.lower() in VIDEO_SUFFIXES}
-    sources = (videos.get(str(file), [{"file_name": str(file)}]) for file in files)
+    sources: Iterable[Iterable[dict[str, Any]]] = (videos.get(str(file), [{"file_name": str(file)}]) for file in files)
     numbered = enumerate(itertools.chain.from_iterable(sources), start=1)
     records = itertools.islice(({**record, "image_id": number} for number, record in numbered), args.num)
     counts = [video.length for video in videos.values()]
-    count = args.num if None in counts else len(files) - len(videos) + sum(counts)
-    count = count if None in (count, args.num) else min(count, args.num)
+    known = [count for count in counts if count is not None]
+    total = len(files) - len(videos) + sum(known) if len(known) == len(counts) else None
+    count = min((each for each in (total, args.num) if each is not None), default=None)
     return Inputs(names if isinstance(names, str) else names[0], records, count, videos)
 
 
 def results_of(record: dict[str, Any], found: Instances, category_ids: dict[int, int]) -> list[dict[str, Any]]:
     """Detections in COCO's result format, rounded, each with the file, and of a video with the frame, that it is in."""
-    where = {key: record[key] for key in ("file_name", "frame", "timestamp") if key in record}
+    where: dict[str, Any] = {key: record[key] for key in ("file_name", "frame", "timestamp") if key in record}
     return [
         {
             "image_id": result["image_id"],
@@ -143,8 +144,8 @@ def drawing_of(predictor: Predictor, record: dict[str, Any], found: Instances) -
     if "annotations" not in record:
         return predictor.draw(picture, found)
     truth = [a for a in record["annotations"] if not a.get("iscrowd", 0)]
-    true_boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in truth]
-    true_boxes = torch.tensor(true_boxes, dtype=torch.float32).reshape(-1, 4)
+    corners = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in truth]
+    true_boxes = torch.tensor(corners, dtype=torch.float32).reshape(-1, 4)
     true_classes = torch.tensor([a["category_id"] for a in truth], dtype=torch.int64)
     boxes, classes, scores = found.pred_boxes.tensor, found.pred_classes, found.scores
     return draw_boxes(

@@ -17,6 +17,7 @@ from detrx.export import (
     save_onnx,
     save_program,
 )
+from detrx.modeling import as_detection_transformer
 from detrx.predictor import class_names_of
 
 SUFFIXES = {"torch": ".pt2", "onnx": ".onnx"}
@@ -69,7 +70,7 @@ def run(args: argparse.Namespace) -> None:
     if args.format == "onnx":
         check_onnx_packages()  # now, not after minutes of tracing
     cfg = load_config(args.config_file, args.opts)
-    model = load_model(cfg, args.weights, args.device)
+    model = as_detection_transformer(load_model(cfg, args.weights, args.device))
     graph = DetectionGraph(model)
     batches = [
         example_images(3 if args.dynamic_batch else 1, args.size, args.input_dtype, seed).to(args.device)

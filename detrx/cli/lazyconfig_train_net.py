@@ -90,7 +90,7 @@ def do_train(args: argparse.Namespace, cfg: DictConfig) -> None:
         seed=settings.seed,
         log_period=settings.log_period,
     )
-    averaged = {} if ema is None else {"ema": ema}
+    averaged: dict[str, Any] = {} if ema is None else {"ema": ema}
     checkpointer = AtomicCheckpointer(model, settings.output_dir, trainer=trainer, **averaged)
     resumed = args.resume and checkpointer.has_checkpoint()
     evaluated = ema.model if ema and settings.ema.evaluate else model

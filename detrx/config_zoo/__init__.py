@@ -34,7 +34,7 @@ def get_config(name: str) -> "DictConfig":
         raise InvalidInputError(f"{where}: there is no {entry.base.name} beside it")
     cfg = LazyConfig.load(str(entry.base.resolve()))
     variant = LazyConfig.load(str(config_root() / "common" / "variants.py"), "variant")
-    changes = dict(entry.changes)
+    changes = dict(entry.changes or {})
     overrides = changes.pop("overrides", [])
     try:
         variant(cfg, **changes)

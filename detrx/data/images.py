@@ -142,7 +142,8 @@ def _as_rgb(picture: Image.Image, notes: list[ImageNote]) -> Image.Image:
         return _from_16_bits(picture, notes)
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
-        if picture.getchannel("A").getextrema()[0] < 255:
+        lowest, _ = picture.getchannel("A").getextrema()
+        if lowest < 255:  # type: ignore[operator]  # a number: there is one channel
             notes.append(ImageNote.TRANSPARENT)
     return picture.convert("RGB")
 

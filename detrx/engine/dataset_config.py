@@ -1,7 +1,7 @@
 """The `dataset` of a config: the user's own COCO files, which replace the datasets that the config names."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -138,7 +138,8 @@ def _values(node: Any, wanted: str, path: str) -> Iterator[tuple[str, Any]]:
         for index, item in enumerate(node):
             yield from _values(item, wanted, f"{path}.{index}")
     elif isinstance(node, DictConfig):
-        for key in node:
+        keys: Iterable[Any] = node
+        for key in keys:
             if key == wanted:
                 yield f"{path}.{key}", node[key]
             elif not (OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, key)):

@@ -64,8 +64,8 @@ class IterationTimer(HookBase):
         if self._counted:
             duration, mean = datetime.timedelta(seconds=int(self._seconds)), self._seconds / self._counted
             logger.info(f"Overall training speed: {self._counted} iterations in {duration} ({mean:.4f} s / it)")
-        total, others = (datetime.timedelta(seconds=int(seconds)) for seconds in (total, total - self._seconds))
-        logger.info(f"Total training time: {total} ({others} on hooks)")
+        whole, others = (datetime.timedelta(seconds=int(seconds)) for seconds in (total, total - self._seconds))
+        logger.info(f"Total training time: {whole} ({others} on hooks)")
 
 
 class CheckpointHook(HookBase):

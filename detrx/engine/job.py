@@ -138,4 +138,5 @@ def _guarded(
 def _pass_on(number: int, frame) -> None:
     """Forward a signal to the started processes. They expect a Ctrl-C in a terminal to arrive twice."""
     for process in multiprocessing.active_children():
-        os.kill(process.pid, number)
+        if process.pid is not None:  # None: not started
+            os.kill(process.pid, number)

@@ -72,6 +72,7 @@ def step_if_finite(optimizer: torch.optim.Optimizer, values: Tensor) -> None:
     if not getattr(optimizer, "_step_supports_amp_scaling", False):
         optimizer.step()
         return
-    optimizer.found_inf = values.isfinite().all().logical_not().float()  # what GradScaler sets
+    found_inf = values.isfinite().all().logical_not().float()
+    optimizer.found_inf = found_inf  # type: ignore[attr-defined]  # as GradScaler does; optimizers do not declare it
     optimizer.step()
-    del optimizer.found_inf
+    del optimizer.found_inf  # type: ignore[attr-defined]

@@ -1,5 +1,6 @@
 """Old names of what has moved, so that configs saved by earlier versions still load."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -24,7 +25,8 @@ def rename_targets(cfg: Any) -> None:
     """Replace every ``_target_`` in ``cfg``, however deeply nested, that has been renamed. Changes ``cfg`` in place."""
     if not isinstance(cfg, (DictConfig, ListConfig)):
         return
-    for key in cfg if isinstance(cfg, DictConfig) else range(len(cfg)):
+    keys: Iterable[Any] = cfg if isinstance(cfg, DictConfig) else range(len(cfg))
+    for key in keys:
         if OmegaConf.is_missing(cfg, key) or OmegaConf.is_interpolation(cfg, key):
             continue
         value = cfg[key]

@@ -16,12 +16,12 @@ def get_rng_state() -> dict[str, Any]:
 
     Of torch these are the generators of the CPU and, if CUDA is initialised, of the current CUDA device.
     """
-    _, keys, *rest = np.random.get_state()  # noqa: NPY002 the global generator is what models and mappers draw from
+    drawn = np.random.get_state(legacy=False)  # noqa: NPY002 the global generator is what models and mappers draw from
     state = {
         "python": random.getstate(),
         "numpy": {
-            "keys": torch.from_numpy(keys.astype(np.int64)),
-            "rest": [int(rest[0]), int(rest[1]), float(rest[2])],
+            "keys": torch.from_numpy(drawn["state"]["key"].astype(np.int64)),
+            "rest": [int(drawn["state"]["pos"]), int(drawn["has_gauss"]), float(drawn["gauss"])],
         },
         "torch": torch.get_rng_state(),
     }

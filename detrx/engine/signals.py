@@ -4,7 +4,9 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
 __all__ = ["StopSignals"]
 
@@ -26,7 +28,7 @@ class StopSignals:
         self.received = 0
         self._time = 0.0
         self._process = os.getpid()
-        self._previous: dict[int, object] = {}
+        self._previous: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():  # other threads cannot set handlers

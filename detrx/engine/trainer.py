@@ -122,8 +122,9 @@ class Trainer(TrainerBase):
         with EventStorage(start_iter) as self.storage, self._signals:
             try:
                 self.before_train()
-                if self._loaded is not None:
-                    self._continue()
+                if (state := self._loaded) is not None:
+                    self._loaded = None
+                    self._continue(state)
                 for self.iter in range(start_iter, max_iter):
                     self.before_step()
                     self.run_step()
@@ -139,9 +140,8 @@ class Trainer(TrainerBase):
             if self._signals.received:  # during the last evaluation
                 raise SystemExit(128 + self._signals.received)
 
-    def _continue(self) -> None:
-        """Restore the loaded state, and run the hooks that come after the checkpoint was saved, for its iteration."""
-        state, self._loaded = self._loaded, None
+    def _continue(self, state: dict[str, Any]) -> None:
+        """Restore a loaded state, and run the hooks that come after the checkpoint was saved, for its iteration."""
         for name, (smoothing_hint, values) in state["scalars"].items():
             for value, iteration in values:
                 self.storage.put_scalar(name, value, smoothing_hint=smoothing_hint, cur_iter=iteration)

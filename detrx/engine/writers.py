@@ -37,6 +37,8 @@ def build_writers(output_dir: str, max_iter: int, start_iter: int, resumed: bool
 class _ConsoleWriter(CommonMetricPrinter):
     """The provider's printer, which reports GPU memory; without a GPU the peak memory of the process is reported."""
 
+    logger: logging.Logger | logging.LoggerAdapter
+
     def __init__(self, max_iter: int):
         super().__init__(max_iter)
         if not torch.cuda.is_initialized():

@@ -79,7 +79,9 @@ def confusion_matrix(
     """
     check_results(results, ground_truth)
     index = {entry["id"]: k for k, entry in enumerate(sorted(ground_truth["categories"], key=lambda e: e["id"]))}
-    objects, crowds, found = defaultdict(list), defaultdict(list), defaultdict(list)
+    objects: dict[Any, list[Mapping[str, Any]]] = defaultdict(list)
+    crowds: dict[Any, list[Mapping[str, Any]]] = defaultdict(list)
+    found: dict[Any, list[Mapping[str, Any]]] = defaultdict(list)
     for entry in _annotations(ground_truth):
         (crowds if entry.get("iscrowd", 0) else objects)[entry["image_id"]].append(entry)
     for entry in results:
@@ -102,7 +104,7 @@ def confusion_matrix(
         rows = np.where(taken >= 0, np.append(true_classes, background)[taken], background)  # -1: the last
         np.add.at(matrix, (rows[counts], classes[counts]), 1)
         missed = np.delete(true_classes, taken[taken >= 0])
-        np.add.at(matrix, (missed, background), 1)
+        np.add.at(matrix[:, background], missed, 1)
     return matrix
 
 

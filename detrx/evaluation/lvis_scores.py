@@ -70,7 +70,7 @@ class _SparseEval(LVISEval):
         recall = np.full((shape[0], *shape[2:]), -1.0)
         positions = {category: k for k, category in enumerate(params.cat_ids)}
         for (category, area), images in self.eval_imgs.items():
-            where = positions[category], area
+            k = positions[category]
             objects = sum(np.count_nonzero(image["gt_ignore"] == 0) for image in images)
             if not objects:
                 continue
@@ -82,9 +82,9 @@ class _SparseEval(LVISEval):
             recalls = right / objects
             precisions = right / (right + wrong + np.spacing(1))
             precisions = np.maximum.accumulate(precisions[:, ::-1], axis=1)[:, ::-1]
-            recall[(slice(None), *where)] = recalls[:, -1] if len(order) else 0
+            recall[:, k, area] = recalls[:, -1] if len(order) else 0
             for threshold in range(shape[0]):
                 reached = np.searchsorted(recalls[threshold], params.rec_thrs, side="left")
                 padded = np.append(precisions[threshold], 0.0)  # recalls that are not reached
-                precision[(threshold, slice(None), *where)] = padded[reached]
+                precision[threshold, :, k, area] = padded[reached]
         self.eval = {"params": params, "precision": precision, "recall": recall}

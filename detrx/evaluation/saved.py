@@ -47,7 +47,7 @@ def evaluate_file(
         ImportError: LVIS without the package lvis.
     """
     ground_truth = read_ground_truth(annotations)
-    detections = read_results(results, ground_truth)
+    detections: Sequence[Mapping[str, Any]] = read_results(results, ground_truth)
     if nms is not None:
         detections = without_duplicates(detections, nms)
     lvis = is_lvis(ground_truth)

@@ -39,7 +39,8 @@ def check_same_detections(
     differences = []
     for images in batches:
         expected, found = ([each.cpu() for each in function(images)] for function in (graph, run))
-        differences.append(detection_difference(expected, found, images.shape[-2:]))
+        height, width = images.shape[-2:]
+        differences.append(detection_difference(expected, found, (height, width)))
     largest = torch.tensor(differences).max().item()  # NaN if any difference is
     if not largest <= tolerance:
         raise InvalidInputError(

@@ -64,11 +64,13 @@ def save_onnx(program: ExportedProgram, file: Path, metadata: Mapping[str, str],
             while cause.__cause__ is not None:
                 cause = cause.__cause__
             raise InvalidInputError(f"the detector cannot be written in ONNX: {str(cause).splitlines()[0]}") from error
+        assert onnx_program is not None  # with `dynamo`
         # Without this, some rewrite rules of the optimizer give two initialisers of a duplicated computation one name.
         CommonSubexpressionEliminationPass()(onnx_program.model)
         onnx_program.optimize()
-        batch = onnx_program.model.graph.inputs[0].shape[0]
-        if not isinstance(batch, int):
+        shape = onnx_program.model.graph.inputs[0].shape
+        assert shape is not None  # that of the images, (batch, 3, height, width)
+        if not isinstance(batch := shape[0], int):
             onnx_program.rename_axes({batch: "batch"})
         ClearMetadataAndDocStringPass()(onnx_program.model)  # source locations of nodes, with paths of this machine
     onnx_program.model.metadata_props.update(metadata)
@@ -77,7 +79,7 @@ def save_onnx(program: ExportedProgram, file: Path, metadata: Mapping[str, str],
         return check(onnx_runner(temporary)) if is_installed("onnxruntime") else None
 
 
-def onnx_runner(file: Path) -> Callable[[Tensor], list[Tensor]]:
+def onnx_runner(file: str | os.PathLike) -> Callable[[Tensor], list[Tensor]]:
     """A function that runs an ONNX file in ONNX Runtime on the CPU."""
     import onnxruntime
 

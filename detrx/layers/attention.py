@@ -114,7 +114,7 @@ class MultiheadAttention(Attention):
         qk = F.linear(x + pos, self.in_proj_weight[: 2 * dim], self.in_proj_bias[: 2 * dim])
         v = F.linear(x, self.in_proj_weight[2 * dim :], self.in_proj_bias[2 * dim :])
         q, k = qk.chunk(2, dim=-1)
-        return tuple(self.split_heads(t) for t in (q, k, v))
+        return self.split_heads(q), self.split_heads(k), self.split_heads(v)
 
 
 class ConditionalSelfAttention(Attention):
@@ -136,7 +136,7 @@ class ConditionalSelfAttention(Attention):
         """Content and position (B, N, C) -> queries, keys, values (B, heads, N, C / heads)."""
         q = self.query_content_proj(x) + self.query_pos_proj(pos)
         k = self.key_content_proj(x) + self.key_pos_proj(pos)
-        return tuple(self.split_heads(t) for t in (q, k, self.value_proj(x)))
+        return self.split_heads(q), self.split_heads(k), self.split_heads(self.value_proj(x))
 
 
 def reset_linears(module: nn.Module) -> None:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .linear import Linear
+from .module_list import TypedModuleList
 
 _ROWS = 2048
 """Rows that an FFN processes at a time at inference on a CPU, to keep hidden activations in the cache."""
@@ -18,12 +19,13 @@ class MLP(nn.Module):
     def __init__(self, input_dim: int, hidden_dim: int, output_dim: int, num_layers: int):
         super().__init__()
         dims = [input_dim] + [hidden_dim] * (num_layers - 1) + [output_dim]
-        self.layers = nn.ModuleList(Linear(i, o) for i, o in pairwise(dims))
+        self.layers = TypedModuleList(Linear(i, o) for i, o in pairwise(dims))
 
     def forward(self, x: Tensor) -> Tensor:
-        for layer in self.layers[:-1]:
+        *hidden, last = self.layers
+        for layer in hidden:
             x = layer(x).relu()
-        return self.layers[-1](x)
+        return last(x)
 
 
 class FFN(nn.Module):

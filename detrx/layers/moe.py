@@ -9,6 +9,7 @@ from detrx.errors import InvalidInputError
 from detrx.ops import expert_ends, expert_linear, moe_combine, moe_dispatch, moe_route
 
 from .linear import Linear
+from .module_list import TypedModuleList
 from .recompute import is_recomputing
 
 
@@ -68,7 +69,7 @@ class MoEFFN(nn.Module):
                 "expected 1 <= top_k <= num_experts, top_k <= 8 and num_experts <= 256"
             )
         self.top_k = top_k
-        self.gates = nn.ModuleList(nn.Linear(embed_dim, num_experts, bias=False) for _ in range(num_gates))
+        self.gates = TypedModuleList(nn.Linear(embed_dim, num_experts, bias=False) for _ in range(num_gates))
         self.weight1 = nn.Parameter(torch.empty(num_experts, embed_dim, hidden_dim))
         self.bias1 = nn.Parameter(torch.empty(num_experts, hidden_dim))
         self.weight2 = nn.Parameter(torch.empty(num_experts, hidden_dim, embed_dim))

@@ -11,7 +11,7 @@ from .heads import PredictionHeads
 from .learned_queries import AnchorQueries, LabelEmbedding, PositionQueries
 from .losses import FocalLoss, GIoULoss, L1Loss, PairWeight, VarifocalLoss
 from .matching import HungarianMatcher, KnownPairs, MatchingCost, MatchingQuality, TopKAssigner
-from .meta_arch import DetectionTransformer
+from .meta_arch import DetectionTransformer, as_detection_transformer
 from .methods import Branch, Method, Step
 from .neck import ChannelMapper
 from .postprocess import TopDetections
@@ -83,4 +83,5 @@ __all__ = [
     "TransformerEncoder",
     "TransformerEncoderLayer",
     "VarifocalLoss",
+    "as_detection_transformer",
 ]

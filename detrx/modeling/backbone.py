@@ -5,13 +5,16 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from detrx.errors import InvalidInputError, MissingImportError, UnavailableError
+
+if TYPE_CHECKING:
+    from timm.models import FeatureInfo
 
 logger = logging.getLogger(__name__)
 
@@ -63,16 +66,17 @@ class TimmBackbone(nn.Module):
         if pretrained and checkpoint_path is not None:
             raise InvalidInputError(f"pretrained=True and checkpoint_path={checkpoint_path!r} exclude each other")
         self.name = name
-        model_args = OmegaConf.to_container(OmegaConf.create(dict(model_args or {})), resolve=True)
-        model_args = accept_any_size(name, model_args)
-        names = stage_names(read_strides(name, model_args))
+        plain = OmegaConf.to_container(OmegaConf.create(dict(model_args or {})), resolve=True)
+        assert isinstance(plain, dict)
+        timm_args = accept_any_size(name, {str(key): value for key, value in plain.items()})
+        names = stage_names(read_strides(name, timm_args))
         if unknown := [feature for feature in out_features if feature not in names]:
             raise InvalidInputError(f"out_features {unknown} unknown, timm model {name!r} has {names}")
         indices = sorted(names.index(feature) for feature in set(out_features))
-        self.body = create_body(name, pretrained, indices, model_args)
+        self.body = create_body(name, pretrained, indices, timm_args)
         self.out_features = tuple(names[index] for index in indices)
-        self.out_channels = tuple(self.body.feature_info.channels())
-        self.out_strides = tuple(self.body.feature_info.reduction())
+        self.out_channels = tuple(feature_info(self.body).channels())
+        self.out_strides = tuple(feature_info(self.body).reduction())
         self.norms = nn.ModuleDict()
         if norm_features:
             eps = next((module.eps for module in self.body.modules() if isinstance(module, nn.LayerNorm)), 1e-5)
@@ -87,7 +91,7 @@ class TimmBackbone(nn.Module):
         if activation_checkpointing:
             self.checkpoint_activations()
         # For faster convolutions.
-        self.body.to(memory_format=torch.channels_last)
+        self.body.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch declares it for tensors only
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """(B, 3, H, W) -> maps (B, C_l, H_l, W_l) by stage name; sizes are rounded up by ResNet and Swin."""
@@ -182,9 +186,10 @@ class TimmBackbone(nn.Module):
         Like timm, this assumes that modules are registered in the order in which they run.
         """
         order = [name for name, _ in self.body.named_modules()]
-        info = self.body.feature_info.info[: max(self.body.feature_info.out_indices) + 1]
+        features = feature_info(self.body)
+        info = features.info[: max(features.out_indices) + 1]
         numbers = stage_numbers([stage["reduction"] for stage in info])
-        result = {}
+        result: dict[str, int] = {}
         begin = 0
         for index, (stage, number) in enumerate(zip(info, numbers, strict=True)):
             module = stage["module"]
@@ -211,12 +216,12 @@ class TimmBackbone(nn.Module):
         if not able:
             raise InvalidInputError(f"timm model {self.name!r} has no activation checkpointing")
         for module in able[1:] if able[0] is self.body and len(able) > 1 else able:
-            module.grad_checkpointing = True
+            module.grad_checkpointing = True  # type: ignore[assignment]  # torch declares tensors and modules only
 
 
 def stage_numbers(strides: Sequence[int]) -> list[int]:
     """Detectron2's stage numbers (1 is the stem) for stages with these strides."""
-    numbers = []
+    numbers: list[int] = []
     for stride in strides:
         numbers.append(max(round(math.log2(stride)), *(number + 1 for number in numbers[-1:]), 0))
     return numbers
@@ -269,7 +274,12 @@ def read_strides(name: str, model_args: dict[str, Any]) -> list[int]:
         raise InvalidInputError(
             f"timm model {name!r} gives no feature maps with model_args {model_args}: {error}"
         ) from error
-    return [stage["reduction"] for stage in model.feature_info.info]
+    return [stage["reduction"] for stage in feature_info(model).info]
+
+
+def feature_info(body: nn.Module) -> "FeatureInfo":
+    """What timm says of the feature maps of a model that returns them."""
+    return body.feature_info  # type: ignore[return-value]  # timm has no class for these models
 
 
 def create_body(name: str, pretrained: bool, indices: list[int], model_args: dict[str, Any]) -> nn.Module:
@@ -293,6 +303,6 @@ def create_body(name: str, pretrained: bool, indices: list[int], model_args: dic
         ) from error
     for module in body.modules():
         if hasattr(module, "dynamic_img_pad"):  # patch embeddings, which otherwise need multiples of the patch size
-            module.dynamic_img_pad = True
+            module.dynamic_img_pad = True  # type: ignore[assignment]  # torch declares tensors and modules only
     pad_before_shift(body)
     return body

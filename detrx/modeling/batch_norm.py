@@ -20,7 +20,7 @@ def freeze_batch_norm(module: nn.Module) -> nn.Module:
     """`module` with every batch norm in it replaced by a frozen one of the same statistics and weights."""
     module = freeze_batch_norm_2d(module)
     if type(module) is FrozenBatchNorm2d:
-        fused = FusedFrozenBatchNorm2d(len(module.weight), module.eps)
+        fused = FusedFrozenBatchNorm2d(len(module.get_buffer("weight")), module.eps)
         fused.load_state_dict(module.state_dict())
         return fused
     for name, child in module.named_children():

@@ -1,5 +1,7 @@
 """Cross-attentions of the decoder, from the queries to the encoded tokens."""
 
+from typing import TypeAlias
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,11 +15,11 @@ from .tokens import MultiScaleTokens
 class DeformableCrossAttention(MultiScaleDeformableAttention):
     """Each query samples points around its reference (Deformable DETR, arXiv 2010.04159)."""
 
-    def forward(self, queries: Queries, memory: MultiScaleTokens) -> Tensor:
+    def forward(self, queries: Queries, memory: MultiScaleTokens) -> Tensor:  # type: ignore[override]  # as a decoder calls it
         """-> (B, N, C)"""
         return super().forward(
-            queries.content + queries.pos,
-            memory.per_level(queries.reference),
+            queries.content + queries.given("pos"),
+            memory.per_level(queries.given("reference")),
             memory.tokens,
             memory.spatial_shapes,
             memory.level_start_index,
@@ -38,7 +40,7 @@ class DenseCrossAttention(MultiheadAttention):
 
     def forward(self, queries: Queries, memory: MultiScaleTokens) -> Tensor:
         """-> (B, N, C)"""
-        inputs = (queries.content + queries.pos, memory.tokens + memory.pos, memory.tokens)
+        inputs = (queries.content + queries.given("pos"), memory.tokens + memory.pos, memory.tokens)
         weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
         q, k, v = (self.split_heads(F.linear(*each)) for each in zip(inputs, weights, biases, strict=True))
         return self.out_proj(self.attend(q, k, v, memory.blocked_keys() if self.mask_padding else None))
@@ -73,11 +75,15 @@ class ConditionalCrossAttention(Attention):
 
     def forward(self, queries: Queries, memory: MultiScaleTokens) -> Tensor:
         """-> (B, N, C)"""
-        query, query_place = self.query_content_proj(queries.content), self.query_sine_proj(queries.sine)
+        query, query_place = self.query_content_proj(queries.content), self.query_sine_proj(queries.given("sine"))
         key, key_place = self.key_content_proj(memory.tokens), self.key_pos_proj(memory.pos)
         if self.query_pos_proj is not None:
-            query, key = query + self.query_pos_proj(queries.pos), key + key_place
+            query, key = query + self.query_pos_proj(queries.given("pos")), key + key_place
         q = torch.cat([self.split_heads(query), self.split_heads(query_place)], dim=-1)
         k = torch.cat([self.split_heads(key), self.split_heads(key_place)], dim=-1)
         v = self.split_heads(self.value_proj(memory.tokens))
         return self.out_proj(self.attend(q, k, v, memory.blocked_keys() if self.mask_padding else None))
+
+
+CrossAttention: TypeAlias = DeformableCrossAttention | DenseCrossAttention | ConditionalCrossAttention
+"""What a decoder layer has: `Queries` of N queries and the memory -> (B, N, C)."""

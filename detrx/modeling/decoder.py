@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from detrx.errors import InvalidInputError
 from detrx.layers import FFN, MultiheadAttention, inverse_sigmoid, run_layer
+from detrx.layers.module_list import TypedModuleList
 
+from .cross_attention import CrossAttention
 from .heads import PredictionHeads
 from .queries import Predictions, Queries, QueryGroup, QueryLayout, portions, put, split_by_name, take
 from .tokens import MultiScaleTokens
@@ -26,7 +28,7 @@ class DecoderLayer(nn.Module):
     def __init__(
         self,
         self_attn: MultiheadAttention,
-        cross_attn: nn.Module,
+        cross_attn: CrossAttention,
         ffn: FFN,
         embed_dim: int,
         dropout: float = 0.0,
@@ -41,8 +43,12 @@ class DecoderLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def reset_parameters(self) -> None:
-        for module in (self.self_attn, self.norm1, self.cross_attn, self.norm2, self.ffn, self.norm3):
-            module.reset_parameters()
+        self.self_attn.reset_parameters()
+        self.norm1.reset_parameters()
+        self.cross_attn.reset_parameters()
+        self.norm2.reset_parameters()
+        self.ffn.reset_parameters()
+        self.norm3.reset_parameters()
 
     def forward(self, queries: Queries, memory: MultiScaleTokens, layout: QueryLayout, index: int) -> Tensor:
         """
@@ -61,7 +67,7 @@ class DecoderLayer(nn.Module):
     def self_attention(self, queries: Queries, layout: QueryLayout, index: int) -> Tensor:
         """First block, with residual and LayerNorm -> (B, N, C)."""
         x = queries.content
-        x = x + self.dropout(self.attend_queries(x, queries.pos, layout, index))
+        x = x + self.dropout(self.attend_queries(x, queries.given("pos"), layout, index))
         norms = layout.by_component("norm1", index, self.norm1)
         return put([(slices, norm(part)) for norm, slices, part in portions(x, norms)])
 
@@ -108,8 +114,8 @@ class DecoderLayer(nn.Module):
                 if tokens is not None:
                     _, token_k, token_v = attn.project(*(t.expand(len(x), -1, -1) for t in tokens()))
                     keys, values = [token_k, *keys], [token_v, *values]
-                keys, values = (each[0] if len(each) == 1 else torch.cat(each, dim=2) for each in (keys, values))
-                attended.append(attn.attend(q[group.name], keys, values, blocked))
+                key, value = (each[0] if len(each) == 1 else torch.cat(each, dim=2) for each in (keys, values))
+                attended.append(attn.attend(q[group.name], key, value, blocked))
             joined = attended[0] if len(attended) == 1 else torch.cat(attended, dim=1)
             out.append((slices, attn.out_proj(joined)))
         return put(out)
@@ -152,7 +158,7 @@ class Decoder(nn.Module):
         layers = [copy.deepcopy(layer) for _ in range(num_layers)]
         if first_layer is not None:
             layers[0] = first_layer
-        self.layers = nn.ModuleList(layers)
+        self.layers = TypedModuleList(layers)
         for module in self.layers:
             module.reset_parameters()
         self.heads = heads

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +20,12 @@ from .methods import Branch, Method, Step
 from .queries import QueryGroup
 from .targets import Targets
 
-if TYPE_CHECKING:  # a detector runs its methods, and a method gets its detector
-    from .meta_arch import DetectionTransformer
+if TYPE_CHECKING:
+    from .learned_queries import LabelEmbedding
+    from .meta_arch import DetectionTransformer  # it runs its methods, and a method gets its detector
+
+PositionEmbedding: TypeAlias = Callable[[Tensor], tuple[Tensor | None, Tensor | None]]
+"""References -> position and content of queries."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +61,10 @@ class Slots:
         truth = torch.arange(len(image)) - (counts.cumsum(0) - counts)[image]
         block = torch.arange(blocks).repeat_interleave(len(image))
         image, truth = image.repeat(blocks), truth.repeat(blocks)
-        index = to_device(torch.stack([image, block * width + truth, truth]), device)
+        image, slot, truth = to_device(torch.stack([image, block * width + truth, truth]), device)
         group = torch.arange(blocks * width, device=device) // (copies * width)
-        return cls((len(counts), blocks * width), num_groups, copies, *index, group[:, None] != group)
+        blocked = group[:, None] != group
+        return cls((len(counts), blocks * width), num_groups, copies, image, slot, truth, blocked)
 
     def of_block(self, values: Tensor, block: int) -> Tensor:
         """The rows of (M, ...) values that belong to block number `block` of their group."""
@@ -99,7 +104,7 @@ class Denoising(Method):
                 f"{kind} needs a detector whose queries have reference boxes (4-d); those of {source} have none. "
                 "Use EncoderProposals (two-stage) or another source of boxes"
             )
-        if model.decoder.position is None and not hasattr(model.query_source, "embed"):
+        if model.decoder.position is None and _position_embedding(model) is None:
             raise InvalidInputError(
                 f"{kind} has to embed the positions of noised boxes, but the decoder has no `position`, and {source} "
                 "has no `embed`"
@@ -146,11 +151,14 @@ class Denoising(Method):
         # The reference of an unused query has the logit 0: it is the box (.5, .5, .5, .5).
         logit = slots.fill(inverse_sigmoid(boxes.flatten(0, 2), step.model.decoder.inverse_sigmoid_eps))
         reference = logit.sigmoid()
-        pos = None if step.main.pos is None else step.model.query_source.embed(reference)[0]
+        pos = None
+        if step.main.pos is not None and (embed := _position_embedding(step.model)) is not None:
+            pos, _ = embed(reference)
         group = QueryGroup("denoising", content, pos, reference, blocked=slots.blocked, sees=("main",))
         # Without any box the queries still run, with weight 0: DistributedDataParallel needs a gradient for every
         # parameter.
         weight = 1 / num_groups if sum(targets.counts) else 0.0
+        assert self.losses is not None  # see `attach`
         supervision = Supervision(
             "denoising", slots.pairs(0), self.losses, suffix="_dn", numbering="after", weight=weight
         )
@@ -241,7 +249,7 @@ class GroupDenoising(Denoising):
 
     def attach(self, model: DetectionTransformer) -> None:
         super().attach(model)
-        embedding = getattr(model.query_source, "label_embedding", None)
+        embedding = _label_embedding(model)
         if embedding is None:
             raise InvalidInputError(
                 f"GroupDenoising needs a query source with a label_embedding, such as AnchorQueries; "
@@ -261,7 +269,17 @@ class GroupDenoising(Denoising):
         return (boxes + moved * self.box_noise).clamp(0, 1)
 
     def embed(self, labels: Tensor, step: Step) -> Tensor:
-        return step.model.query_source.label_embedding(labels)
+        embedding = _label_embedding(step.model)
+        assert embedding is not None  # see `attach`
+        return embedding(labels)
+
+
+def _label_embedding(model: DetectionTransformer) -> LabelEmbedding | None:
+    return getattr(model.query_source, "label_embedding", None)
+
+
+def _position_embedding(model: DetectionTransformer) -> PositionEmbedding | None:
+    return getattr(model.query_source, "embed", None)
 
 
 def replace_labels(labels: Tensor, probability: float, num_labels: int) -> Tensor:

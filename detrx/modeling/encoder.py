@@ -2,10 +2,12 @@
 
 import copy
 from abc import ABC, abstractmethod
+from typing import TypeVar
 
 from torch import Tensor, nn
 
 from detrx.layers import FFN, MultiheadAttention, MultiScaleDeformableAttention, reset_linears, run_layer
+from detrx.layers.module_list import TypedModuleList
 
 from .tokens import MultiScaleTokens
 
@@ -13,7 +15,15 @@ from .tokens import MultiScaleTokens
 class EncoderLayer(nn.Module, ABC):
     """Self-attention and FFN, each followed by dropout, residual and LayerNorm."""
 
-    def __init__(self, self_attn: nn.Module, ffn: FFN, embed_dim: int, dropout: float = 0.0):
+    self_attn: MultiScaleDeformableAttention | MultiheadAttention
+
+    def __init__(
+        self,
+        self_attn: MultiScaleDeformableAttention | MultiheadAttention,
+        ffn: FFN,
+        embed_dim: int,
+        dropout: float = 0.0,
+    ):
         super().__init__()
         self.self_attn = self_attn
         self.norm1 = nn.LayerNorm(embed_dim)
@@ -22,8 +32,10 @@ class EncoderLayer(nn.Module, ABC):
         self.dropout = nn.Dropout(dropout)
 
     def reset_parameters(self) -> None:
-        for module in (self.self_attn, self.norm1, self.ffn, self.norm2):
-            module.reset_parameters()
+        self.self_attn.reset_parameters()
+        self.norm1.reset_parameters()
+        self.ffn.reset_parameters()
+        self.norm2.reset_parameters()
 
     @abstractmethod
     def attend(self, memory: MultiScaleTokens, where: Tensor) -> Tensor:
@@ -38,8 +50,13 @@ class EncoderLayer(nn.Module, ABC):
         return self.ffn(x)
 
 
+Layer = TypeVar("Layer", bound=EncoderLayer)
+
+
 class DeformableEncoderLayer(EncoderLayer):
     """Each token samples points around itself (Deformable DETR, arXiv 2010.04159)."""
+
+    self_attn: MultiScaleDeformableAttention
 
     def __init__(self, self_attn: MultiScaleDeformableAttention, ffn: FFN, embed_dim: int, dropout: float = 0.0):
         super().__init__(self_attn, ffn, embed_dim, dropout)
@@ -58,6 +75,8 @@ class DeformableEncoderLayer(EncoderLayer):
 
 class TransformerEncoderLayer(EncoderLayer):
     """Each token attends to all tokens except padding (DETR, arXiv 2005.12872)."""
+
+    self_attn: MultiheadAttention
 
     def __init__(self, self_attn: MultiheadAttention, ffn: FFN, embed_dim: int, dropout: float = 0.0):
         super().__init__(self_attn, ffn, embed_dim, dropout)
@@ -120,9 +139,9 @@ class TransformerEncoder(nn.Module):
         return memory
 
 
-def copies(layer: EncoderLayer, count: int) -> nn.ModuleList:
+def copies(layer: Layer, count: int) -> "TypedModuleList[Layer]":
     """`count` copies of a layer, each with its own initialisation."""
-    layers = nn.ModuleList(copy.deepcopy(layer) for _ in range(count))
+    layers = TypedModuleList(copy.deepcopy(layer) for _ in range(count))
     for each in layers:
         each.reset_parameters()
     return layers

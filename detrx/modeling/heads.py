@@ -5,6 +5,7 @@ import math
 from torch import Tensor, nn
 
 from detrx.layers import MLP, Linear
+from detrx.layers.module_list import TypedModuleList
 
 PRIOR_PROBABILITY = 0.01
 """Initial score of every class (focal loss, arXiv 1708.02002, section 3.3)."""
@@ -48,11 +49,11 @@ class PredictionHeads(nn.Module):
     ):
         super().__init__()
         count = 1 if shared else num_layers
-        self.class_heads = nn.ModuleList(
+        self.class_heads = TypedModuleList(
             nn.Linear(embed_dim, num_classes + 1) if no_object else class_head(embed_dim, num_classes)
             for _ in range(count)
         )
-        self.box_heads = nn.ModuleList(box_head(embed_dim, 0.0 if i else initial_size_logit) for i in range(count))
+        self.box_heads = TypedModuleList(box_head(embed_dim, 0.0 if i else initial_size_logit) for i in range(count))
 
     def forward(self, x: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         """(B, N, C) -> logits (B, N, K or K + 1) and box deltas (B, N, 4) in logit space."""

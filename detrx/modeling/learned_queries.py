@@ -40,14 +40,17 @@ class PositionQueries(QuerySource):
     def groups(
         self, memory: MultiScaleTokens, further: Sequence[QueryRows] = ()
     ) -> tuple[list[QueryGroup], dict[str, Predictions]]:
+        all_rows: list[PositionQueries | QueryRows] = [self, *further]
         groups = []
-        for rows in (self, *further):
+        for rows in all_rows:
             pos = rows.pos.weight.expand(memory.tokens.shape[0], -1, -1)
             reference = None
             if self.reference_point is not None:
                 reference = self.reference_point(rows.pos.weight).float().sigmoid().expand(pos.shape[0], -1, -1)
-            made = rows is self and self.content is not None
-            content = self.content(memory) if made else torch.zeros_like(pos)
+            if rows is self and self.content is not None:
+                content = self.content(memory)
+            else:
+                content = torch.zeros_like(pos)
             groups.append(QueryGroup("main", content, pos, reference))
         return groups, {}
 
@@ -121,9 +124,10 @@ class AnchorQueries(QuerySource):
         self, memory: MultiScaleTokens, further: Sequence[QueryRows] = ()
     ) -> tuple[list[QueryGroup], dict[str, Predictions]]:
         """See `QuerySource`. The queries of a group are ordered by pattern."""
-        return [self.group(memory, rows) for rows in (self, *further)], {}
+        all_rows: list[AnchorQueries | QueryRows] = [self, *further]
+        return [self.group(memory, rows) for rows in all_rows], {}
 
-    def group(self, memory: MultiScaleTokens, rows: nn.Module) -> QueryGroup:
+    def group(self, memory: MultiScaleTokens, rows: "AnchorQueries | QueryRows") -> QueryGroup:
         """The queries of the anchors in `rows`, for every pattern."""
         batch = memory.tokens.shape[0]
         anchors = torch.cat([rows.centres, rows.sizes], dim=-1).float().sigmoid()

@@ -12,11 +12,14 @@ from detrx.d2.modeling import META_ARCH_REGISTRY
 from detrx.d2.structures import ImageList, Instances
 from detrx.errors import InvalidInputError
 from detrx.layers import to_device
+from detrx.layers.module_list import TypedModuleList
 
 from .criterion import Criterion, Supervision
+from .decoder import Decoder
 from .methods import Branch, Method, Step
 from .postprocess import TopDetections
 from .queries import Predictions
+from .query_source import QuerySource
 from .targets import Targets
 from .tokens import MultiScaleTokens, masks_of_levels, pad_features
 
@@ -41,14 +44,17 @@ class DetectionTransformer(nn.Module):
             detections in any batch.
     """
 
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
     def __init__(
         self,
         backbone: nn.Module,
         neck: nn.Module,
         tokenizer: nn.Module,
         encoder: nn.Module,
-        query_source: nn.Module,
-        decoder: nn.Module,
+        query_source: QuerySource,
+        decoder: Decoder,
         criterion: Criterion | None,
         postprocess: TopDetections,
         methods: Sequence[Method] = (),
@@ -70,7 +76,7 @@ class DetectionTransformer(nn.Module):
         self.register_buffer("pixel_std", torch.tensor(tuple(pixel_std)).view(3, 1, 1), persistent=False)
         if not isinstance(methods, Sequence) or not all(isinstance(method, Method) for method in methods):
             raise InvalidInputError(f"model.methods must be a list of methods (detrx.modeling.Method), got {methods!r}")
-        self.methods = nn.ModuleList(methods)
+        self.methods = TypedModuleList(methods)
         for method in self.methods:
             method.attach(self)
 
@@ -94,15 +100,15 @@ class DetectionTransformer(nn.Module):
             ValueError: in training, if there is no criterion.
             FloatingPointError: at inference, if boxes are NaN or infinite.
         """
-        if self.training and self.criterion is None:
-            raise InvalidInputError("model.criterion is None, but training needs a Criterion")
+        if self.training:
+            self.training_criterion()
         images = self.preprocess(batched_inputs)
         if self.training:
             instances = [each["instances"] for each in batched_inputs]
             image_ids = [each.get("image_id", index) for index, each in enumerate(batched_inputs)]
             targets = Targets.from_instances(instances, image_ids, self.device)
             predictions, supervisions, step = self.train_step(images, targets)
-            losses = self.criterion(predictions, targets, supervisions)
+            losses = self.training_criterion()(predictions, targets, supervisions)
             for method in self.methods:
                 own = method.extra_losses(step, predictions)
                 if taken := own.keys() & losses.keys():
@@ -117,6 +123,15 @@ class DetectionTransformer(nn.Module):
         ]
         detections = self.postprocess(self.decode(self.encode(images))["main"], images.image_sizes, frames)
         return [{"instances": each} for each in detections]
+
+    def training_criterion(self) -> Criterion:
+        """
+        Raises:
+            ValueError: there is none.
+        """
+        if self.criterion is None:
+            raise InvalidInputError("model.criterion is None, but training needs a Criterion")
+        return self.criterion
 
     def preprocess(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         """Normalise the images and pad them at the right and bottom to the largest height and width."""
@@ -178,11 +193,11 @@ class DetectionTransformer(nn.Module):
         """
         self.prepare_training()
         memory = self.encode(images)
-        supervisions = self.criterion.supervisions
+        supervisions: Sequence[Supervision] = self.training_criterion().supervisions
         for method in self.methods:
             supervisions = method.supervise(supervisions)
-        asking = [method for method in self.methods if method.further is not None]
-        (main, *further), predictions = self.query_source.groups(memory, [method.further for method in asking])
+        asking = {method: method.further for method in self.methods if method.further is not None}
+        (main, *further), predictions = self.query_source.groups(memory, list(asking.values()))
         step = Step(self, memory, main, predictions, targets, dict(zip(asking, further, strict=True)), images=images)
         branches: list[Branch] = []
         names = {main.name, *predictions}
@@ -190,7 +205,7 @@ class DetectionTransformer(nn.Module):
             step = replace(step, branches=tuple(branches))
             branches += named_apart(method, method.branches(step), names)
         for branch in branches:
-            predictions = predictions | branch.predictions
+            predictions = {**predictions, **branch.predictions}
         groups = [branch.group for branch in branches if branch.group is not None]
         step = replace(step, branches=tuple(branches))
         with ExitStack() as watching:
@@ -199,14 +214,25 @@ class DetectionTransformer(nn.Module):
             predictions = predictions | self.decoder([main, *groups], memory)
         for method in self.methods:
             for branch in named_apart(method, method.after_decoder(step, predictions), names):
-                predictions = predictions | branch.predictions
+                predictions = {**predictions, **branch.predictions}
                 branches.append(branch)
-        supervisions = [*supervisions, *(each for branch in branches for each in branch.supervisions)]
-        return predictions, supervisions, step
+        of_branches = (each for branch in branches for each in branch.supervisions)
+        return predictions, [*supervisions, *of_branches], step
 
     def predict(self, images: Tensor, padding_mask: Tensor | None) -> dict[str, Predictions]:
         """Inference on normalised, padded images (B, 3, H, W); the backbone sees the padding, as in training."""
         return self.decode(self.encode_padded(images, padding_mask))
+
+
+def as_detection_transformer(model: nn.Module) -> DetectionTransformer:
+    """The model itself, for code that needs more of it than detections.
+
+    Raises:
+        ValueError: it is another kind of model.
+    """
+    if not isinstance(model, DetectionTransformer):
+        raise InvalidInputError(f"the model is a {type(model).__name__}, expected a DetectionTransformer of detrx")
+    return model
 
 
 def named_apart(method: Method, branches: Sequence[Branch], names: set[str]) -> Sequence[Branch]:

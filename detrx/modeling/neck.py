@@ -39,6 +39,7 @@ class ChannelMapper(nn.Module):
         def block(channels: int, kernel_size: int, stride: int) -> nn.Sequential:
             conv = nn.Conv2d(channels, out_channels, kernel_size, stride=stride, padding=kernel_size // 2)
             nn.init.xavier_uniform_(conv.weight)
+            assert conv.bias is not None
             nn.init.zeros_(conv.bias)
             norms = [] if num_groups is None else [nn.GroupNorm(num_groups, out_channels)]
             return nn.Sequential(conv, *norms)

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detrx.errors import InvalidInputError
+
+M = TypeVar("M")
+"""A module, or None."""
 
 
 class QueryTokens(nn.Module):
@@ -51,7 +55,7 @@ class Route:
     ffn: Sequence[nn.Module] | None = None
     norm1: Sequence[nn.Module] | None = None
     gate: Sequence[nn.Module] | None = None
-    tokens: Sequence[nn.Module] | None = None
+    tokens: Sequence[QueryTokens] | None = None
 
 
 @dataclass(frozen=True)
@@ -98,10 +102,21 @@ class Queries:
     reference: Tensor | None
     sine: Tensor | None = None
 
+    def given(self, part: str) -> Tensor:
+        """`pos`, `reference` or `sine`, where there must be one.
+
+        Raises:
+            ValueError: it is None.
+        """
+        value = getattr(self, part)
+        if value is None:
+            raise InvalidInputError(f"the queries have no {part}, which a part of the decoder needs")
+        return value
+
     def take(self, slices: Sequence[slice]) -> Queries:
         """The queries of some groups."""
-        parts = (self.content, self.pos, self.reference, self.sine)
-        return Queries(*(None if part is None else take(part, slices) for part in parts))
+        others = (None if part is None else take(part, slices) for part in (self.pos, self.reference, self.sine))
+        return Queries(take(self.content, slices), *others)
 
 
 @dataclass(frozen=True)
@@ -122,8 +137,8 @@ class Predictions:
 
     def of_layers(self, layers: slice) -> Predictions:
         """The predictions of some layers."""
-        parts = (self.logits, self.boxes, self.anchors, self.quality)
-        return Predictions(*(None if part is None else part[layers] for part in parts))
+        others = (None if part is None else part[layers] for part in (self.anchors, self.quality))
+        return Predictions(self.logits[layers], self.boxes[layers], *others)
 
 
 class QueryLayout:
@@ -153,19 +168,21 @@ class QueryLayout:
 
     def queries(self) -> Queries:
         """The concatenated queries of all groups."""
-        return Queries(*(self._cat(attribute) for attribute in ("content", "pos", "reference")))
+        content = _cat([group.content for group in self.groups])
+        return Queries(content, self._cat_all("pos"), self._cat_all("reference"))
 
-    def _cat(self, attribute: str) -> Tensor | None:
+    def _cat_all(self, attribute: str) -> Tensor | None:
+        """What all groups have, or none."""
         parts = [getattr(group, attribute) for group in self.groups]
-        return parts[0] if len(parts) == 1 or parts[0] is None else torch.cat(parts, dim=1)
+        return None if parts[0] is None else _cat(parts)
 
     def split(self, x: Tensor, dim: int) -> dict[str, Tensor]:
         """Split `x` along `dim` into the parts of the groups."""
         return split_by_name(x, self.slices, dim)
 
     def by_component(
-        self, component: str, layer: int, default: nn.Module | None, among: Sequence[slice] | None = None
-    ) -> list[tuple[nn.Module | None, list[slice]]]:
+        self, component: str, layer: int, default: M, among: Sequence[slice] | None = None
+    ) -> list[tuple[M, list[slice]]]:
         """The distinct modules used as `component` in `layer`, each with the slices of the groups that use it.
 
         Args:
@@ -177,7 +194,7 @@ class QueryLayout:
         Returns:
             pairs of a module and slices; the module is None for groups without this component.
         """
-        served: dict[int, tuple[nn.Module | None, list[slice]]] = {}
+        served: dict[int, tuple[M, list[slice]]] = {}
         for group in self.groups:
             if among is not None and self.slices[group.name] not in among:
                 continue
@@ -229,6 +246,11 @@ class QueryLayout:
         return torch.cat([tokens, first, *rest], dim=1)[:, None, None]
 
 
+def _cat(parts: list[Tensor]) -> Tensor:
+    """(B, N_i, ...) each -> (B, N_1 + N_2 + ..., ...)"""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
 def side_by_side(sizes: Mapping[str, int]) -> dict[str, slice]:
     """Slices of consecutive parts with the given sizes."""
     ends = accumulate(sizes.values())
@@ -249,9 +271,7 @@ def take(x: Tensor, slices: Sequence[slice], dim: int = 1) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=dim)
 
 
-def portions(
-    x: Tensor, served: Sequence[tuple[nn.Module, Sequence[slice]]]
-) -> Iterator[tuple[nn.Module, Sequence[slice], Tensor]]:
+def portions(x: Tensor, served: Sequence[tuple[M, Sequence[slice]]]) -> Iterator[tuple[M, Sequence[slice], Tensor]]:
     """Yield each module with its slices and `take(x, slices)`; the slices of the modules must be disjoint.
 
     `x` is split only once, so its gradient is also assembled once. The gradient of each `take` would be as large as

@@ -16,7 +16,18 @@ from .tokens import MultiScaleTokens
 
 
 class QueryRows(nn.Module):
-    """The number of queries of one group, and its own parameters, with one row per query."""
+    """The number of queries of one group, and its own parameters, with one row per query.
+
+    Attributes:
+        num_queries: N.
+        content, pos, query_embed, centres, sizes: the parameters; a group has those that its query source reads.
+    """
+
+    content: nn.Embedding
+    pos: nn.Embedding
+    query_embed: nn.Embedding
+    centres: nn.Parameter
+    sizes: nn.Parameter
 
     def __init__(self, num_queries: int, **parameters: nn.Module | nn.Parameter):
         super().__init__()
@@ -101,11 +112,13 @@ class LearnedQueries(QuerySource):
     def groups(
         self, memory: MultiScaleTokens, further: Sequence[QueryRows] = ()
     ) -> tuple[list[QueryGroup], dict[str, Predictions]]:
+        all_rows: list[LearnedQueries | QueryRows] = [self, *further]
         groups = []
-        for rows in (self, *further):
+        for rows in all_rows:
             content = rows.content(memory) if isinstance(rows.content, QueryContent) else rows.content.weight
             parts = (content, rows.pos.weight, self.reference_point(rows.pos.weight).float().sigmoid())
-            groups.append(QueryGroup("main", *(part.expand(memory.tokens.shape[0], -1, -1) for part in parts)))
+            content, pos, reference = (part.expand(memory.tokens.shape[0], -1, -1) for part in parts)
+            groups.append(QueryGroup("main", content, pos, reference))
         return groups, {}
 
 
@@ -169,7 +182,10 @@ class EncoderProposals(QuerySource):
         base_size: float = 0.05,
     ):
         super().__init__()
-        options = [("rank_by", rank_by, self.RANK_BY), ("supervise", supervise, self.SUPERVISE)]
+        options: list[tuple[str, str, tuple[str, ...]]] = [
+            ("rank_by", rank_by, self.RANK_BY),
+            ("supervise", supervise, self.SUPERVISE),
+        ]
         if isinstance(content, QueryContent):
             content.check(num_queries)
         else:
@@ -206,7 +222,7 @@ class EncoderProposals(QuerySource):
         ones, and so on. The predictions of the tokens are named "encoder".
         """
         proposals = self.propose(memory)
-        all_rows = (self, *further)
+        all_rows: list[EncoderProposals | QueryRows] = [self, *further]
         counts = [rows.num_queries for rows in all_rows]
         chosen = [proposals.take(indices) for indices in self.rank(proposals, sum(counts)).split(counts, dim=1)]
         supervised = chosen[0] if self.supervise == "chosen" else proposals
@@ -214,13 +230,16 @@ class EncoderProposals(QuerySource):
         groups = [self.group(*each) for each in zip(chosen, all_rows, made, strict=True)]
         return groups, {"encoder": supervised.predictions}
 
-    def group(self, chosen: Proposals, rows: nn.Module, content: Tensor | None = None) -> QueryGroup:
+    def group(
+        self, chosen: Proposals, rows: "EncoderProposals | QueryRows", content: Tensor | None = None
+    ) -> QueryGroup:
         """Queries from the chosen proposals. `rows` has their learned content, if any; `content` (B, N, C) replaces
         it."""
         reference = chosen.boxes.detach()
         pos, of_position = self.embed(reference)
         if content is None:
             if self.content == "position":
+                assert of_position is not None  # it has `embed_position`
                 content = of_position
             elif self.content == "memory":
                 content = chosen.tokens

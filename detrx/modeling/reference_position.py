@@ -29,7 +29,7 @@ class ReferencePosition(nn.Module):
         reset_linears(self)
 
     def forward(self, queries: Queries, layer: int, memory: MultiScaleTokens) -> Queries:
-        reference = queries.reference
+        reference = queries.given("reference")
         if self.padded_frame and memory.valid_ratios is not None:
             reference = reference * memory.valid_ratios[:, :1].repeat(1, 1, 2)
         return replace(queries, pos=self.mlp(self.embed(reference)))
@@ -64,7 +64,7 @@ class ConditionalPosition(nn.Module):
 
     def forward(self, queries: Queries, layer: int, memory: MultiScaleTokens) -> Queries:
         """The queries with a new `sine`."""
-        sine = sine_embedding(queries.reference.flip(-1), self.num_feats)
+        sine = sine_embedding(queries.given("reference").flip(-1), self.num_feats)
         return replace(queries, sine=self.scale(sine, queries.content, layer))
 
 
@@ -84,9 +84,10 @@ class AnchorPosition(ReferencePosition):
 
     def forward(self, queries: Queries, layer: int, memory: MultiScaleTokens) -> Queries:
         """The queries with a new `pos` and `sine`."""
-        embedding = self.embed(queries.reference)
+        reference = queries.given("reference")
+        embedding = self.embed(reference)
         centre, _ = embedding.chunk(2, dim=-1)
         sine = self.scale(centre, queries.content, layer).unflatten(-1, (2, -1))
-        ratio = self.size(queries.content).sigmoid() / queries.reference[..., 2:]
+        ratio = self.size(queries.content).sigmoid() / reference[..., 2:]
         sine = (sine * ratio.flip(-1)[..., None]).flatten(-2)
         return replace(queries, pos=self.mlp(embedding), sine=sine)

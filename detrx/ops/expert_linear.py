@@ -190,7 +190,8 @@ def _segments(ends: Tensor, x: Tensor) -> list[tuple[int, slice]]:
 
 def _uses_onednn(x: Tensor) -> bool:
     """Whether float32 products use oneDNN instead of MKL, which `torch.mm` uses and which is half as fast on AMD."""
-    return x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.enabled and _ONEDNN_LINEAR
+    enabled = bool(torch.backends.mkldnn.enabled)
+    return x.device.type == "cpu" and x.dtype == torch.float32 and enabled and _ONEDNN_LINEAR
 
 
 def _product(a: Tensor, b: Tensor, out: Tensor, bias: Tensor | None = None, relu: bool = False) -> None:

@@ -184,7 +184,8 @@ def _check_combine(y: Tensor, weights: Tensor, order: Tensor, place: Tensor) -> 
             f"to fit weights of shape {list(weights.shape)} (T, k)"
         )
     _check_device("moe_combine", "weights", weights, "y", y)
-    _check_places("moe_combine", order, place, *weights.shape, "weights", weights)
+    tokens, k = weights.shape
+    _check_places("moe_combine", order, place, tokens, k, "weights", weights)
 
 
 def _check_places(

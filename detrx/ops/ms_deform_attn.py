@@ -112,6 +112,7 @@ def _levels(
     value: Tensor,
     sampling_locations: Tensor,
     attention_weights: Tensor,
+    *,
     shapes: Sequence[tuple[int, int]] | None = None,
 ) -> Iterator[tuple[int, slice, Tensor, Tensor, Tensor]]:
     """For each non-empty level: its index, its tokens, the inputs of `_sample`, and weights (B * M, 1, Q, P)."""

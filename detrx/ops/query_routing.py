@@ -26,7 +26,7 @@ class QueryRoute(NamedTuple):
         valid: (B, K) bool, False for padding, which comes last.
     """
 
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # in place of the method of tuples
     valid: Tensor
 
 

@@ -194,6 +194,8 @@ def test_query_watch(routed):
     boxes = []
     model.decoder.register_forward_hook(lambda decoder, inputs, output: boxes.append(output["main"].boxes[-1][0]))
     watch = QueryWatch(model, model_zoo.get_config(name).model, ["zero"], 0.0)
+    with pytest.raises(ValueError, match="the dataset has no images"):
+        watch.figures()
     for size in ((64, 64), (64, 96), (96, 64)):
         inputs = make_input(*size)
         watch.observe(inputs, model([inputs])[0]["instances"])

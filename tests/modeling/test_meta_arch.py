@@ -7,12 +7,19 @@ import torch
 from torch import Tensor, nn
 
 from detrx.d2.modeling import META_ARCH_REGISTRY, detector_postprocess
-from detrx.modeling import DetectionTransformer, Method, Predictions, Step, TopDetections
+from detrx.modeling import DetectionTransformer, Method, Predictions, Step, TopDetections, as_detection_transformer
 from tests.modeling.small import all_detections, make_input, make_model, with_boxes
 
 
 def test_registered():
     assert META_ARCH_REGISTRY.get("DetectionTransformer") is DetectionTransformer
+
+
+def test_only_a_detection_transformer_is_one():
+    model = make_model()
+    assert as_detection_transformer(model) is model
+    with pytest.raises(ValueError, match="the model is a Linear, expected a DetectionTransformer"):
+        as_detection_transformer(nn.Linear(1, 1))
 
 
 def test_training_returns_losses_for_every_layer():

@@ -131,6 +131,17 @@ def test_ffn_with_prelu():
     torch.testing.assert_close(ffn(x), ffn.linear2(torch.where(hidden > 0, hidden, 0.5 * hidden)))
 
 
+def test_queries_without_what_the_decoder_needs():
+    memory = make_memory()
+    bare = Queries(torch.randn(2, 3, DIM), None, None)
+    with pytest.raises(ValueError, match="the queries have no reference"):
+        ConditionalPosition(DIM)(bare, 0, memory)
+    with pytest.raises(ValueError, match="the queries have no pos"):
+        DenseCrossAttention(DIM, 2)(bare, memory)
+    with pytest.raises(ValueError, match="the queries have no sine"):
+        ConditionalCrossAttention(DIM, 2)(bare, memory)
+
+
 def test_conditional_position_ignores_content_in_the_first_layer_only():
     position, memory, queries = ConditionalPosition(DIM), make_memory(), make_queries(dims=2)
     first, second = (position(queries, index, memory).sine for index in (0, 1))

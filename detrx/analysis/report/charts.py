@@ -4,10 +4,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import plotly.graph_objects as go
+
+Values: TypeAlias = Sequence[float] | np.ndarray
 
 HEIGHT = 320
 _LOG_TICKS = [digit * 10.0**exponent for exponent in range(-9, 10) for digit in (1, 2, 5)]
@@ -24,8 +26,8 @@ class Series:
     """A curve: its name, places and values; `faint` draws it thin, behind the others, and not in the legend."""
 
     name: str
-    x: Sequence[float]
-    y: Sequence[float]
+    x: Values
+    y: Values
     faint: bool = False
 
 
@@ -234,5 +236,5 @@ def _finite(series: Series) -> Series | None:
     return Series(series.name, x[kept], y[kept], series.faint) if kept.any() else None
 
 
-def _rounded(values: Sequence[float]) -> list[float]:
+def _rounded(values: Values) -> list[float]:
     return [float(f"{value:.5g}") for value in values]

@@ -1,5 +1,6 @@
 """The section on the training: losses, average precision, learning rate, and all other scalars that were logged."""
 
+import functools
 import re
 
 from detrx.analysis.metrics import LOSS_NAMES, SCALAR_GROUPS, RunMetrics, smooth
@@ -18,33 +19,33 @@ def curves_section(run: RunMetrics) -> list[Chart] | Absent:
     """The charts of a run; absent if none of its scalars is finite."""
     series = run.series
     last = max(float(x[-1]) for x, _ in series.values())
-    over = {"x_label": "iteration", "x_range": (0, last)}
-    charts = []
+    draw = functools.partial(line_chart, x_label="iteration", x_range=(0, last))
+    charts: list[Chart | None] = []
     if "total_loss" in series:
         x, y = series["total_loss"]
         both = [Series("as logged", x, y, faint=True), Series("total loss", x, smooth(y, WINDOW))]
-        charts.append(line_chart("Total loss", both, y_label="loss", log=True, **over))
+        charts.append(draw("Total loss", both, y_label="loss", log=True))
     kinds = [Series(LOSS_NAMES.get(k, k), x, smooth(y, WINDOW)) for k, (x, y) in run.loss_kinds().items()]
-    charts.append(line_chart("Losses by kind, summed over layers and groups", kinds, y_label="loss", log=True, **over))
+    charts.append(draw("Losses by kind, summed over layers and groups", kinds, y_label="loss", log=True))
     aps = [Series(name, *series[f"bbox/{name}"]) for name in _PRECISIONS if f"bbox/{name}" in series]
-    charts.append(line_chart("Average precision", aps, y_label="percent", from_zero=True, markers=True, **over))
+    charts.append(draw("Average precision", aps, y_label="percent", from_zero=True, markers=True))
     for key, title, label in (
         ("lr", "Learning rate", "learning rate"),
         ("grad_norm", "Norm of the gradient", "norm"),
         ("time", "Time of an iteration", "seconds"),
     ):
         if key in series:
-            charts.append(line_chart(title, [Series(label, *series[key])], y_label=label, from_zero=True, **over))
-    grouped = set()
+            charts.append(draw(title, [Series(label, *series[key])], y_label=label, from_zero=True))
+    grouped: set[str] = set()
     for group in SCALAR_GROUPS:
         parts = group.find(run)
         grouped |= set(parts)
         curves = [Series(part, *series[name]) for name, part in parts.items()]
-        charts.append(line_chart(group.title, curves, y_label=group.unit, **over))
+        charts.append(draw(group.title, curves, y_label=group.unit))
     for title, names in _others(run, grouped).items():
-        charts.append(line_chart(title, [Series(name, *series[name]) for name in names], **over))
-    charts = [chart for chart in charts if chart is not None]
-    return charts or Absent("metrics.json has no losses and no average precision yet.")
+        charts.append(draw(title, [Series(name, *series[name]) for name in names]))
+    drawn = [chart for chart in charts if chart is not None]
+    return drawn or Absent("metrics.json has no losses and no average precision yet.")
 
 
 def _others(run: RunMetrics, grouped: set[str]) -> dict[str, list[str]]:

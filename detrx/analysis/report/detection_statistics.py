@@ -35,6 +35,7 @@ class ImageCount:
 class DetectionStatistics:
     """
     Attributes:
+        detections: those that the figures are of.
         names: of the K classes.
         scores: the COCO metrics of all images.
         confusion: see `detrx.evaluation.confusion_matrix`, (K + 1, K + 1).
@@ -44,6 +45,8 @@ class DetectionStatistics:
         classes: for each class the numbers of its objects, and of correct and of wrong detections.
         matches: scores of all detections, and whether they are correct, (D,) each; see `match_detections`.
     """
+
+    detections: Detections
 
     names: list[str]
     scores: BoxScores
@@ -92,7 +95,8 @@ def compute_statistics(found: Detections, score_threshold: float) -> DetectionSt
         matches += image.detections
     steps.close()
     columns = np.array([match.score for match in matches]), np.array([match.correct for match in matches], dtype=bool)
-    return DetectionStatistics(class_names(truth), scores, confusion, sizes, images, len(areas), classes, columns)
+    names = class_names(truth)
+    return DetectionStatistics(found, names, scores, confusion, sizes, images, len(areas), classes, columns)
 
 
 class Match(NamedTuple):
@@ -122,7 +126,7 @@ def match_detections(found: Detections, least_score: float = LEAST_SCORE) -> dic
         detections = sorted(detections, key=lambda each: -each["score"])
         overlaps = _overlaps(detections, objects)
         correct = (match_greedily(np.where(overlaps >= 0.5, overlaps, -1.0)) >= 0).tolist()
-        in_crowd = (_overlaps(detections, crowds) >= 0.5).any(1)
+        in_crowd = np.any(_overlaps(detections, crowds) >= 0.5, axis=1)
         kept = [
             Match(each["score"], right, each["category_id"])
             for each, right, ignored in zip(detections, correct, in_crowd.tolist(), strict=True)

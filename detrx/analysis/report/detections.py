@@ -133,7 +133,7 @@ def _truth_of(records: dict[Any, dict[str, Any]], name: str) -> dict[str, Any]:
     """The content of a COCO annotation file for these dataset dicts."""
     labels = {each["category_id"] for record in records.values() for each in record.get("annotations", ())}
     names = MetadataCatalog.get(name).get("thing_classes") or [str(i) for i in range(max(labels, default=0) + 1)]
-    annotations = []
+    annotations: list[dict[str, Any]] = []
     for image_id, record in records.items():
         for each in record.get("annotations", ()):
             box = list(BoxMode.convert(each["bbox"], each["bbox_mode"], BoxMode.XYWH_ABS))

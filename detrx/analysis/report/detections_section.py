@@ -9,18 +9,16 @@ from detrx.evaluation import BoxScores
 
 from .charts import Chart, Series, bar_chart, share_chart
 from .detection_statistics import LEAST_SCORE, DetectionStatistics
-from .detections import Absent, Detections
+from .detections import Absent
 from .example_images import ExampleImages
 
 MOST_CLASSES, MOST_CURVES = 30, 80
 
 
-def detections_section(
-    found: Detections, figures: DetectionStatistics, examples: ExampleImages | Absent
-) -> dict[str, Any]:
+def detections_section(figures: DetectionStatistics, examples: ExampleImages | Absent) -> dict[str, Any]:
     charts = [_mean_curve(figures.scores), _thresholds(figures)]
     return {
-        "source": found.source,
+        "source": figures.detections.source,
         "examples": examples,
         "confusion": _confusion(figures),
         "curves": [chart for chart in charts if chart is not None],
@@ -33,11 +31,11 @@ def _confusion(figures: DetectionStatistics) -> dict[str, Any]:
     matrix, names = figures.confusion, [*figures.names, "background"]
     errors = (matrix.sum(0) + matrix.sum(1) - 2 * matrix.diagonal())[:-1]
     kept = sorted(np.argsort(-errors, kind="stable")[:MOST_CLASSES].tolist())
-    rows = []
+    rows: list[tuple[str, list[tuple[int | str, str]]]] = []
     for k in [*kept, len(names) - 1]:
         total = max(int(matrix[k].sum()), 1)
-        row = [(int(matrix[k, j]), f"{0.6 * matrix[k, j] / total:.3f}") for j in [*kept, len(names) - 1]]
-        rows.append((names[k], row))
+        counts = [int(matrix[k, j]) for j in [*kept, len(names) - 1]]
+        rows.append((names[k], [(count, f"{0.6 * count / total:.3f}") for count in counts]))
     rows[-1][1][-1] = ("", "0")
     return {"names": [names[k] for k in kept], "rows": rows, "left_out": len(figures.names) - len(kept)}
 

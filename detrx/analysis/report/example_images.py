@@ -3,7 +3,7 @@
 import base64
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ class ExampleImages:
 
 
 def draw_examples(
-    found: Detections, figures: DetectionStatistics, score_threshold: float, sample: int = 12, worst: int = 8
+    figures: DetectionStatistics, score_threshold: float, sample: int = 12, worst: int = 8
 ) -> ExampleImages | Absent:
     """Draw `sample` images, evenly spread over the dataset, and twice at most `worst` of the worst ones.
 
@@ -51,7 +51,7 @@ def draw_examples(
     most_missed = sorted((each for each in counts if each.missed), key=lambda each: -each.missed)
 
     def draw(chosen: Sequence[ImageCount]) -> list[EmbeddedImage]:
-        return [_draw(found, each, score_threshold) for each in chosen]
+        return [_draw(figures.detections, each, score_threshold) for each in chosen]
 
     try:
         return ExampleImages(draw(counts[::step][:sample]), draw(most_wrong[:worst]), draw(most_missed[:worst]))
@@ -66,7 +66,7 @@ def _draw(found: Detections, count: ImageCount, score_threshold: float) -> Embed
     boxes = boxes_to_draw(found, count.image_id, score_threshold)
     if scale < 1:
         image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
-        boxes = [replace(box, xyxy=tuple(scale * value for value in box.xyxy)) for box in boxes]
+        boxes = [box.scaled(scale) for box in boxes]
     drawn = draw_boxes(image, boxes, min_side=min(400, LONGEST_SIDE * min(image.size) // max(image.size)))
     return EmbeddedImage(data_url(drawn), _caption(Path(file).name, count), drawn.width, drawn.height)
 

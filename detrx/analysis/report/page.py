@@ -44,8 +44,9 @@ def build_report(run: RunFolder, options: Options) -> tuple[str, list[Absent]]:
     observed = observe(run, options)
     found = observed.detections
     figures = found if isinstance(found, Absent) else compute_statistics(found, threshold)
-    examples = found if isinstance(found, Absent) else draw_examples(found, figures, threshold)
-    ap = precision_section(run, found, figures, f"{threshold:g}")
+    examples = figures if isinstance(figures, Absent) else draw_examples(figures, threshold)
+    detections = figures if isinstance(figures, Absent) else detections_section(figures, examples)
+    ap = precision_section(run, figures, f"{threshold:g}")
     queries = observed.queries if isinstance(observed.queries, Absent) else queries_section(observed.queries)
     config = config_facts(run) if run.config else Absent(f"There is no config.yaml in {run.path}.")
     context = {
@@ -53,7 +54,7 @@ def build_report(run: RunFolder, options: Options) -> tuple[str, list[Absent]]:
         "config": config,
         "curves": curves,
         "ap": ap,
-        "detections": found if isinstance(found, Absent) else detections_section(found, figures, examples),
+        "detections": detections,
         "queries": queries,
         "threshold": f"{threshold:g}",
         "legend": LEGEND,

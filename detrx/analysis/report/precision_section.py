@@ -8,7 +8,7 @@ from detrx.evaluation.saved import is_lvis
 
 from .charts import number
 from .detection_statistics import DetectionStatistics
-from .detections import Absent, Detections
+from .detections import Absent
 from .page_table import Cell, Table, percent_cell
 from .run_folder import RunFolder
 
@@ -26,20 +26,18 @@ _MEANING = {
 }
 
 
-def precision_section(
-    run: RunFolder, found: Detections | Absent, figures: DetectionStatistics | Absent, threshold: str
-) -> dict[str, Any]:
+def precision_section(run: RunFolder, figures: DetectionStatistics | Absent, threshold: str) -> dict[str, Any]:
     """Tiles, tables, notes and absent parts: average precision of the last evaluation, figures on detections."""
     logged = last_evaluation(run)
     tables, notes, absent = [], [], []
     scored = {} if isinstance(figures, Absent) else figures.scores.average_precision()
     if logged:
         tables.append(_overall(logged, "Of the training's last evaluation, in percent"))
-    elif scored:
-        tables.append(_overall(scored, f"Of detections {found.source}, in percent"))
-        notes.append("metrics.json has no evaluation: these figures are of the detections of this report.")
-    else:
+    elif isinstance(figures, Absent):
         absent.append(Absent("metrics.json has no evaluation, and there are no detections to score.", ""))
+    else:
+        tables.append(_overall(scored, f"Of detections {figures.detections.source}, in percent"))
+        notes.append("metrics.json has no evaluation: these figures are of the detections of this report.")
     per_class = {key.removeprefix("AP-"): value for key, value in logged.items() if key.startswith("AP-")}
     if isinstance(figures, Absent):
         if per_class:
@@ -50,16 +48,16 @@ def precision_section(
             Absent(f"Recall and the breakdown by size and class need detections. {figures.why}", figures.command)
         )
     else:
-        if is_lvis(found.dataset.ground_truth):
+        if is_lvis(figures.detections.dataset.ground_truth):
             notes.append(
                 "The dataset is annotated as LVIS, not every class in every image. Counts follow COCO, so detections "
                 "of classes that are not annotated in an image count as wrong."
             )
         elif logged and not math.isclose(logged["AP"], scored["AP"], abs_tol=0.05):
             notes.append(
-                f"The detections {found.source} have an AP of {number(round(scored['AP'], 1))}, the last evaluation "
-                f"{number(round(logged['AP'], 1))}: they are of other weights or other images. Recall and the tables "
-                "by size and class are of these detections."
+                f"The detections {figures.detections.source} have an AP of {number(round(scored['AP'], 1))}, the last "
+                f"evaluation {number(round(logged['AP'], 1))}: they are of other weights or other images. Recall and "
+                "the tables by size and class are of these detections."
             )
         tables += [_by_size(figures), _recall(figures.scores), _by_class(figures, threshold)]
     shown = logged or scored

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from detrx.analysis.activation import ActivationAnalysis
 from detrx.analysis.queries import Subject, query_analyses
 from detrx.d2.structures import Instances
+from detrx.errors import InvalidInputError
 from detrx.modeling import DetectionTransformer
 
 
@@ -47,7 +48,12 @@ class QueryWatch:
     def figures(self) -> dict[str, Any]:
         """`activation`: see `ActivationAnalysis.figures`; `boxes` (N, 4): mean box of each query, cxcywh in fractions
         of the image; `spread` (N, 2): standard deviation of its centre; `tables`: those of the other analyses.
+
+        Raises:
+            ValueError: no image was observed.
         """
+        if self.sums is None:
+            raise InvalidInputError("the queries cannot be analysed: the dataset has no images")
         mean, square = self.sums / self.activation.images
         return {
             "activation": self.activation.figures(),

@@ -155,7 +155,8 @@ def parse_log(text: str) -> Log:
     trainings = [arguments for arguments in starts if not arguments.get("eval_only")]
     arguments = (trainings or starts or [{}])[-1]
     blocks = [entry.partition("Environment:\n")[2] for entry in entries if "Environment:\n" in entry]
-    environment = [tuple(line.split(": ", 1)) for line in blocks[-1].splitlines() if ": " in line] if blocks else []
+    lines = blocks[-1].splitlines() if blocks else []
+    environment = [(name, value) for name, colon, value in (line.partition(": ") for line in lines) if colon]
     times = [_seconds(match) for match in _TRAINING_TIME.finditer(text)]
     overrides = [each for each in arguments.get("opts") or [] if not each.startswith("train.output_dir=")]
     return Log(
@@ -187,8 +188,9 @@ def _arguments(entry: str) -> dict[str, Any]:
         return {}
     try:
         call = ast.parse(text.strip(), mode="eval").body
-        return {each.arg: ast.literal_eval(each.value) for each in call.keywords if each.arg}
-    except (SyntaxError, ValueError, AttributeError):  # the namespace of another script
+        keywords = call.keywords if isinstance(call, ast.Call) else []
+        return {each.arg: ast.literal_eval(each.value) for each in keywords if each.arg}
+    except (SyntaxError, ValueError):  # the namespace of another script
         return {}
 
 

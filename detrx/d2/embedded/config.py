@@ -36,7 +36,8 @@ class LazyCall:
     def __call__(self, **kwargs) -> DictConfig:
         # omegaconf turns a dataclass into a structured config instead of holding it as a value
         target = name_of(self._target) if dataclasses.is_dataclass(self._target) else self._target
-        return DictConfig({**kwargs, "_target_": target}, flags=_FLAGS)
+        call = {**kwargs, "_target_": target}
+        return DictConfig(call, flags=_FLAGS)
 
 
 def instantiate(cfg: Any) -> Any:
@@ -92,6 +93,7 @@ class LazyConfig:
         Args:
             keys: name or names to return. Default: a ``DictConfig`` with every config object of the file.
         """
+        content: Any
         suffix = os.path.splitext(filename)[1]
         if suffix == ".py":
             content = _run(filename)

@@ -29,7 +29,7 @@ class _DatasetCatalog(_Catalog):
         assert name not in self, f"Dataset {name!r} is already registered"
         self[name] = func
 
-    def get(self, name: str) -> list[dict]:
+    def get(self, name: str) -> list[dict]:  # type: ignore[override]  # Detectron2's API, not that of a dict
         """Load the dataset. Raises ``KeyError`` for a name that is not registered."""
         if name not in self:
             raise UnknownNameError(
@@ -66,7 +66,7 @@ class Metadata(SimpleNamespace):
 class _MetadataCatalog(_Catalog):
     """Dataset name -> its only `Metadata` object, made when first asked for."""
 
-    def get(self, name: str) -> Metadata:
+    def get(self, name: str) -> Metadata:  # type: ignore[override]  # Detectron2's API, not that of a dict
         assert name, "A dataset needs a name"
         if name not in self:
             self[name] = Metadata(name=name)

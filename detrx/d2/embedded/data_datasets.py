@@ -34,7 +34,7 @@ class DatasetFromList(Dataset):
     def __getitem__(self, idx: int) -> Any:
         idx = range(len(self))[idx]
         begin = self._ends[idx - 1].item() if idx > 0 else 0
-        return pickle.loads(memoryview(self._bytes[begin : self._ends[idx].item()].numpy()))
+        return pickle.loads(self._bytes[begin : self._ends[idx].item()].numpy().data)
 
 
 class MapDataset(Dataset):
@@ -44,10 +44,10 @@ class MapDataset(Dataset):
         self._dataset = dataset
         self._map_func = map_func
         self._rng = random.Random(42)
-        self._candidates = set(range(len(dataset)))
+        self._candidates = set(range(len(self)))
 
     def __len__(self) -> int:
-        return len(self._dataset)
+        return len(self._dataset)  # type: ignore[arg-type]  # torch's Dataset does not declare its length
 
     def __getitem__(self, idx: int) -> Any:
         current = int(idx)

@@ -83,7 +83,8 @@ def build_detection_test_loader(
         collate_fn: makes a batch of a list of samples; default: the list as it is.
     """
     dataset = _mapped(dataset, mapper)
-    sampler = InferenceSampler(len(dataset)) if sampler is None else sampler
+    if sampler is None:
+        sampler = InferenceSampler(len(dataset))  # type: ignore[arg-type]  # torch's Dataset does not declare its length
     collate_fn = collate_fn or _as_it_is
     return DataLoader(dataset, batch_size=batch_size, sampler=sampler, num_workers=num_workers, collate_fn=collate_fn)
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import datetime
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from detrx.d2.embedded import comm
 
@@ -41,7 +42,7 @@ def inference_context(model: nn.Module) -> Iterator[None]:
         model.train(training)
 
 
-def inference_on_dataset(model: Any, data_loader: Iterable, evaluator: DatasetEvaluator) -> dict[str, Any]:
+def inference_on_dataset(model: Any, data_loader: DataLoader | Sequence, evaluator: DatasetEvaluator) -> dict[str, Any]:
     """Run ``model`` over ``data_loader`` without gradients and log its speed, for which a GPU is waited for.
 
     Args:

@@ -170,7 +170,7 @@ class CommonMetricPrinter(EventWriter):
     """
 
     def __init__(self, max_iter: int | None = None, window_size: int = 20):
-        self.logger = logging.getLogger("detrx.d2.utils.events")
+        self.logger: logging.Logger | logging.LoggerAdapter = logging.getLogger("detrx.d2.utils.events")
         self._max_iter = max_iter
         self._window_size = window_size
 

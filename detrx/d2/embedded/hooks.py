@@ -63,7 +63,8 @@ class EvalHook(HookBase):
         results = self._function()
         if results:
             assert isinstance(results, dict), f"Eval function must return a dict. Got {results} instead."
-            self.trainer.storage.put_scalars(**_flatten(results), smoothing_hint=False)
+            for name, value in _flatten(results).items():
+                self.trainer.storage.put_scalar(name, value, smoothing_hint=False)
         comm.synchronize()
 
     def after_step(self) -> None:
@@ -158,11 +159,11 @@ class LRScheduler(HookBase):
         self._scheduler = scheduler
 
     def before_train(self) -> None:
-        self._optimizer = self._optimizer or self.trainer.optimizer
+        optimizer = self._optimizer or self.trainer.optimizer
         self._multiplier = LRMultiplier(
-            self._optimizer, self._scheduler, self.trainer.max_iter, last_iter=self.trainer.iter - 1
+            optimizer, self._scheduler, self.trainer.max_iter, last_iter=self.trainer.iter - 1
         )
-        self._best_param_group_id = self.get_best_param_group_id(self._optimizer)
+        self._best_param_group_id = self.get_best_param_group_id(optimizer)
 
     @staticmethod
     def get_best_param_group_id(optimizer: torch.optim.Optimizer) -> int:
@@ -175,6 +176,6 @@ class LRScheduler(HookBase):
         return rates.index(Counter(rates).most_common()[0][0])
 
     def after_step(self) -> None:
-        lr = self._optimizer.param_groups[self._best_param_group_id]["lr"]
+        lr = self._multiplier.optimizer.param_groups[self._best_param_group_id]["lr"]
         self.trainer.storage.put_scalar("lr", lr, smoothing_hint=False)
         self._multiplier.step()

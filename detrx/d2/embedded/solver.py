@@ -86,7 +86,7 @@ class LRMultiplier(LRScheduler):
     def state_dict(self) -> dict[str, Any]:
         return {"base_lrs": self.base_lrs, "last_epoch": self.last_epoch}
 
-    def get_lr(self) -> list[float]:
+    def get_lr(self) -> list[float | torch.Tensor]:
         multiplier = self._multiplier(self.last_epoch / self._max_iter)
         return [base_lr * multiplier for base_lr in self.base_lrs]
 
@@ -135,8 +135,8 @@ def get_default_optimizer_params(
             if not parameter.requires_grad or parameter in seen:
                 continue
             seen.add(parameter)
-            settings = {"lr": base_lr, "weight_decay": weight_decay}
-            settings = {key: value for key, value in settings.items() if value is not None}
+            given = {"lr": base_lr, "weight_decay": weight_decay}
+            settings = {key: value for key, value in given.items() if value is not None}
             if weight_decay_norm is not None and isinstance(module, _NORM_LAYERS):
                 settings["weight_decay"] = weight_decay_norm
             if lr_factor_func is not None:

@@ -5,6 +5,8 @@ import weakref
 from collections.abc import Iterable
 from typing import Any
 
+import torch
+
 from detrx.d2.embedded.events import EventStorage
 
 __all__ = ["HookBase", "TrainerBase"]
@@ -46,7 +48,10 @@ class TrainerBase:
         iter: the current iteration; ``max_iter`` after a completed training.
         start_iter, max_iter: first iteration, and the one after the last.
         storage: the :class:`EventStorage` of the training.
+        optimizer: of a trainer that has one; :class:`LRScheduler` without an optimizer of its own needs it.
     """
+
+    optimizer: torch.optim.Optimizer
 
     def __init__(self) -> None:
         self._hooks: list[HookBase] = []
@@ -57,11 +62,11 @@ class TrainerBase:
 
     def register_hooks(self, hooks: Iterable[HookBase | None]) -> None:
         """Add hooks, which run in this order; None is skipped."""
-        hooks = [hook for hook in hooks if hook is not None]
-        for hook in hooks:
+        added = [hook for hook in hooks if hook is not None]
+        for hook in added:
             assert isinstance(hook, HookBase)
             hook.trainer = weakref.proxy(self)
-        self._hooks.extend(hooks)
+        self._hooks.extend(added)
 
     def train(self, start_iter: int, max_iter: int) -> None:
         """Run iterations ``start_iter`` to ``max_iter - 1``."""

@@ -50,8 +50,9 @@ def _problem_of_annotation(annotation: Any) -> str | None:
         return f"is no dict: {printable(annotation)}"
     if missing := [key for key in ("bbox", "bbox_mode", "category_id") if key not in annotation]:
         return f"has no {missing[0]}"
-    if not (isinstance(annotation["category_id"], numbers.Integral) and 0 <= annotation["category_id"] < 2**31):
-        return f"has category_id {printable(annotation['category_id'])}, expected 0, 1, ..."
+    category_id = annotation["category_id"]
+    if not (isinstance(category_id, numbers.Integral) and 0 <= int(category_id) < 2**31):
+        return f"has category_id {printable(category_id)}, expected 0, 1, ..."
     if annotation["bbox_mode"] not in (BoxMode.XYXY_ABS, BoxMode.XYWH_ABS):
         return f"has bbox_mode {printable(annotation['bbox_mode'])}, expected XYXY_ABS or XYWH_ABS"
     return None

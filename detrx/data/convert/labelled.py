@@ -106,9 +106,12 @@ def write_coco_files(dataset: Labelled, folder: Path, overwrite: bool = False) -
         raise DatasetConversionError(f"{existing[0]} exists already; --overwrite replaces it")
     folder.mkdir(parents=True, exist_ok=True)
     for split, file in files.items():
-        text = json.dumps(as_coco(dataset.splits[split], dataset.classes, dataset.root))
-        write_atomically(file, lambda stream, text=text: stream.write(text.encode()))
+        _write(file, json.dumps(as_coco(dataset.splits[split], dataset.classes, dataset.root)))
     return files
+
+
+def _write(file: Path, text: str) -> None:
+    write_atomically(file, lambda stream: stream.write(text.encode()))
 
 
 def as_coco(images: Iterable[LabelledImage], classes: Sequence[str], root: Path) -> dict[str, Any]:

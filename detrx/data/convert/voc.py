@@ -162,12 +162,12 @@ def _read(xml: Path, zero_based: bool, problems: ReadErrors) -> tuple[tuple[int,
         try:
             objects.append(_object(entry, zero_based))
         except _MalformedError as error:
-            problems.add(xml, int(error.element.get(_LINE)), str(error))
+            problems.add(xml, error.line, str(error))
     try:
         size = tree.find("size")
         width, height = (0, 0) if size is None else (int(_number(size, key)) for key in ("width", "height"))
     except _MalformedError as error:
-        problems.add(xml, int(error.element.get(_LINE)), str(error))
+        problems.add(xml, error.line, str(error))
         return None
     return ((width, height) if width > 0 and height > 0 else None), objects  # some programs write 0
 
@@ -175,7 +175,7 @@ def _read(xml: Path, zero_based: bool, problems: ReadErrors) -> tuple[tuple[int,
 class _MalformedError(ValueError):
     def __init__(self, element: ElementTree.Element, reason: str) -> None:
         super().__init__(reason)
-        self.element = element
+        self.line = int(element.attrib[_LINE])
 
 
 def _parse(xml: Path) -> ElementTree.Element:
@@ -203,9 +203,10 @@ def _object(entry: ElementTree.Element, zero_based: bool) -> _Object:
         x1, y1 = x1 - 1, y1 - 1
     if x2 < x1 or y2 < y1:
         raise _MalformedError(corners, f"object {name!r} ends before it begins")
-    hard = (entry.findtext("difficult") or "0").strip()
-    if hard not in ("0", "1"):
-        raise _MalformedError(entry.find("difficult"), f"difficult is {hard!r}, expected 0 or 1")
+    difficult = entry.find("difficult")
+    hard = "0" if difficult is None else (difficult.text or "0").strip()
+    if difficult is not None and hard not in ("0", "1"):
+        raise _MalformedError(difficult, f"difficult is {hard!r}, expected 0 or 1")
     return name, (x1, y1, x2 - x1, y2 - y1), hard == "1"
 
 

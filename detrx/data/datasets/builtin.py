@@ -70,12 +70,12 @@ def register_builtin() -> None:
             )
 
     classes = lvis.lvis_classes(datasets_root)
-    for split, json_file in lvis.FILES.items():
-        _register_annotated(f"lvis_v1_{split}", json_file, "coco", classes, lvis.load_lvis, "lvis")
+    for split, file in lvis.FILES.items():
+        _register_annotated(f"lvis_v1_{split}", file, "coco", classes, lvis.load_lvis, "lvis")
     classes = objects365.objects365_classes(datasets_root)
-    for split, json_file in objects365.FILES.items():
-        image_root = f"objects365/{split}"
-        _register_annotated(f"objects365_v2_{split}", json_file, image_root, classes, objects365.load_objects365)
+    for split, file in objects365.FILES.items():
+        images = f"objects365/{split}"
+        _register_annotated(f"objects365_v2_{split}", file, images, classes, objects365.load_objects365)
     for split in nuimages.SPLITS:
         to_coco = functools.partial(nuimages.nuimages_file, split=split)
         _register_converted(f"nuimages_{split}", "nuimages", "", nuimages.CLASSES, to_coco, images="samples")

@@ -57,7 +57,8 @@ def cityscapes_to_coco(polygon_files: list[Path], progress: bool = True) -> dict
         FileNotFoundError: there is no such file.
         ValueError: an entry lacks a key, or has an unknown label or no polygon; names file and entry.
     """
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for file in tqdm(polygon_files, desc="converting Cityscapes", unit="img", disable=not progress):
         content = read_source(file)
         objects = _objects(content, file)

@@ -75,7 +75,7 @@ def nuimages_to_coco(tables: Path) -> dict[str, Any]:
     image_ids = {row["token"]: index for index, row in enumerate(key_frames, start=1)}
     frames = {row["token"] for row in rows["sample_data"]}
 
-    annotations = []
+    annotations: list[dict[str, Any]] = []
     for row in rows["object_ann"]:
         where = f"annotation file {tables / 'object_ann.json'}: object {row['token']!r}"
         if row["category_token"] not in categories:

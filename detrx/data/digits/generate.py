@@ -107,7 +107,8 @@ def _generate(folder: Path, spec: DigitsSpec, name: str, progress: bool) -> None
     with tqdm(total=sum(counts.values()), desc=f"generating {name}", unit="img", disable=not progress) as bar:
         for split_index, split in enumerate(SPLITS):
             (folder / split).mkdir()
-            images, annotations = [], []
+            images: list[dict[str, Any]] = []
+            annotations: list[dict[str, Any]] = []
             for index in range(counts[split]):
                 # One generator per image: an image does not depend on how many others there are.
                 rng = np.random.default_rng([spec.seed, split_index, index])
