@@ -109,7 +109,7 @@ def plan_cuda() -> tuple[Path | None, str]:
     if built_with is None:
         reason = f"torch {torch.__version__} is built without CUDA"
     elif not asked and not torch.cuda.is_available():
-        reason = "torch sees no GPU; DETRX_BUILD_CUDA=1 builds them all the same"
+        reason = "torch sees no GPU; set DETRX_BUILD_CUDA=1 to build them anyway"
     else:
         home = find_cuda_home()
         if home is None:
