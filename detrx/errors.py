@@ -57,4 +57,4 @@ def user_message(error: BaseException) -> str | None:
         return text
     # torch raises the type of a worker's exception again, with the text of its traceback as the message
     *_, last_frame = _FRAME.finditer(text)
-    return text[last_frame.end() :].rpartition(f"{type(error).__name__}: ")[2].strip()
+    return text[last_frame.end() :].partition(f"{type(error).__name__}: ")[2].strip()

@@ -37,6 +37,7 @@ class _Faulty(Dataset):
     [
         (InvalidInputError("image: cannot\nbe read"), "image: cannot\nbe read"),
         (UnknownNameError("no such name"), "no such name"),
+        (InvalidInputError("a cause, InvalidInputError: b"), "a cause, InvalidInputError: b"),
         (FileNotFoundError(2, "No such file or directory", "a.png"), "[Errno 2] No such file or directory: 'a.png'"),
         (ValueError("a bug"), None),
     ],
