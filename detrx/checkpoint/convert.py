@@ -87,8 +87,7 @@ def convert_checkpoint(
     report.notes += _different_settings(FORMATS[name].settings(source), model)
     if problems := report.problems:
         shown = problems[:_SHOWN] + [f"... and {len(problems) - _SHOWN} more"] * (len(problems) > _SHOWN)
-        listed = "".join(f"\n  {problem}" for problem in shown)
-        raise CheckpointConversionError(f"{where} ({name} format) does not fit the model:{listed}", report)
+        raise CheckpointConversionError(f"{where} ({name} format) does not fit the model: {'; '.join(shown)}", report)
     # Chunks and copies must not share memory, and the types are those of the model.
     return {
         name: converted[name].to(tensor.dtype, memory_format=torch.contiguous_format, copy=True)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_SHOWN = 5  # tensors that a message names
+
 
 class TimmBackbone(nn.Module):
     """Feature maps of a timm model by Detectron2's stage names.
@@ -158,7 +160,7 @@ class TimmBackbone(nn.Module):
             problems = [f"{key} is missing" for key in missing] + wrong
             raise InvalidInputError(
                 f"{path} does not hold the weights of timm model {self.name!r}; {len(problems)} of {len(expected)} "
-                "tensors do not fit:\n  " + "\n  ".join(problems)
+                f"tensors do not fit: {'; '.join(problems[:_SHOWN])}{'; ...' if len(problems) > _SHOWN else ''}"
             )
         unused = [key for key in found if key not in expected] + list(rest)
         if unused:

@@ -1,20 +1,10 @@
 """What scripts in docs/ make: the picture of the layers, and the page of the public API."""
 
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
+from tests.docs.scripts import script
 
 layers, api = script("draw_layers"), script("list_api")
 
