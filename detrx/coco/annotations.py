@@ -10,7 +10,7 @@ from typing import Any
 import pycocotools.mask as mask_util
 
 from detrx.coco.problems import Findings, Problem, printable
-from detrx.coco.values import id_order, is_box, is_finite, is_id, whole_number
+from detrx.coco.values import Id, id_order, is_box, is_finite, is_id, whole_number
 
 __all__ = ["LARGEST_SIDE", "number_classes", "parse_categories", "parse_coco"]
 
@@ -19,7 +19,6 @@ _KEYS = {
     "annotations": ("id", "image_id", "category_id", "bbox"),
     "categories": ("id", "name"),
 }
-Id = int | float | str  # whole numbers or text, see `is_id`
 LARGEST_SIDE = 2**24  # beyond any image, and exact in float32
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from detrx.errors import InvalidInputError
 
 from .problems import printable
-from .values import id_order
+from .values import area_of, id_order
 
 __all__ = ["Numbering"]
 
@@ -47,16 +47,14 @@ class Numbering:
         """The annotations of known images and categories, in the order of the file, complete: those without "area" get
         that of their box, those without "iscrowd" are no crowds."""
         images, categories = self._images, self._categories
-        numbered = []
+        numbered: list[dict[str, Any]] = []
         for entry in entries:
             image, category = images.get(entry["image_id"]), categories.get(entry["category_id"])
             if image is None or category is None:
                 continue
             each = {**entry, "id": len(numbered) + 1, "image_id": image, "category_id": category}
             each["iscrowd"] = int(entry.get("iscrowd") or 0)
-            if entry.get("area") is None:
-                _, _, width, height = entry["bbox"]
-                each["area"] = max(width, 0) * max(height, 0)
+            each["area"] = area_of(entry)
             numbered.append(each)
         return numbered
 
@@ -67,7 +65,7 @@ class Numbering:
             ValueError: one is of an image or a category that the file does not have.
         """
         images, categories = self._images, self._categories
-        numbered = []
+        numbered: list[dict[str, Any]] = []
         for number, entry in enumerate(entries, start=1):
             image, category = images.get(entry["image_id"]), categories.get(entry["category_id"])
             if image is None or category is None:

@@ -1,9 +1,13 @@
 """What single values in COCO files may be: ids, numbers, boxes."""
 
+from collections.abc import Mapping
 from numbers import Real
 from typing import Any
 
-__all__ = ["id_order", "is_box", "is_finite", "is_id", "whole_number"]
+__all__ = ["Id", "area_of", "id_order", "is_box", "is_finite", "is_id", "whole_number"]
+
+Id = int | float | str
+"""The type of ids: whole numbers or text, see `is_id`."""
 
 _LARGEST = 1e30  # beyond any coordinate, and its square is finite
 
@@ -40,3 +44,11 @@ def is_finite(value: Any) -> bool:
 def is_box(box: Any) -> bool:
     """Whether this is a list or tuple of four finite numbers."""
     return isinstance(box, (list, tuple)) and len(box) == 4 and all(map(is_finite, box))
+
+
+def area_of(annotation: Mapping[str, Any]) -> float:
+    """Its "area", or where it has none, that of its box [x, y, width, height], 0 if a side is negative."""
+    if (area := annotation.get("area")) is not None:
+        return area
+    _, _, width, height = annotation["bbox"]
+    return max(width, 0) * max(height, 0)

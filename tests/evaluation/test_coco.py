@@ -12,9 +12,12 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from detrx.d2 import USE_DETECTRON2
 from detrx.d2.data import DatasetCatalog, InferenceSampler, MetadataCatalog, register_coco_instances
 from detrx.d2.structures import Boxes, BoxMode, Instances
-from detrx.evaluation import COCOEvaluator
+from detrx.data import get_detection_dataset_dicts
+from detrx.errors import UserError
+from detrx.evaluation import COCOEvaluator, evaluate_file
 
 
 def coco(images, annotations, categories):
@@ -240,6 +243,175 @@ def test_evaluator_errors(register):
 def test_other_tasks_are_refused(register):
     with pytest.raises(ValueError, match="segm"):
         COCOEvaluator(register("coco_hand", HAND), tasks=("bbox", "segm"))
+
+
+# --- ids of any kind ---
+
+NEW_IDS = {
+    "from 0": lambda k: k - 1,
+    "negative": lambda k: -k,
+    "beyond 53 bits": lambda k: 2**53 + 1 + k,
+    "beyond 64 bits": lambda k: 10**20 + k,
+    "floats": float,
+    "text": "img-{}".format,
+    "half of them text": lambda k: str(k) if k % 2 else k,
+}
+
+
+def renumbered(content, new_id):
+    content = json.loads(json.dumps(content))
+    for section in ("images", "categories", "annotations"):
+        for entry in content[section]:
+            entry["id"] = new_id(entry["id"])
+    for entry in content["annotations"]:
+        entry.update(image_id=new_id(entry["image_id"]), category_id=new_id(entry["category_id"]))
+    return content
+
+
+@pytest.mark.parametrize("use_fast_impl", [True, False])
+@pytest.mark.parametrize("kind", NEW_IDS)
+def test_ids_of_any_kind(register, tmp_path, kind, use_fast_impl):
+    new_id = NEW_IDS[kind]
+    content, found = random_case()
+    name = register("coco_ids", renumbered(content, new_id))
+    get_detection_dataset_dicts(name, filter_empty=False)
+    index_of = MetadataCatalog.get(name).thing_dataset_id_to_contiguous_id
+    new_index = torch.tensor([index_of[new_id(i)] for i in (2, 3, 5, 7)])
+    evaluator = COCOEvaluator(name, output_dir=str(tmp_path), use_fast_impl=use_fast_impl)
+    evaluator.reset()
+    for image_id, instances in found.items():
+        classes = new_index[instances.pred_classes]
+        same = Instances((100, 200), pred_boxes=instances.pred_boxes, scores=instances.scores, pred_classes=classes)
+        evaluator.process([{"image_id": new_id(image_id)}], [{"instances": same}])
+    figures = evaluator.evaluate()["bbox"]
+    assert figures == pytest.approx(RECORDED, abs=2e-6)
+    written = json.loads((tmp_path / "coco_instances_results.json").read_text())
+    expected = [(new_id(i), new_id([2, 3, 5, 7][c])) for i, each in found.items() for c in each.pred_classes.tolist()]
+    pairs = [(entry["image_id"], entry["category_id"]) for entry in written]
+    assert pairs == expected and list(map(repr, sum(pairs, ()))) == list(map(repr, sum(expected, ())))
+    again = evaluate_file(tmp_path / "coco_instances_results.json", tmp_path / "coco_ids.json")
+    assert again["AP"] == {key: pytest.approx(figures[key], nan_ok=True) for key in again["AP"]}
+
+
+def test_numbers_of_numpy_as_image_ids(tmp_path):
+    """As datasets of one's own may have them."""
+    box = {"bbox": [1, 1, 11, 21], "bbox_mode": BoxMode.XYXY_ABS, "category_id": np.int64(0)}
+    record = {"image_id": np.int64(7), "annotations": [box]}
+    DatasetCatalog.register("coco_numpy", lambda: [record])
+    try:
+        evaluator = COCOEvaluator("coco_numpy", output_dir=str(tmp_path))
+        evaluator.reset()
+        evaluator.process([record], [{"instances": detections([1, 1, 10, 20, 0, 0.5])}])
+        assert evaluator.evaluate()["bbox"]["AP"] == pytest.approx(100)
+        assert '"image_id": 7,' in (tmp_path / "coco_instances_results.json").read_text()
+    finally:
+        DatasetCatalog.remove("coco_numpy")
+        MetadataCatalog.remove("coco_numpy")
+
+
+def test_dataset_dicts_are_the_ground_truth_without_a_file():
+    box = {"bbox": [10, 10, 20, 20], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 1}
+    records = [
+        {"image_id": "a", "annotations": [box, box | {"bbox": [50, 50, 60, 60], "bbox_mode": BoxMode.XYXY_ABS}]},
+        {"image_id": ("b", 1), "annotations": [box | {"category_id": 0, "iscrowd": 1}]},
+    ]
+    DatasetCatalog.register("coco_dicts", lambda: records)
+    MetadataCatalog.get("coco_dicts").set(thing_classes=["x", "y"], thing_dataset_id_to_contiguous_id={"X": 0, "Y": 1})
+    try:
+        evaluator = COCOEvaluator("coco_dicts")
+        evaluator.reset()
+        inputs = [{"image_id": "a"}, {"image_id": ("b", 1)}]
+        outputs = [detections([50, 50, 10, 10, 1, 0.9]), detections([12, 12, 5, 5, 0, 0.9])]
+        evaluator.process(inputs, [{"instances": each} for each in outputs])
+        half = 100 * 51 / 101
+        nan = math.nan
+        expected = {
+            "AP": half,
+            "AP50": half,
+            "AP75": half,
+            "APs": half,
+            "APm": nan,
+            "APl": nan,
+            "AP-x": nan,
+            "AP-y": half,
+        }
+        assert evaluator.evaluate()["bbox"] == pytest.approx(expected, nan_ok=True)
+    finally:
+        DatasetCatalog.remove("coco_dicts")
+        MetadataCatalog.remove("coco_dicts")
+
+
+def test_an_image_that_the_file_does_not_have(register):
+    with pytest.raises(UserError, match="detection 0 has image_id '1', which the annotations do not have"):
+        evaluate(register("coco_hand", HAND), {"1": detections([10, 10, 20, 20, 0, 0.9])})
+
+
+# --- limits, names of classes, other tasks ---
+
+
+@pytest.mark.parametrize(("limit", "rows"), [(1, "|AR1|ARs|"), (5, "|AR1|AR5|ARs|"), (300, "|AR1|AR10|AR300|ARs|")])
+def test_the_limit_counts_and_names_the_rows(register, caplog, limit, rows):
+    register("coco_two", coco([1], [(1, 1, [0, 0, 50, 50], {})], {1: "only"}))
+    found = {1: detections([100, 50, 20, 20, 0, 0.9], [0, 0, 50, 50, 0, 0.8])}
+    with caplog.at_level(logging.INFO):
+        figures = evaluate("coco_two", found, max_dets_per_image=limit)["bbox"]
+    assert figures["AP"] == pytest.approx(0 if limit == 1 else 50)
+    assert rows in caplog.text.replace(" ", "")
+
+
+@pytest.mark.parametrize("limit", [0, -3, 2.5])
+def test_limits_that_are_none(register, limit):
+    with pytest.raises(UserError, match="max_dets_per_image must be a positive whole number"):
+        COCOEvaluator(register("coco_hand", HAND), max_dets_per_image=limit)
+
+
+def test_classes_of_the_same_name_keep_their_figures(register, caplog):
+    content = {**HAND, "categories": [{"id": i, "name": "cup"} for i in (3, 8)] + [{"id": 9, "name": "never"}]}
+    with caplog.at_level(logging.INFO):
+        result = evaluate(register("coco_names", content), HAND_DETECTIONS)["bbox"]
+    assert result["AP-cup (3)"] == pytest.approx(100 * 51 / 101) and result["AP-cup (8)"] == pytest.approx(70)
+    assert math.isnan(result["AP-never"]) and "AP-cup" not in result
+    assert "|cup(3)|50.495|cup(8)|70.000|never|nan|" in caplog.text.replace(" ", "")
+
+
+def test_the_order_of_the_classes_is_that_of_the_metadata(register):
+    name = register("coco_order", HAND)
+    names = ["never", "fork", "cup"]
+    MetadataCatalog.get(name).set(thing_classes=names, thing_dataset_id_to_contiguous_id={9: 0, 8: 1, 3: 2})
+    evaluator = COCOEvaluator(name)
+    evaluator.reset()
+    evaluator.process([{"image_id": 1}], [{"instances": detections([10, 10, 50, 40, 1, 0.7])}])
+    result = evaluator.evaluate()["bbox"]
+    assert (result["AP-cup"], result["AP-fork"]) == (pytest.approx(0), pytest.approx(70))
+
+
+def test_masks_are_not_scored_and_that_is_said(register, caplog):
+    found = HAND_DETECTIONS[2]
+    found = Instances(found.image_size, **found.get_fields(), pred_masks=torch.zeros(1, 100, 200))
+    register("coco_hand", HAND)
+    for tasks, count in ((None, 1), (("bbox",), 0)):
+        caplog.clear()
+        evaluator = COCOEvaluator("coco_hand", tasks)
+        evaluator.reset()
+        for _ in range(2):
+            evaluator.process([{"image_id": 2}], [{"instances": found}])
+        assert [r.getMessage() for r in caplog.records] == [
+            "COCOEvaluator scores boxes only; the model's pred_masks are not scored"
+        ] * count
+
+
+@pytest.mark.skipif(not USE_DETECTRON2, reason="Detectron2 is not installed")
+def test_figures_are_those_of_detectron2(register):
+    from detectron2.evaluation import COCOEvaluator as Original
+
+    content, found = random_case()
+    name = register("coco_random", content)
+    ours = evaluate(name, found)
+    theirs = Original(name, ("bbox",), use_fast_impl=False)
+    theirs.reset()
+    for image_id, instances in found.items():
+        theirs.process([{"image_id": image_id}], [{"instances": instances}])
+    assert ours["bbox"] == pytest.approx(theirs.evaluate()["bbox"], abs=1e-9)
 
 
 # --- two processes ---

@@ -44,10 +44,10 @@ class BoxTable:
         for others that have none inside of the image. In float32, as it has them."""
         low, sides = (part.astype(np.float32) for part in (self.boxes[:, :2], self.boxes[:, 2:]))
         high = low + sides
-        empty = (high - low <= MIN_BOX_SIZE).any(1)
+        empty = np.any(high - low <= MIN_BOX_SIZE, axis=1)
         limits = np.where(np.isnan(self.sizes), np.inf, self.sizes).astype(np.float32)
         inside = np.clip(high, 0, limits) - np.clip(low, 0, limits)
-        return empty, ~empty & (inside <= MIN_BOX_SIZE).any(1)
+        return empty, ~empty & np.any(inside <= MIN_BOX_SIZE, axis=1)
 
     def why_nothing_to_learn(self) -> str | None:
         """If no box is left for training, the reasons in words."""

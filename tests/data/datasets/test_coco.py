@@ -199,6 +199,24 @@ def test_ids_that_are_none(register, coco, section, bad):
 
 
 @pytest.mark.parametrize(
+    ("section", "change", "message"),
+    [
+        ("images", {"width": "128"}, r"images\[0\] \(a\.png\) has width '128' and height 10, expected positive whole"),
+        ("images", {"height": None}, r"has width 20 and height None, expected positive whole numbers"),
+        ("annotations", {"category_id": "3"}, r"has category_id '3', which is not in 'categories'"),
+        ("annotations", {"bbox": "[1, 2, 3, 4]"}, r"has bbox '\[1, 2, 3, 4\]', expected four finite numbers"),
+        ("annotations", {"iscrowd": "0"}, r"has iscrowd '0', expected 0 or 1"),
+        ("annotations", {"ignore": "1"}, r"has ignore '1'"),
+        ("annotations", {"area": "12"}, r"has area '12', expected a finite number"),
+    ],
+)
+def test_messages_tell_text_from_numbers(register, coco, section, change, message):
+    coco[section][0].update(change)
+    with pytest.raises(UserError, match=message):
+        get_detection_dataset_dicts(register(coco))
+
+
+@pytest.mark.parametrize(
     ("damage", "why"),
     [
         (lambda c: c["annotations"][0].update(iscrowd=1), r"training leaves out all 1 boxes: 1 crowds \(iscrowd 1\)"),
