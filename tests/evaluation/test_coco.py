@@ -60,7 +60,7 @@ def detections(*rows, size=(100, 200)):
 
 
 def evaluate(name, by_image, img_ids=None, **options):
-    DatasetCatalog.get(name)  # fills the metadata, as loading the test set does
+    get_detection_dataset_dicts(name, filter_empty=False)  # fills the metadata
     evaluator = COCOEvaluator(name, **options)
     evaluator.reset()
     for image_id, instances in by_image.items():
@@ -256,6 +256,7 @@ NEW_IDS = {
     "text": "img-{}".format,
     "half of them text": lambda k: str(k) if k % 2 else k,
 }
+MIXED = NEW_IDS["half of them text"]
 
 
 def renumbered(content, new_id):
@@ -268,22 +269,25 @@ def renumbered(content, new_id):
     return content
 
 
+def in_new_ids(name, found, new_id):
+    """Detections of the random case in the images and classes of a dataset that is the same with other ids."""
+    get_detection_dataset_dicts(name, filter_empty=False)
+    index_of = MetadataCatalog.get(name).thing_dataset_id_to_contiguous_id
+    new_index = torch.tensor([index_of[new_id(i)] for i in (2, 3, 5, 7)])
+    return {
+        new_id(image_id): Instances((100, 200), **{**each.get_fields(), "pred_classes": new_index[each.pred_classes]})
+        for image_id, each in found.items()
+    }
+
+
 @pytest.mark.parametrize("use_fast_impl", [True, False])
 @pytest.mark.parametrize("kind", NEW_IDS)
 def test_ids_of_any_kind(register, tmp_path, kind, use_fast_impl):
     new_id = NEW_IDS[kind]
     content, found = random_case()
     name = register("coco_ids", renumbered(content, new_id))
-    get_detection_dataset_dicts(name, filter_empty=False)
-    index_of = MetadataCatalog.get(name).thing_dataset_id_to_contiguous_id
-    new_index = torch.tensor([index_of[new_id(i)] for i in (2, 3, 5, 7)])
-    evaluator = COCOEvaluator(name, output_dir=str(tmp_path), use_fast_impl=use_fast_impl)
-    evaluator.reset()
-    for image_id, instances in found.items():
-        classes = new_index[instances.pred_classes]
-        same = Instances((100, 200), pred_boxes=instances.pred_boxes, scores=instances.scores, pred_classes=classes)
-        evaluator.process([{"image_id": new_id(image_id)}], [{"instances": same}])
-    figures = evaluator.evaluate()["bbox"]
+    outputs = in_new_ids(name, found, new_id)
+    figures = evaluate(name, outputs, output_dir=str(tmp_path), use_fast_impl=use_fast_impl)["bbox"]
     assert figures == pytest.approx(RECORDED, abs=2e-6)
     written = json.loads((tmp_path / "coco_instances_results.json").read_text())
     expected = [(new_id(i), new_id([2, 3, 5, 7][c])) for i, each in found.items() for c in each.pred_classes.tolist()]
@@ -420,8 +424,8 @@ def test_figures_are_those_of_detectron2(register):
 def _two_ranks(rank, port, folder):
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     torch.set_num_threads(1)
-    found = random_case()[1]
     register_coco_instances("coco_ranks", {}, f"{folder}/ranks.json", folder)
+    found = in_new_ids("coco_ranks", random_case()[1], MIXED)
     mine = {list(found)[i]: found[list(found)[i]] for i in InferenceSampler(12)}
     report = {
         "result": evaluate("coco_ranks", mine, output_dir=f"{folder}/out"),
@@ -434,7 +438,7 @@ def _two_ranks(rank, port, folder):
 
 
 def test_two_processes_give_the_same_result(tmp_path):
-    (tmp_path / "ranks.json").write_text(json.dumps(random_case()[0]))
+    (tmp_path / "ranks.json").write_text(json.dumps(renumbered(random_case()[0], MIXED)))
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
@@ -442,6 +446,7 @@ def test_two_processes_give_the_same_result(tmp_path):
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert first["result"]["bbox"] == pytest.approx(RECORDED, abs=2e-6) and second["result"] == {}
     assert first["own"] != pytest.approx(second["own"])
-    assert len(json.loads((tmp_path / "out" / "coco_instances_results.json").read_text())) == sum(
-        len(instances) for instances in random_case()[1].values()
-    )
+    written = json.loads((tmp_path / "out" / "coco_instances_results.json").read_text())
+    assert [each["image_id"] for each in written] == [
+        MIXED(image_id) for image_id, instances in random_case()[1].items() for _ in instances.scores
+    ]
