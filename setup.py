@@ -277,6 +277,7 @@ setup(
         "dev": [
             "pytest>=7.4",
             "pytest-xdist>=3.5",
+            "hypothesis>=6.100",
             "ruff>=0.6",
             "mypy>=2.4",
             "types-PyYAML",

@@ -1,5 +1,6 @@
-"""Shared test set-up: one thread per process, seeds, and the golden fixtures."""
+"""Shared test set-up: one thread per process, seeds, profiles of property tests, and the golden fixtures."""
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -18,6 +19,18 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    if importlib.util.find_spec("hypothesis") is not None:
+        _set_hypothesis_profile()
+
+
+def _set_hypothesis_profile() -> None:
+    """HYPOTHESIS_PROFILE=long tries many new examples; by default, property tests try few, and always the same."""
+    from hypothesis import HealthCheck, settings
+
+    common = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
+    settings.register_profile("short", max_examples=50, derandomize=True, **common)
+    settings.register_profile("long", max_examples=2000, derandomize=False, print_blob=True, **common)
+    settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "short"))
 
 
 def pytest_report_header(config: pytest.Config) -> str:

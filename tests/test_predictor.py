@@ -14,11 +14,12 @@ from detrx.checkpoint.checkpointer import CheckpointError
 from detrx.cli import demo
 from detrx.d2.config import instantiate
 from detrx.d2.data import DatasetCatalog, MetadataCatalog, register_coco_instances
-from detrx.d2.evaluation import COCOEvaluator, inference_on_dataset
+from detrx.d2.evaluation import inference_on_dataset
 from detrx.d2.structures import Boxes, Instances
 from detrx.data import class_names_of
 from detrx.data.digits import CLASSES
 from detrx.engine.config import ConfigError
+from detrx.evaluation import COCOEvaluator
 from detrx.predictor import as_pil_image
 
 CONFIG = "deformable_detr/deformable_detr_digits"

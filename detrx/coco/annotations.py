@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -11,8 +10,9 @@ from typing import Any
 import pycocotools.mask as mask_util
 
 from detrx.coco.problems import Findings, Problem, printable
+from detrx.coco.values import Id, id_order, is_box, is_finite, is_id, whole_number
 
-__all__ = ["LARGEST_SIDE", "is_box", "number_classes", "parse_categories", "parse_coco"]
+__all__ = ["LARGEST_SIDE", "number_classes", "parse_categories", "parse_coco"]
 
 _KEYS = {
     "images": ("id", "file_name", "width", "height"),
@@ -24,7 +24,7 @@ LARGEST_SIDE = 2**24  # beyond any image, and exact in float32
 
 def parse_coco(
     content: Any, image_root: str | os.PathLike, box_mode: Any, findings: Findings, with_ids: bool = False
-) -> tuple[list[dict[str, Any]], dict[int, str]]:
+) -> tuple[list[dict[str, Any]], dict[Id, str]]:
     """Dataset dicts of the content of a COCO file. Entries with errors are left out and reported.
 
     Args:
@@ -36,8 +36,8 @@ def parse_coco(
 
     Returns:
         Dataset dicts ordered by image id (`file_name`, `height`, `width`, `image_id`, `annotations` with `bbox` XYWH in
-        pixels, `bbox_mode`, `category_id` as in the file, `iscrowd` and `segmentation` if given), and the categories:
-        id -> name, ordered by id.
+        pixels, `bbox_mode`, `category_id`, `iscrowd` and `segmentation` if given), and the categories: id -> name,
+        ordered by id. Ids are as in the file.
     """
     categories = parse_categories(content, findings)
     if not isinstance(content, dict):
@@ -49,7 +49,7 @@ def parse_coco(
     by_image = _annotations(annotations, images, categories, box_mode, findings, with_ids)
 
     records = []
-    for image_id in sorted(images, key=lambda key: (isinstance(key, str), key)):
+    for image_id in sorted(images, key=id_order):
         image = images[image_id]
         records.append(
             {
@@ -63,15 +63,16 @@ def parse_coco(
     return records, categories
 
 
-def parse_categories(content: Any, findings: Findings) -> dict[int, str]:
+def parse_categories(content: Any, findings: Findings) -> dict[Id, str]:
     """Only the categories of a COCO file: id -> name, ordered by id. Entries with errors are left out and reported."""
     if not isinstance(content, dict):
         findings.add(Problem.FILE, f"expected an object with {', '.join(_KEYS)}, got a {type(content).__name__}")
         return {}
-    return dict(sorted(_categories(_entries(content, "categories", findings), findings).items()))
+    categories = _categories(_entries(content, "categories", findings), findings)
+    return dict(sorted(categories.items(), key=lambda each: id_order(each[0])))
 
 
-def number_classes(records: list[dict[str, Any]], category_ids: Iterable[int]) -> dict[int, int]:
+def number_classes(records: list[dict[str, Any]], category_ids: Iterable[Id]) -> dict[Id, int]:
     """Give the annotations of dataset dicts class indices, 0, 1, ... in the order of `category_ids`, in place.
 
     Returns:
@@ -82,11 +83,6 @@ def number_classes(records: list[dict[str, Any]], category_ids: Iterable[int]) -
         for annotation in record["annotations"]:
             annotation["category_id"] = index_of[annotation["category_id"]]
     return index_of
-
-
-def is_box(box: Any) -> bool:
-    """Whether this is a list or tuple of four finite numbers."""
-    return isinstance(box, (list, tuple)) and len(box) == 4 and all(_is_finite(value) for value in box)
 
 
 def _entries(content: dict[str, Any], section: str, findings: Findings) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -109,18 +105,18 @@ def _entries(content: dict[str, Any], section: str, findings: Findings) -> Itera
         yield position, entry
 
 
-def _categories(entries: Iterator[tuple[int, dict[str, Any]]], findings: Findings) -> dict[int, str]:
-    categories: dict[int, str] = {}
+def _categories(entries: Iterator[tuple[int, dict[str, Any]]], findings: Findings) -> dict[Id, str]:
+    categories: dict[Id, str] = {}
     names = set()
     for position, entry in entries:
-        category_id, name = _whole(entry["id"]), entry["name"]
-        if category_id is None or not isinstance(name, str):
-            key, kind = ("id", "a whole number") if category_id is None else ("name", "text")
+        category_id, name = entry["id"], entry["name"]
+        if not is_id(category_id) or not isinstance(name, str):
+            key, kind = ("name", "text") if is_id(category_id) else ("id", "a whole number or text")
             findings.add(Problem.ENTRY, f"categories[{position}] has {key} {printable(entry[key])}, expected {kind}")
             continue
         if category_id in categories:
             names_of = f"{printable(categories[category_id])} and {printable(name)}"
-            findings.add(Problem.CATEGORY_ID_TWICE, f"category id {category_id} occurs twice: {names_of}")
+            findings.add(Problem.CATEGORY_ID_TWICE, f"category id {printable(category_id)} occurs twice: {names_of}")
             continue
         if name in names:
             findings.add(Problem.CATEGORY_NAME_TWICE, f"category name {printable(name)}")
@@ -129,14 +125,14 @@ def _categories(entries: Iterator[tuple[int, dict[str, Any]]], findings: Finding
     return categories
 
 
-def _images(entries: Iterator[tuple[int, dict[str, Any]]], findings: Findings) -> dict[int | str, dict[str, Any]]:
-    images: dict[int | str, dict[str, Any]] = {}
+def _images(entries: Iterator[tuple[int, dict[str, Any]]], findings: Findings) -> dict[Id, dict[str, Any]]:
+    images: dict[Id, dict[str, Any]] = {}
     files: set[str] = set()
     for position, entry in entries:
-        image_id, name = _image_id(entry["id"]), entry["file_name"]
+        image_id, name = entry["id"], entry["file_name"]
         where = f"images[{position}]"
-        if image_id is None:
-            findings.add(Problem.ENTRY, f"{where} has id {printable(entry['id'])}, expected a whole number or text")
+        if not is_id(image_id):
+            findings.add(Problem.ENTRY, f"{where} has id {printable(image_id)}, expected a whole number or text")
         elif not isinstance(name, str) or not name or "\0" in name:
             findings.add(Problem.ENTRY, f"{where} has file_name {printable(name)}, expected the name of a file")
         elif not (_is_side(entry["width"]) and _is_side(entry["height"])):
@@ -155,89 +151,89 @@ def _images(entries: Iterator[tuple[int, dict[str, Any]]], findings: Findings) -
 
 def _annotations(
     entries: Iterator[tuple[int, dict[str, Any]]],
-    images: dict[int | str, dict[str, Any]],
-    categories: dict[int, str],
+    images: dict[Id, dict[str, Any]],
+    categories: dict[Id, str],
     box_mode: Any,
     findings: Findings,
     with_ids: bool,
-) -> defaultdict[int | str, list[dict[str, Any]]]:
-    by_image: defaultdict[int | str, list[dict[str, Any]]] = defaultdict(list)
-    seen: set[int] = set()
+) -> defaultdict[Id, list[dict[str, Any]]]:
+    by_image: defaultdict[Id, list[dict[str, Any]]] = defaultdict(list)
+    seen: set[Id] = set()
     for position, entry in entries:
-        annotation_id, category_id = _whole(entry["id"]), _whole(entry["category_id"])
-        image_id, box, crowd = _image_id(entry["image_id"]), entry["bbox"], entry.get("iscrowd", 0)
-        if annotation_id is None:
-            problem = f"annotations[{position}] has id {printable(entry['id'])}, expected a whole number"
-            findings.add(Problem.ENTRY, problem)
-            continue
-        if annotation_id in seen:
-            findings.add(Problem.ANNOTATION_ID_TWICE, f"annotation id {annotation_id} occurs twice")
-            continue
-        seen.add(annotation_id)
-        what = f"annotation {annotation_id}"
-        if image_id not in images:
-            why = f"{what} refers to image {printable(entry['image_id'])}, which is not in 'images'"
-            findings.add(Problem.STRAY_ANNOTATION, why)
-            continue
-        what += f" of image {printable(images[image_id]['file_name'])}"
-        if category_id not in categories:
-            why = f"{what} has category_id {printable(entry['category_id'])}, which is not in 'categories'"
-            findings.add(Problem.UNKNOWN_CATEGORY, why)
-        elif not is_box(box):
-            findings.add(Problem.BAD_BOX, f"{what} has bbox {printable(box)}, expected four finite numbers")
-        elif crowd not in (0, 1):
-            findings.add(Problem.ENTRY, f"{what} has iscrowd {printable(crowd)}, expected 0 or 1")
-        elif entry.get("ignore", 0) not in (0, None):
-            findings.add(Problem.IGNORE, f"{what} has ignore {printable(entry['ignore'])}")
+        annotation_id, image_id = entry["id"], entry["image_id"]
+        if not is_id(annotation_id):
+            shown = f"annotations[{position}] has id {printable(annotation_id)}"
+            findings.add(Problem.ENTRY, f"{shown}, expected a whole number or text")
+        elif annotation_id in seen:
+            findings.add(Problem.ANNOTATION_ID_TWICE, f"annotation id {printable(annotation_id)} occurs twice")
+        elif not is_id(image_id) or image_id not in images:
+            why = f"refers to image {printable(image_id)}, which is not in 'images'"
+            findings.add(Problem.STRAY_ANNOTATION, f"annotation {printable(annotation_id)} {why}")
+        elif found := _problem_of(entry, categories):
+            findings.add(found[0], f"{_which(entry, images)} {found[1]}")
         else:
-            if annotation_id == 0:
-                findings.add(Problem.ANNOTATION_ID_0, what)
-            if "area" not in entry or "iscrowd" not in entry:
-                findings.add(Problem.NO_AREA_KEY, what)
-            annotation = {"bbox": box, "bbox_mode": box_mode, "category_id": category_id}
+            for problem in _warnings_about(entry):
+                findings.add(problem, _which(entry, images))
+            annotation = {"bbox": entry["bbox"], "bbox_mode": box_mode, "category_id": entry["category_id"]}
             if "iscrowd" in entry:
-                annotation["iscrowd"] = int(crowd)
+                annotation["iscrowd"] = int(entry["iscrowd"] or 0)
             if with_ids:
                 annotation["id"] = annotation_id
             if entry.get("segmentation"):
                 try:
                     annotation["segmentation"] = _segmentation(entry["segmentation"])
                 except Exception as error:  # pycocotools has no types of its own for what it refuses
-                    findings.add(Problem.ENTRY, f"{what} has a segmentation that cannot be read: {printable(error)}")
-                    continue
-                if not annotation["segmentation"]:
-                    findings.add(Problem.NO_POLYGON, what)
-                    continue
+                    findings.add(Problem.NO_POLYGON, f"{_which(entry, images)}: {printable(str(error))}")
             by_image[image_id].append(annotation)
+        if is_id(annotation_id):
+            seen.add(annotation_id)
     return by_image
 
 
+def _which(entry: dict[str, Any], images: dict[Id, dict[str, Any]]) -> str:
+    return f"annotation {printable(entry['id'])} of image {printable(images[entry['image_id']]['file_name'])}"
+
+
+def _problem_of(entry: dict[str, Any], categories: dict[Id, str]) -> tuple[Problem, str] | None:
+    """What is wrong with an annotation, apart from its ids."""
+    category_id, box, crowd, area = entry["category_id"], entry["bbox"], entry.get("iscrowd"), entry.get("area")
+    if not is_id(category_id) or category_id not in categories:
+        why = f"has category_id {printable(category_id)}, which is not in 'categories'"
+        return Problem.UNKNOWN_CATEGORY, why
+    if not is_box(box):
+        return Problem.BAD_BOX, f"has bbox {printable(box)}, expected four finite numbers"
+    if crowd not in (0, 1, None):
+        return Problem.ENTRY, f"has iscrowd {printable(crowd)}, expected 0 or 1"
+    if area is not None and not is_finite(area):
+        return Problem.ENTRY, f"has area {printable(area)}, expected a finite number"
+    if entry.get("ignore", 0) not in (0, None):
+        return Problem.IGNORE, f"has ignore {printable(entry['ignore'])}"
+    return None
+
+
+def _warnings_about(entry: dict[str, Any]) -> Iterator[Problem]:
+    if entry["id"] == 0:
+        yield Problem.ANNOTATION_ID_0
+    if entry.get("area") is None or entry.get("iscrowd") is None:
+        yield Problem.NO_AREA_KEY
+
+
 def _segmentation(segmentation: Any) -> Any:
-    """As Detectron2 does: the polygons that have three points, possibly none, or a compressed run-length encoding."""
+    """As Detectron2 does: the polygons that have three points, or a compressed run-length encoding.
+
+    Raises:
+        Exception: there is neither.
+    """
     if isinstance(segmentation, dict):
         if isinstance(segmentation["counts"], list):
             return mask_util.frPyObjects(segmentation, *segmentation["size"])
         return segmentation
-    return [polygon for polygon in segmentation if len(polygon) % 2 == 0 and len(polygon) >= 6]
-
-
-def _whole(value: Any) -> int | None:
-    """A number without fraction as int (some programs write 3.0), or None."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    return int(value) if isinstance(value, float) and value.is_integer() else None
-
-
-def _image_id(value: Any) -> int | str | None:
-    return value if isinstance(value, str) else _whole(value)
+    polygons = [polygon for polygon in segmentation if len(polygon) % 2 == 0 and len(polygon) >= 6]
+    if not polygons:
+        raise ValueError("no polygon has three points")
+    return polygons
 
 
 def _is_side(value: Any) -> bool:
-    side = _whole(value)
+    side = whole_number(value)
     return side is not None and 0 < side <= LARGEST_SIDE
-
-
-def _is_finite(value: Any) -> bool:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
-    return -1e30 < value < 1e30 and math.isfinite(value)  # compared first: huge integers are no floats

@@ -2,13 +2,14 @@
 
 import json
 import logging
-import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from numbers import Real
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from detrx.errors import InvalidInputError
+
+from .problems import printable
+from .values import id_order, is_box, is_finite, is_id
 
 __all__ = ["check_results", "read_annotations", "read_ground_truth", "read_json", "read_results"]
 
@@ -63,24 +64,32 @@ def read_annotations(
     return content
 
 
-def read_ground_truth(path: str | os.PathLike) -> dict[str, Any]:
+def read_ground_truth(
+    path: str | os.PathLike, open_file: Callable[..., Any] = open, labelled: bool = True
+) -> dict[str, Any]:
     """The content of a COCO annotation file, without annotations of images that it does not list.
+
+    Args:
+        path: the file.
+        open_file: see `read_json`.
+        labelled: the file must have annotations; otherwise it may be that of a test set, which has no such list.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is no COCO file, or one of its entries is faulty; the message names file and entry.
     """
-    content = read_annotations(path, list(_GROUND_TRUTH))
-    for section, keys in _GROUND_TRUTH.items():
-        for position, entry in enumerate(content[section]):
-            if missing := _missing(entry, keys):
-                raise InvalidInputError(f"annotation file {path}: {section}[{position}] has no {missing!r}")
-    images, categories = _ids(content["images"]), _ids(content["categories"])
-    problem = _first_problem(content["annotations"], lambda entry: _problem_of_box(entry, categories))
+    needed = [section for section in _GROUND_TRUTH if labelled or section != "annotations"]
+    content = read_annotations(path, needed, open_file)
+    source = f"annotation file {path}: "
+    images, categories = (_unique_ids(content[section], section, source) for section in ("images", "categories"))
+    if "annotations" not in content:
+        return content
+    if not isinstance(content["annotations"], list):
+        raise InvalidInputError(f"{source}has no list 'annotations'")
+    _unique_ids(content["annotations"], "annotations", source)
+    problem = _first_problem(content["annotations"], lambda entry: _problem_of_annotation(entry, categories))
     if problem:
-        raise InvalidInputError(f"annotation file {path}: annotations[{problem[0]}] {problem[1]}")
-    if len(_ids(content["annotations"])) < len(content["annotations"]):
-        raise InvalidInputError(f"annotation file {path}: the ids of its annotations are not unique")
+        raise InvalidInputError(f"{source}annotations[{problem[0]}] {problem[1]}")
     known = [entry for entry in content["annotations"] if _is_in(entry["image_id"], images)]
     if stray := len(content["annotations"]) - len(known):
         logger.warning("annotation file %s: %d annotations are of images that it does not list", path, stray)
@@ -114,54 +123,78 @@ def check_results(
 ) -> None:
     """Raise ``ValueError``, which names `source` and the entry, if a detection is malformed or of an unknown image or
     category."""
-    images, categories = _ids(ground_truth["images"]), _ids(ground_truth["categories"])
+    images, categories = ({entry["id"] for entry in ground_truth[key]} for key in ("images", "categories"))
 
     def problem_of(entry: Any) -> str | None:
         if missing := _missing(entry, _RESULT):
             return f"has no {missing!r}"
-        if not _is_finite(entry["score"]):
-            return f"has score {entry['score']!r}, expected a finite number"
+        if not is_finite(entry["score"]):
+            return f"has score {printable(entry['score'])}, expected a finite number"
         if not _is_in(entry["image_id"], images):
-            return f"has image_id {entry['image_id']!r}, which is not in the 'images' of the annotations"
-        return _problem_of_box(entry, categories)
+            shown = printable(entry["image_id"])
+            return f"has image_id {shown}, which is not in the 'images' of the annotations"
+        problem = _problem_of_box(entry, categories)
+        if problem is None and (entry["bbox"][2] < 0 or entry["bbox"][3] < 0):
+            expected = "[x, y, width, height] with a width and height of 0 or more"
+            problem = f"has bbox {printable(entry['bbox'])}, expected {expected}"
+        return problem and f"(image {printable(entry['image_id'])}) {problem}"
 
     problem = _first_problem(results, problem_of)
     if problem:
         raise InvalidInputError(f"{source}: entry {problem[0]} {problem[1]}")
 
 
-def _ids(entries: Iterable[Mapping[str, Any]]) -> set:
-    return {entry["id"] for entry in entries}
+def _unique_ids(entries: Sequence[Any], section: str, source: str) -> set:
+    """The ids of a section, whose entries have all keys."""
+    keys, ids = _GROUND_TRUTH[section], set()
+    for position, entry in enumerate(entries):
+        if missing := _missing(entry, keys):
+            raise InvalidInputError(f"{source}{section}[{position}] has no {missing!r}")
+        if not is_id(entry["id"]):
+            shown = f"{section}[{position}] has id {printable(entry['id'])}"
+            raise InvalidInputError(f"{source}{shown}, expected a whole number or text")
+        if entry["id"] in ids:
+            raise InvalidInputError(
+                f"{source}the ids of its {section} are not unique: {printable(entry['id'])} occurs twice"
+            )
+        ids.add(entry["id"])
+    return ids
 
 
 def _missing(entry: Any, keys: tuple[str, ...]) -> str | None:
-    return next((key for key in keys if not isinstance(entry, Mapping) or key not in entry), None)
+    if isinstance(entry, Mapping):
+        for key in keys:
+            if key not in entry:
+                return key
+        return None
+    return keys[0]
+
+
+def _problem_of_annotation(entry: Mapping[str, Any], categories: set) -> str | None:
+    problem = _problem_of_box(entry, categories)
+    if problem is None and entry.get("iscrowd") not in (0, 1, None):
+        problem = f"has iscrowd {printable(entry['iscrowd'])}, expected 0 or 1"
+    if problem is None and entry.get("area") is not None and not is_finite(entry["area"]):
+        problem = f"has area {printable(entry['area'])}, expected a finite number"
+    return problem and f"(image {printable(entry['image_id'])}) {problem}"
 
 
 def _problem_of_box(entry: Mapping[str, Any], categories: set) -> str | None:
     """What is wrong with the category or box of an annotation or detection."""
-    where = f"(image {entry['image_id']})"
     if not _is_in(entry["category_id"], categories):
-        known = sorted(categories)
-        shown = ", ".join(map(str, known[:10])) + (", ..." if len(known) > 10 else "")
-        return f"{where} has category_id {entry['category_id']!r}, the categories of the annotations are {shown}"
-    box = entry["bbox"]
-    if not isinstance(box, (list, tuple)) or len(box) != 4 or not all(map(_is_finite, box)):
-        return f"{where} has bbox {box!r}, expected four finite numbers [x, y, width, height]"
-    if box[2] < 0 or box[3] < 0:
-        return f"{where} has bbox {box!r}, expected [x, y, width, height] with a width and height of 0 or more"
+        known = sorted(categories, key=id_order)
+        listed = ", ".join(map(printable, known[:10])) + (", ..." if len(known) > 10 else "")
+        return f"has category_id {printable(entry['category_id'])}, the categories of the annotations are {listed}"
+    if not is_box(entry["bbox"]):
+        return f"has bbox {printable(entry['bbox'])}, expected four finite numbers [x, y, width, height]"
     return None
 
 
 def _is_in(value: Any, ids: set) -> bool:
     try:
-        return value in ids
+        return value in ids and not isinstance(value, bool)
     except TypeError:  # a list or an object
         return False
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _first_problem(

@@ -40,14 +40,14 @@ class Problem(enum.Enum):
     IMAGE_SIZE = ERROR, "image files of another size than annotated"
 
     STRAY_ANNOTATION = WARNING, "annotations of an image that is not listed: left out"
-    ANNOTATION_ID_0 = WARNING, "an annotation with id 0: pycocotools counts each detection of it as wrong"
+    ANNOTATION_ID_0 = WARNING, "an annotation with id 0: pycocotools by itself takes each detection of it for wrong"
     NO_AREA_KEY = WARNING, "annotations without 'area' or 'iscrowd': pycocotools by itself cannot evaluate on them"
-    NO_POLYGON = WARNING, "annotations whose polygons all have less than three points: left out, as in Detectron2"
-    CATEGORY_NAME_TWICE = WARNING, "categories with the same name: they stay different classes"
+    NO_POLYGON = WARNING, "annotations with a segmentation that cannot be used: only their box is"
+    CATEGORY_NAME_TWICE = WARNING, "categories with the same name: they stay different classes, figures have their ids"
     FILE_NAME_TWICE = WARNING, "image files that are listed more than once: they are used more often"
     IN_TRAIN_AND_TEST = WARNING, "image files that are in the training data and in the test data"
-    NO_EXTENT = WARNING, "boxes without width or height: left out of training"
-    OUTSIDE = WARNING, "boxes outside of the image: left out of training"
+    NO_EXTENT = WARNING, "boxes without width or height: left out of training, counted in evaluation"
+    OUTSIDE = WARNING, "boxes outside of the image: left out of training, counted in evaluation"
     PARTLY_OUTSIDE = WARNING, "boxes that reach more than one pixel beyond the image: clipped in training"
     TINY = WARNING, "boxes with a side of less than one pixel"
     SAME_BOX = WARNING, "boxes that occur more than once, with the same class"
@@ -118,6 +118,20 @@ def _log_once(message: str) -> None:
 
 
 def printable(value: Any) -> str:
-    """Text for a table or a message, however odd: without control characters, and never long."""
-    text = str(value) if isinstance(value, str) and value.isprintable() else repr(value)
+    """Text for a table or a message, however odd: without control characters, and never long. Text that could be taken
+    for another value (a number, a list, null) or for nothing is quoted: "128" is not 128."""
+    is_clear = isinstance(value, str) and value.isprintable() and not _looks_like_a_value(value)
+    text = str(value) if is_clear else repr(value)
     return text if len(text) <= 100 else text[:97] + "..."
+
+
+def _looks_like_a_value(text: str) -> bool:
+    if not text or text != text.strip() or text[0] in "[{('\"" or text.lower() in ("none", "null", "true", "false"):
+        return True
+    if text[0] not in "0123456789+-.iInN":  # nothing else begins a number
+        return False
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -7,6 +7,7 @@ from typing import Any
 from .annotations import number_classes, parse_categories, parse_coco
 from .json_files import read_json
 from .problems import Findings, Problem
+from .values import Id
 
 __all__ = ["categories_of", "check_classes", "load_records", "read_categories"]
 
@@ -56,7 +57,7 @@ def check_classes(found: list[str], metadata: Any, findings: Findings) -> None:
         findings.add(Problem.OTHER_CLASSES, f"its categories {found} are not {registered}")
 
 
-def read_categories(json_file: str | os.PathLike) -> dict[int, str]:
+def read_categories(json_file: str | os.PathLike) -> dict[Id, str]:
     """Class names of a COCO annotation file by category id, ordered by it.
 
     Raises:
@@ -66,7 +67,7 @@ def read_categories(json_file: str | os.PathLike) -> dict[int, str]:
     return categories_of(read_json(json_file), f"annotation file {json_file}")
 
 
-def categories_of(content: Any, source: str) -> dict[int, str]:
+def categories_of(content: Any, source: str) -> dict[Id, str]:
     """Class names by category id, ordered by it, of ``{"categories": [{"id": ..., "name": ...}, ...]}``.
 
     Raises:

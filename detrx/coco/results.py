@@ -71,7 +71,7 @@ def instances_on_host(instances: Sequence[Any]) -> list[Any]:
     return [type(each)(each.image_size, **own) for each, own in zip(instances, fields, strict=True)]
 
 
-def to_results(instances: Any, image_id: int) -> list[dict[str, Any]]:
+def to_results(instances: Any, image_id: Any) -> list[dict[str, Any]]:
     """Detections in COCO's result format, of `Instances` on the CPU with ``pred_boxes``, ``scores`` and
     ``pred_classes``. Their category ids are still the model's class indices, see `with_category_ids`."""
     boxes = instances.pred_boxes.tensor.clone()
@@ -80,7 +80,7 @@ def to_results(instances: Any, image_id: int) -> list[dict[str, Any]]:
     return [{"image_id": image_id, "category_id": c, "bbox": box, "score": score} for c, box, score in columns]
 
 
-def with_category_ids(results: Iterable[dict[str, Any]], id_map: Mapping[int, int] | None) -> list[dict[str, Any]]:
+def with_category_ids(results: Iterable[dict[str, Any]], id_map: Mapping[Any, int] | None) -> list[dict[str, Any]]:
     """Detections whose category ids are class indices, with the original ids.
 
     Args:
@@ -103,5 +103,12 @@ def write_results(path: str | os.PathLike, results: list[dict[str, Any]]) -> Non
     """Write detections as JSON, replacing an earlier file at once; the folder is made."""
     path = os.fspath(path)
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    write_atomically(path, lambda file: file.write(json.dumps(results).encode()))
+    write_atomically(path, lambda file: file.write(json.dumps(results, default=_plain).encode()))
     logger.info("Wrote %d detections to %s", len(results), path)
+
+
+def _plain(value: Any) -> Any:
+    """A number of numpy or torch, such as the image id of a dataset of one's own, as one of Python."""
+    if hasattr(value, "item"):
+        return value.item()
+    raise TypeError(f"{value!r} cannot be written as JSON")

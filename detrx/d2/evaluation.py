@@ -1,10 +1,9 @@
-"""Running a model over a dataset and scoring its boxes with the COCO metrics."""
+"""Running a model over a dataset, and the interface of what scores its outputs."""
 
 from detrx.d2 import USE_DETECTRON2
 
 if USE_DETECTRON2:
     from detectron2.evaluation import (
-        COCOEvaluator,
         DatasetEvaluator,
         inference_context,
         inference_on_dataset,
@@ -17,10 +16,8 @@ else:
         inference_on_dataset,
         print_csv_format,
     )
-    from detrx.d2.embedded.evaluation_coco import COCOEvaluator
 
 __all__ = [
-    "COCOEvaluator",
     "DatasetEvaluator",
     "inference_context",
     "inference_on_dataset",

@@ -7,6 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from detrx.coco.records import categories_of, read_categories
+from detrx.coco.values import Id, id_order
 from detrx.data.datasets.custom import register_custom
 from detrx.errors import InvalidInputError
 
@@ -98,9 +99,9 @@ def _files(dataset: DictConfig, split: str, must_exist: bool) -> tuple[str, str]
     return dataset[json_key], dataset[images_key]
 
 
-def _categories(dataset: DictConfig, files: dict[str, tuple[str, str]], changed: set[str]) -> dict[int, str]:
+def _categories(dataset: DictConfig, files: dict[str, tuple[str, str]], changed: set[str]) -> dict[Id, str]:
     """The classes by id, on which training files, validation files and a saved config must agree."""
-    known: dict[str, dict[int, str]] = {}  # by origin
+    known: dict[str, dict[Id, str]] = {}  # by origin
     saved = OmegaConf.to_container(dataset.get("categories") or ListConfig([]))
     if saved and "train_json" not in changed:
         known["dataset.categories"] = categories_of({"categories": saved}, "dataset")
@@ -114,9 +115,9 @@ def _categories(dataset: DictConfig, files: dict[str, tuple[str, str]], changed:
     return categories
 
 
-def _difference(first: dict[int, str], second: dict[int, str]) -> str:
-    category = min(i for i in {*first, *second} if first.get(i) != second.get(i))
-    return f"id {category} is {first.get(category)!r} in the first, {second.get(category)!r} in the second"
+def _difference(first: dict[Id, str], second: dict[Id, str]) -> str:
+    category = min((i for i in {*first, *second} if first.get(i) != second.get(i)), key=id_order)
+    return f"id {category!r} is {first.get(category)!r} in the first, {second.get(category)!r} in the second"
 
 
 def _set(cfg: DictConfig, key: str, value: Any) -> None:

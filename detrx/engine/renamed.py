@@ -8,13 +8,15 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 __all__ = ["RENAMED_TARGETS", "rename_targets"]
 
 RENAMED_TARGETS = {
-    "detrx.d2.embedded.evaluation_coco.COCOEvaluator": "detrx.d2.evaluation.COCOEvaluator",
+    "detrx.d2.embedded.evaluation_coco.COCOEvaluator": "detrx.evaluation.COCOEvaluator",
+    "detrx.d2.evaluation.COCOEvaluator": "detrx.evaluation.COCOEvaluator",
     "detrx.d2.embedded.solver.WarmupParamScheduler": "detrx.d2.solver.WarmupParamScheduler",
     "detrx.d2.embedded.solver.get_default_optimizer_params": "detrx.d2.solver.get_default_optimizer_params",
     "detrx.modeling.AnchorMatcher": "detrx.projects.mr_detr.AnchorMatcher",
     "detrx.modeling.VotingAssigner": "detrx.projects.mr_detr.VotingAssigner",
     # Detectron2's own names, so that a config saved beside it also loads where it is not installed
-    "detectron2.evaluation.COCOEvaluator": "detrx.d2.evaluation.COCOEvaluator",
+    "detectron2.evaluation.COCOEvaluator": "detrx.evaluation.COCOEvaluator",
+    "detectron2.evaluation.coco_evaluation.COCOEvaluator": "detrx.evaluation.COCOEvaluator",
     "detectron2.solver.WarmupParamScheduler": "detrx.d2.solver.WarmupParamScheduler",
     "detectron2.solver.get_default_optimizer_params": "detrx.d2.solver.get_default_optimizer_params",
 }

@@ -4,11 +4,13 @@ from detrx.coco.json_files import check_results, read_ground_truth, read_results
 from detrx.coco.metrics import BoxScores, coco_api, score_boxes
 
 from .breakdown import PrecisionRecall, class_names, confusion_matrix, precision_recall, scores_by_size
+from .coco import COCOEvaluator
 from .lvis import LVISEvaluator
 from .saved import evaluate_file
 
 __all__ = [
     "BoxScores",
+    "COCOEvaluator",
     "LVISEvaluator",
     "PrecisionRecall",
     "check_results",

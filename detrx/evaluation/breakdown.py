@@ -14,7 +14,8 @@ import numpy as np
 import pycocotools.mask as mask_util
 
 from detrx.coco.json_files import check_results
-from detrx.coco.metrics import BoxScores, coco_api, score_boxes
+from detrx.coco.metrics import BoxScores, coco_api, distinct_names, score_boxes
+from detrx.coco.values import area_of, id_order
 from detrx.errors import InvalidInputError
 
 from .greedy import match_greedily
@@ -47,8 +48,11 @@ class PrecisionRecall:
 
 
 def class_names(ground_truth: Mapping[str, Any]) -> list[str]:
-    """Names of the categories, by rising id: what the rows of all figures here stand for."""
-    return [entry["name"] for entry in sorted(ground_truth["categories"], key=lambda entry: entry["id"])]
+    """Names of the categories, by rising id: what the rows of all figures here stand for. All are different: where
+    categories have the same name, their ids are in it."""
+    names = {entry["id"]: entry["name"] for entry in ground_truth["categories"]}
+    ids = sorted(names, key=id_order)
+    return distinct_names([names[category] for category in ids], ids)
 
 
 def confusion_matrix(
@@ -78,7 +82,8 @@ def confusion_matrix(
         ValueError: a faulty detection, see `check_results`.
     """
     check_results(results, ground_truth)
-    index = {entry["id"]: k for k, entry in enumerate(sorted(ground_truth["categories"], key=lambda e: e["id"]))}
+    ids = sorted({entry["id"] for entry in ground_truth["categories"]}, key=id_order)
+    index = {category: k for k, category in enumerate(ids)}
     objects: dict[Any, list[Mapping[str, Any]]] = defaultdict(list)
     crowds: dict[Any, list[Mapping[str, Any]]] = defaultdict(list)
     found: dict[Any, list[Mapping[str, Any]]] = defaultdict(list)
@@ -109,7 +114,10 @@ def confusion_matrix(
 
 
 def precision_recall(
-    ground_truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], iou_threshold: float = 0.5
+    ground_truth: Mapping[str, Any],
+    results: Sequence[Mapping[str, Any]],
+    iou_threshold: float = 0.5,
+    max_dets_per_image: int = 100,
 ) -> PrecisionRecall:
     """Precision over recall of every class, as it goes into the COCO metrics.
 
@@ -117,11 +125,12 @@ def precision_recall(
         ground_truth: content of a COCO annotation file.
         results: detections.
         iou_threshold: 0.5, 0.55, ... 0.95.
+        max_dets_per_image: how many of an image's detections of each class count, by score.
 
     Raises:
         ValueError: another threshold, or a faulty detection.
     """
-    scores = _score(ground_truth, results)
+    scores = _score(ground_truth, results, max_dets_per_image)
     threshold = np.flatnonzero(np.isclose(scores.iou_thresholds, iou_threshold))
     if not threshold.size:
         raise InvalidInputError(f"iou_threshold must be one of 0.5, 0.55, ... 0.95, got {iou_threshold}")
@@ -139,21 +148,21 @@ def precision_recall(
 
 
 def scores_by_size(
-    ground_truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]]
+    ground_truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], max_dets_per_image: int = 100
 ) -> dict[str, dict[str, float]]:
     """AP and AR in percent (NaN without objects) and the number of objects, for small, medium and large ones.
 
     Returns:
         ``{"small": {"AP", "AR", "objects"}, "medium": ..., "large": ...}``; crowds are no objects. The ranges are
-        those of COCO (`SIZES`), whose ends belong to both sides.
+        those of COCO (`SIZES`), whose ends belong to both sides. `max_dets_per_image` as for `precision_recall`.
 
     Raises:
         ValueError: a faulty detection.
     """
-    scores = _score(ground_truth, results)
+    scores = _score(ground_truth, results, max_dets_per_image)
     precisions, recalls = scores.average_precision(), scores.average_recall()
     objects = [entry for entry in _annotations(ground_truth) if not entry.get("iscrowd", 0)]
-    areas = [entry["area"] if "area" in entry else entry["bbox"][2] * entry["bbox"][3] for entry in objects]
+    areas = [area_of(entry) for entry in objects]
     return {
         size: {
             "AP": precisions[f"AP{size[0]}"],
@@ -170,9 +179,9 @@ def _annotations(ground_truth: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [entry for entry in ground_truth["annotations"] if entry["image_id"] in images]
 
 
-def _score(ground_truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> BoxScores:
+def _score(ground_truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], max_dets_per_image: int) -> BoxScores:
     check_results(results, ground_truth)
-    return score_boxes(coco_api(ground_truth), results)
+    return score_boxes(coco_api(ground_truth), results, max_dets_per_image)
 
 
 def _overlaps(detections: list[Mapping], objects: list[Mapping], crowd: bool) -> np.ndarray:

@@ -5,11 +5,12 @@ import os
 from collections.abc import Sequence
 
 from detrx.coco.json_files import read_ground_truth
-from detrx.coco.metrics import table
+from detrx.coco.metrics import detection_limits, table
 from detrx.coco.results import CollectedResults, with_category_ids, write_results
+from detrx.coco.values import id_order
 from detrx.d2.data import MetadataCatalog
 from detrx.d2.evaluation import DatasetEvaluator
-from detrx.d2.utils import comm
+from detrx.d2.utils import PathManager, comm
 from detrx.errors import InvalidInputError, MissingImportError
 
 __all__ = ["LVISEvaluator", "import_lvis"]
@@ -50,11 +51,13 @@ class LVISEvaluator(DatasetEvaluator):
 
         Raises:
             ImportError: the package lvis cannot be imported.
-            ValueError: a task other than "bbox", or a dataset without an LVIS file.
+            ValueError: a task other than "bbox", a dataset without an LVIS file, or `max_dets_per_image` is no positive
+                number.
             FileNotFoundError, ValueError: its file is missing or not in LVIS' format.
         """
         if tasks is not None and set(tasks) != {"bbox"}:
             raise InvalidInputError(f"LVISEvaluator scores the task 'bbox' only, got tasks={list(tasks)}")
+        detection_limits(max_dets_per_image)
         import_lvis()
         self._metadata = MetadataCatalog.get(dataset_name)
         json_file = self._metadata.get("json_file")
@@ -62,7 +65,7 @@ class LVISEvaluator(DatasetEvaluator):
             raise InvalidInputError(
                 f"LVISEvaluator needs an LVIS file, but dataset {dataset_name!r} has no metadata 'json_file'"
             )
-        self._ground_truth = read_ground_truth(json_file)
+        self._ground_truth = read_ground_truth(json_file, PathManager.open)
         for section, keys in _KEYS.items():
             for position, entry in enumerate(self._ground_truth[section]):
                 if missing := [key for key in keys if key not in entry]:
@@ -86,7 +89,9 @@ class LVISEvaluator(DatasetEvaluator):
             return {}
         id_map = self._metadata.get("thing_dataset_id_to_contiguous_id")
         if id_map is None:
-            id_map = {entry["id"]: entry["id"] - 1 for entry in self._ground_truth["categories"]}
+            ids = sorted((entry["id"] for entry in self._ground_truth["categories"]), key=id_order)
+            begin_with_1 = not any(isinstance(category, str) for category in ids)
+            id_map = {category: category - 1 if begin_with_1 else index for index, category in enumerate(ids)}
         results = with_category_ids(found, id_map)
         if self._output_dir:
             write_results(os.path.join(self._output_dir, "lvis_instances_results.json"), results)

@@ -9,6 +9,9 @@ import numpy as np
 from lvis import LVIS, LVISEval, LVISResults
 from tqdm import tqdm
 
+from detrx.coco.metrics import detection_limits
+from detrx.coco.numbering import Numbering
+
 __all__ = ["score_lvis"]
 
 
@@ -22,12 +25,17 @@ def score_lvis(
         results: one or more detections in COCO's result format, of known images and categories.
         max_dets_per_image: how many of an image's detections count, by score, over all classes.
 
+    Raises:
+        ValueError: `max_dets_per_image` is no positive whole number, or a detection is of an unknown image or category.
+
     Returns:
         AP, AP50, AP75, APs, APm, APl, APr, APc, APf, AR@300, ARs@300, ARm@300 and ARl@300 (300: the limit), NaN where
         there is no ground truth.
     """
-    annotations = _Annotations(ground_truth)
-    found = LVISResults(annotations, [dict(result) for result in results], max_dets_per_image)
+    detection_limits(max_dets_per_image)
+    numbering = Numbering(ground_truth["images"], ground_truth["categories"])
+    annotations = _Annotations(ground_truth, numbering)
+    found = LVISResults(annotations, numbering.results(results), max_dets_per_image)
     evaluation = _SparseEval(annotations, found, "bbox")
     evaluation.params.max_dets = max_dets_per_image
     evaluation.run()
@@ -37,14 +45,20 @@ def score_lvis(
 
 
 class _Annotations(LVIS):
-    """`LVIS` of content that has been read, without the masks, which would be copied time and again."""
+    """`LVIS` of content that has been read, with ids of our own, and without the masks, which would be copied time and
+    again."""
 
-    def __init__(self, ground_truth: Mapping[str, Any]):
+    def __init__(self, ground_truth: Mapping[str, Any], numbering: Numbering):
         self.logger = logging.getLogger("lvis")
-        annotations = [{"area": entry["bbox"][2] * entry["bbox"][3], **entry} for entry in ground_truth["annotations"]]
+        annotations = numbering.annotations(ground_truth["annotations"])
         for entry in annotations:
             entry.pop("segmentation", None)
-        self.dataset = {**ground_truth, "annotations": annotations}
+        images = numbering.images(ground_truth["images"])
+        for image in images:
+            for key in ("neg_category_ids", "not_exhaustive_category_ids"):
+                image[key] = numbering.category_numbers(image[key])
+        categories = numbering.categories(ground_truth["categories"])
+        self.dataset = {**ground_truth, "images": images, "annotations": annotations, "categories": categories}
         self._create_index()
 
 

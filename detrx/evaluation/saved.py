@@ -1,13 +1,14 @@
 """Scoring a file of detections, without the model that made them."""
 
 import os
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from detrx.coco.json_files import read_ground_truth, read_results
-from detrx.coco.metrics import coco_api, score_boxes, table, table_per_class
+from detrx.coco.metrics import coco_api, distinct_names, score_boxes, table, table_per_class
 from detrx.errors import InvalidInputError
 
 __all__ = ["evaluate_file", "is_lvis", "tables", "without_duplicates"]
@@ -73,27 +74,30 @@ def without_duplicates(detections: Sequence[Mapping[str, Any]], iou: float) -> l
     """
     if not 0 <= iou <= 1:
         raise InvalidInputError(f"the IoU of non-maximum suppression must be in [0, 1], got {iou}")
-    if not detections:
-        return []
-    from torchvision.ops import batched_nms
+    from torchvision.ops import nms
 
-    keys = {key: number for number, key in enumerate(dict.fromkeys(map(_image_and_class, detections)))}
-    boxes = torch.tensor([entry["bbox"] for entry in detections], dtype=torch.float64)
+    groups: dict[tuple[Any, Any], list[int]] = defaultdict(list)
+    for position, entry in enumerate(detections):
+        groups[entry["image_id"], entry["category_id"]].append(position)
+    boxes = torch.tensor([entry["bbox"] for entry in detections], dtype=torch.float64).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
     scores = torch.tensor([entry["score"] for entry in detections], dtype=torch.float64)
-    groups = torch.tensor([keys[_image_and_class(entry)] for entry in detections])
-    return [detections[i] for i in batched_nms(boxes, scores, groups, iou).sort().values.tolist()]
-
-
-def _image_and_class(entry: Mapping[str, Any]) -> tuple[Any, Any]:
-    return entry["image_id"], entry["category_id"]
+    kept: list[int] = []
+    for positions in groups.values():  # one by one: the time of batched_nms grows with the square of their number
+        if len(positions) == 1:
+            kept += positions
+            continue
+        members = torch.tensor(positions)
+        kept += members[nms(boxes[members], scores[members], iou)].tolist()
+    return [detections[position] for position in sorted(kept)]
 
 
 def _score_coco(
     ground_truth: Mapping[str, Any], detections: Sequence[Mapping[str, Any]], limit: int | None, use_fast_impl: bool
 ) -> dict[str, Any]:
-    scores = score_boxes(coco_api(ground_truth), detections, limit or 100, use_fast_impl=use_fast_impl)
-    objects: dict[int, int] = {}
+    limit = 100 if limit is None else limit
+    scores = score_boxes(coco_api(ground_truth), detections, limit, use_fast_impl=use_fast_impl)
+    objects: dict[Any, int] = {}
     for entry in ground_truth["annotations"]:
         if not entry.get("iscrowd", 0):
             objects[entry["category_id"]] = objects.get(entry["category_id"], 0) + 1
@@ -113,7 +117,7 @@ def _score_lvis(
     import_lvis()
     from .lvis_scores import score_lvis
 
-    scores = score_lvis(ground_truth, detections, limit or 300)
+    scores = score_lvis(ground_truth, detections, 300 if limit is None else limit)
     recalls = {name: scores.pop(name) for name in list(scores) if name.startswith("AR")}
     return {"AP": scores, "AR": recalls, "per_class": None}
 
@@ -123,5 +127,7 @@ def tables(report: Mapping[str, Any], per_class: bool = False) -> str:
     head = "{metric} metrics: {images} images, {objects} objects, {detections} detections".format(**report)
     parts = [head, table(report["AP"]), table(report["AR"])]
     if per_class and report["per_class"]:
-        parts.append(table_per_class([(each["name"], each["AP"]) for each in report["per_class"]]))
+        classes = report["per_class"]
+        names = distinct_names([each["name"] for each in classes], [each["category_id"] for each in classes])
+        parts.append(table_per_class([(name, each["AP"]) for name, each in zip(names, classes, strict=True)]))
     return "\n\n".join(parts)

@@ -49,4 +49,4 @@ def test_load_config_renames(tmp_path: Path, old: str):
     cfg.dataloader.evaluator["_target_"] = old
     path = str(tmp_path / "config.yaml")
     LazyConfig.save(cfg, path)
-    assert load_config(path, []).dataloader.evaluator["_target_"] == "detrx.d2.evaluation.COCOEvaluator"
+    assert load_config(path, []).dataloader.evaluator["_target_"] == "detrx.evaluation.COCOEvaluator"

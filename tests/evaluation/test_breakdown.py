@@ -14,6 +14,26 @@ THREE = ground_truth([(1, CUP, A, {}), (1, CUP, B, {}), (2, FORK, C, {})], image
 def test_class_names_are_by_id():
     content = {"categories": [{"id": 5, "name": "b"}, {"id": 2, "name": "a"}]}
     assert class_names(content) == ["a", "b"]
+    content = {"categories": [{"id": "x", "name": "a"}, {"id": 2, "name": "a"}, {"id": -1, "name": "b"}]}
+    assert class_names(content) == ["b", "a (2)", "a (x)"]
+
+
+def test_ids_of_any_kind():
+    """1 and "1" are not the same."""
+    content = ground_truth([(1, 1, A, {}), ("1", "1", A, {"id": 0})], images=(1, "1"), categories={"1": "b", 1: "a"})
+    results = found((1, 1, A, 0.9), ("1", 1, A, 0.8))
+    assert confusion_matrix(content, results).tolist() == [[1, 0, 0], [1, 0, 0], [0, 0, 0]]
+    curves = precision_recall(content, results)
+    assert curves.names == ["a", "b"] and curves.average_precision.tolist() == pytest.approx([100, 0])
+    assert scores_by_size(content, results)["small"] == pytest.approx({"AP": 50, "AR": 50, "objects": 2})
+
+
+def test_the_limit_of_detections():
+    results = found((1, CUP, [100, 80, 10, 10], 0.9), (1, CUP, A, 0.8))
+    assert precision_recall(THREE, results, max_dets_per_image=1).average_precision.tolist() == [0, 0]
+    assert precision_recall(THREE, results, max_dets_per_image=2).average_precision[0] == pytest.approx(50 * 51 / 101)
+    assert scores_by_size(THREE, results, 1)["small"]["AR"] == 0
+    assert scores_by_size(THREE, results, 2)["small"]["AR"] == pytest.approx(100)
 
 
 def test_confusions_by_hand():

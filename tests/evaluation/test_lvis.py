@@ -14,7 +14,7 @@ import torch.multiprocessing as mp
 
 from detrx.d2.data import MetadataCatalog
 from detrx.d2.structures import Boxes, Instances
-from detrx.evaluation import LVISEvaluator
+from detrx.evaluation import LVISEvaluator, evaluate_file
 from detrx.evaluation.lvis import import_lvis
 from tests.coco.cases import found, ground_truth, random_case
 
@@ -174,6 +174,35 @@ def test_log(register, caplog):
     assert "|40.000|50.000|50.000|25.000|70.000|nan|0.000|70.000|50.000|" in lines
     assert "|AR@300|ARs@300|ARm@300|ARl@300|" in lines
     assert not any(record.name.startswith("lvis") for record in caplog.records)
+
+
+@pytest.mark.parametrize("new_id", [lambda k: k - 1, lambda k: 10**20 + k, "id {:03}".format])
+def test_ids_of_any_kind(register, tmp_path, new_id):
+    content, results = copy.deepcopy((HAND, HAND_RESULTS))
+    for section in ("images", "categories", "annotations"):
+        for entry in content[section]:
+            entry["id"] = new_id(entry["id"])
+    for image in content["images"]:
+        for key in ("neg_category_ids", "not_exhaustive_category_ids"):
+            image[key] = [new_id(i) for i in image[key]] + ["unknown"]
+    for entry in [*content["annotations"], *results]:
+        entry.update(image_id=new_id(entry["image_id"]), category_id=new_id(entry["category_id"]))
+    ids = {new_id(category): index for category, index in IDS.items()}
+    result = evaluate(register(content, "lvis_ids", ids), outputs(results, ids), output_dir=str(tmp_path))
+    assert result["bbox"] == pytest.approx(EXPECTED, nan_ok=True)
+    written = json.loads((tmp_path / "lvis_instances_results.json").read_text())
+    assert {(each["image_id"], each["category_id"]) for each in written} == {
+        (each["image_id"], each["category_id"]) for each in results
+    }
+    report = evaluate_file(tmp_path / "lvis_instances_results.json", tmp_path / "lvis_ids.json")
+    assert report["metric"] == "LVIS" and report["AP"] == pytest.approx(EXPECTED, nan_ok=True)
+    assert "AR@300" in report["AR"]
+
+
+def test_limits_that_are_none(register):
+    for limit in (0, -1, 1.5):
+        with pytest.raises(ValueError, match="max_dets_per_image must be a positive whole number"):
+            LVISEvaluator(register(HAND), max_dets_per_image=limit)
 
 
 def test_wrong_use(register, tmp_path, monkeypatch):

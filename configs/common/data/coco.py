@@ -1,7 +1,6 @@
 from omegaconf import OmegaConf
 
 from detrx.d2.config import LazyCall as L
-from detrx.d2.evaluation import COCOEvaluator
 from detrx.data import (
     DetectionMapper,
     build_test_loader,
@@ -10,6 +9,7 @@ from detrx.data import (
     get_detection_dataset_dicts,
     resize_augmentation,
 )
+from detrx.evaluation import COCOEvaluator
 
 # COCO 2017 in $DETECTRON2_DATASETS/coco/{train2017,val2017,annotations}, with the augmentation of DETR.
 dataloader = OmegaConf.create()

@@ -11,7 +11,8 @@ import torch
 from tqdm import tqdm
 
 from detrx.analysis.visualize import Box, compare_with_truth
-from detrx.evaluation import BoxScores, class_names, coco_api, confusion_matrix, score_boxes
+from detrx.coco.values import area_of
+from detrx.evaluation import BoxScores, coco_api, confusion_matrix, score_boxes
 from detrx.evaluation.breakdown import SIZES
 from detrx.evaluation.greedy import match_greedily
 
@@ -63,14 +64,10 @@ def compute_statistics(found: Detections, score_threshold: float) -> DetectionSt
     `score_threshold`."""
     truth = found.dataset.ground_truth
     steps = tqdm(total=3, desc=f"scoring {len(found.results)} detections", unit="step", leave=False)
-    scores = score_boxes(coco_api(truth), found.results)
+    scores = score_boxes(coco_api(truth), found.results, found.dataset.max_dets_per_image)
     steps.update()
     precisions, recalls = scores.average_precision(), scores.average_recall()
-    areas = [
-        each.get("area", each["bbox"][2] * each["bbox"][3])
-        for each in truth["annotations"]
-        if not each.get("iscrowd", 0)
-    ]
+    areas = [area_of(each) for each in truth["annotations"] if not each.get("iscrowd", 0)]
     sizes = {
         name: {
             "range": _range(low, high),
@@ -82,7 +79,7 @@ def compute_statistics(found: Detections, score_threshold: float) -> DetectionSt
     }
     confusion = confusion_matrix(truth, found.results, 0.5, score_threshold)
     steps.update()
-    index = {category_id: k for k, category_id in enumerate(sorted(each["id"] for each in truth["categories"]))}
+    index = {category_id: k for k, category_id in enumerate(found.dataset.category_ids)}
     classes = np.zeros((len(index), 3), dtype=np.int64)
     classes[:, 0] = confusion[:-1].sum(1)
     images, matches = [], []
@@ -95,7 +92,7 @@ def compute_statistics(found: Detections, score_threshold: float) -> DetectionSt
         matches += image.detections
     steps.close()
     columns = np.array([match.score for match in matches]), np.array([match.correct for match in matches], dtype=bool)
-    names = class_names(truth)
+    names = found.dataset.class_names
     return DetectionStatistics(found, names, scores, confusion, sizes, images, len(areas), classes, columns)
 
 
@@ -142,8 +139,8 @@ def _overlaps(detections: list[dict], objects: list[dict]) -> np.ndarray:
         return np.zeros((len(detections), len(objects)))
     boxes, others = (np.array([each["bbox"] for each in some], dtype=float) for some in (detections, objects))
     overlaps = np.asarray(mask_util.iou(boxes, others, [int(each.get("iscrowd", 0)) for each in objects]))
-    classes, true_classes = (np.array([each["category_id"] for each in some]) for some in (detections, objects))
-    return np.where(classes[:, None] == true_classes, overlaps, 0.0)
+    same_class = [[one["category_id"] == other["category_id"] for other in objects] for one in detections]
+    return np.where(same_class, overlaps, 0.0)
 
 
 def boxes_to_draw(found: Detections, image_id: Any, score_threshold: float) -> list[Box]:
@@ -154,16 +151,14 @@ def boxes_to_draw(found: Detections, image_id: Any, score_threshold: float) -> l
         if each["image_id"] == image_id and not each.get("iscrowd", 0)
     ]
     detections = [each for each in found.results if each["image_id"] == image_id and each["score"] >= score_threshold]
-    names = {each["id"]: each["name"] for each in found.dataset.ground_truth["categories"]}
-    ids = sorted(names)
-    index = {category_id: position for position, category_id in enumerate(ids)}
+    index = {category_id: position for position, category_id in enumerate(found.dataset.category_ids)}
     return compare_with_truth(
         _corners(objects),
         torch.tensor([index[each["category_id"]] for each in objects], dtype=torch.long),
         _corners(detections),
         torch.tensor([index[each["category_id"]] for each in detections], dtype=torch.long),
         torch.tensor([each["score"] for each in detections], dtype=torch.float64),
-        [names[each] for each in ids],
+        found.dataset.class_names,
     )
 
 

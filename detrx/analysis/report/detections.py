@@ -8,13 +8,14 @@ import torch
 from tqdm import tqdm
 
 from detrx.coco.results import instances_on_host, to_results, with_category_ids
+from detrx.coco.values import id_order
 from detrx.d2.config import instantiate
 from detrx.d2.data import MetadataCatalog
-from detrx.d2.structures import BoxMode
 from detrx.data import get_detection_dataset_dicts
 from detrx.engine.trained import load_model
 from detrx.errors import user_message
-from detrx.evaluation import read_ground_truth, read_results
+from detrx.evaluation import class_names, read_ground_truth, read_results
+from detrx.evaluation.ground_truth import ground_truth_of
 from detrx.modeling import DetectionTransformer
 
 from .query_watch import QueryWatch
@@ -28,16 +29,23 @@ class Dataset:
         name: registered name.
         records: dataset dicts by image id.
         ground_truth: content of a COCO annotation file, for these images.
+        max_dets_per_image: how many of an image's detections of each class count.
     """
 
     name: str
     records: dict[Any, dict[str, Any]]
     ground_truth: dict[str, Any]
+    max_dets_per_image: int = 100
+
+    @property
+    def category_ids(self) -> list[Any]:
+        """By class index."""
+        return sorted((each["id"] for each in self.ground_truth["categories"]), key=id_order)
 
     @property
     def class_names(self) -> list[str]:
         """By class index."""
-        return [each["name"] for each in sorted(self.ground_truth["categories"], key=lambda each: each["id"])]
+        return class_names(self.ground_truth)
 
     def first(self, count: int) -> "Dataset":
         """The dataset of its first `count` images."""
@@ -65,7 +73,7 @@ class Absent:
     command: str = ""
 
 
-def load_dataset(name: str) -> Dataset:
+def load_dataset(name: str, max_dets_per_image: int = 100) -> Dataset:
     """Load a registered dataset with its annotations.
 
     Raises:
@@ -73,8 +81,8 @@ def load_dataset(name: str) -> Dataset:
     """
     records = {each["image_id"]: each for each in get_detection_dataset_dicts(name, filter_empty=False)}
     json_file = MetadataCatalog.get(name).get("json_file")
-    truth = read_ground_truth(json_file) if json_file else _truth_of(records, name)
-    return Dataset(name, records, truth)
+    truth = read_ground_truth(json_file) if json_file else ground_truth_of(records.values(), MetadataCatalog.get(name))
+    return Dataset(name, records, truth, max_dets_per_image)
 
 
 def read_detections(file: Path, dataset: Dataset) -> Detections:
@@ -115,8 +123,7 @@ def run_model(
             if (message := user_message(error)) is None:
                 raise
             watch = Absent(message)
-    ids = sorted(each["id"] for each in dataset.ground_truth["categories"])
-    index_of = {category_id: index for index, category_id in enumerate(ids)}
+    index_of = {category_id: index for index, category_id in enumerate(dataset.category_ids)}
     results: list[dict[str, Any]] = []
     with torch.no_grad():
         for image_id, record in tqdm(dataset.records.items(), desc="detecting", unit="img"):
@@ -127,21 +134,3 @@ def run_model(
                 watch.observe(inputs, found)
     figures = watch if isinstance(watch, Absent) else watch.figures()
     return Detections(dataset, results, f"of {weights.name} in {len(dataset.records)} images"), figures
-
-
-def _truth_of(records: dict[Any, dict[str, Any]], name: str) -> dict[str, Any]:
-    """The content of a COCO annotation file for these dataset dicts."""
-    labels = {each["category_id"] for record in records.values() for each in record.get("annotations", ())}
-    names = MetadataCatalog.get(name).get("thing_classes") or [str(i) for i in range(max(labels, default=0) + 1)]
-    annotations: list[dict[str, Any]] = []
-    for image_id, record in records.items():
-        for each in record.get("annotations", ()):
-            box = list(BoxMode.convert(each["bbox"], each["bbox_mode"], BoxMode.XYWH_ABS))
-            facts = {"category_id": each["category_id"], "bbox": box, "area": box[2] * box[3]}
-            number = len(annotations) + 1
-            annotations.append({"id": number, "image_id": image_id, "iscrowd": each.get("iscrowd", 0), **facts})
-    return {
-        "images": [{"id": image_id} for image_id in records],
-        "annotations": annotations,
-        "categories": [{"id": index, "name": str(each)} for index, each in enumerate(names)],
-    }

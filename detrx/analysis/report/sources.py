@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig
+
 from detrx.engine.config import load_config
 from detrx.errors import user_message
 
@@ -60,7 +62,7 @@ def observe(run: RunFolder, options: Options) -> Observed:
     try:
         cfg = load_config(options.config_file or str(run.path / "config.yaml"), list(options.overrides))
         names = cfg.dataloader.test.dataset.names
-        dataset = load_dataset(names if isinstance(names, str) else names[0])
+        dataset = load_dataset(names if isinstance(names, str) else names[0], _max_dets(cfg))
     except Exception as error:
         absent = _excused(error, "The test dataset cannot be read", again, asked=bool(options.config_file))
         return Observed(absent, absent)
@@ -68,6 +70,13 @@ def observe(run: RunFolder, options: Options) -> Observed:
     of_model = _of_model(run, options, cfg, dataset)
     detections = stored or of_model.detections
     return Observed(detections, of_model.queries)
+
+
+def _max_dets(cfg: Any) -> int:
+    """The number of detections per image that the config's evaluation counts."""
+    evaluator = cfg.dataloader.get("evaluator")
+    asked = evaluator.get("max_dets_per_image") if isinstance(evaluator, DictConfig) else None
+    return 100 if asked is None else asked
 
 
 def _of_model(run: RunFolder, options: Options, cfg: Any, dataset: Dataset) -> Observed:

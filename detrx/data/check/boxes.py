@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from detrx.coco.annotations import is_box
 from detrx.coco.problems import Findings, Problem, printable
+from detrx.coco.values import is_box
 from detrx.d2.structures import BoxMode
 
-__all__ = ["BoxTable", "check_boxes", "check_boxes_closely"]
+__all__ = ["MIN_BOX_SIZE", "BoxTable", "check_boxes", "check_boxes_closely"]
 
+MIN_BOX_SIZE = 1e-5  # pixels; a box with a side of no more is left out of training
 _TOLERANCE = 1.0  # pixels; annotations of COCO exceed the image by fractions of one
 _MANY = 0.1  # fraction of boxes beyond the image, above which their format is doubted
 
@@ -37,6 +38,32 @@ class BoxTable:
     crowd: np.ndarray
     record: np.ndarray
     entry: np.ndarray
+
+    def left_out(self) -> tuple[np.ndarray, np.ndarray]:
+        """Which boxes `DetectionMapper` leaves out, apart from crowds: (N,) bool for those without width or height, and
+        for others that have none inside of the image. In float32, as it has them."""
+        low, sides = (part.astype(np.float32) for part in (self.boxes[:, :2], self.boxes[:, 2:]))
+        high = low + sides
+        empty = np.any(high - low <= MIN_BOX_SIZE, axis=1)
+        limits = np.where(np.isnan(self.sizes), np.inf, self.sizes).astype(np.float32)
+        inside = np.clip(high, 0, limits) - np.clip(low, 0, limits)
+        return empty, ~empty & np.any(inside <= MIN_BOX_SIZE, axis=1)
+
+    def why_nothing_to_learn(self) -> str | None:
+        """If no box is left for training, the reasons in words."""
+        empty, outside = self.left_out()
+        left_out = self.crowd | empty | outside
+        if not left_out.all():
+            return None
+        if not len(self.boxes):
+            return "there are no annotations"
+        reasons = {
+            "crowds (iscrowd 1)": self.crowd,
+            "without width or height": empty & ~self.crowd,
+            "outside of the image": outside & ~self.crowd,
+        }
+        counts = ", ".join(f"{mask.sum()} {reason}" for reason, mask in reasons.items() if mask.any())
+        return f"training leaves out all {len(self.boxes)} boxes: {counts}"
 
     def describe(self, records: list[dict[str, Any]], i: int) -> str:
         """Box i for a message: annotation id if known, image and coordinates."""
@@ -63,8 +90,7 @@ def check_boxes(records: list[dict[str, Any]], findings: Findings) -> BoxTable:
     x1, y1 = table.boxes[:, :2].T
     x2, y2 = (table.boxes[:, :2] + table.boxes[:, 2:]).T
     width, height = table.sizes.T  # comparisons with nan are false
-    empty = (table.boxes[:, 2:] <= 0).any(1)
-    outside = ~empty & ((x2 <= 0) | (y2 <= 0) | (x1 >= width) | (y1 >= height))
+    empty, outside = table.left_out()
     t = _TOLERANCE
     beyond = ~empty & ~outside & ((x1 < -t) | (y1 < -t) | (x2 > width + t) | (y2 > height + t))
     _add(findings, Problem.NO_EXTENT, empty & ~table.crowd, table, records)
@@ -77,7 +103,7 @@ def check_boxes_closely(table: BoxTable, records: list[dict[str, Any]], findings
     """Find what is suspicious about boxes, beyond `check_boxes`: tiny ones, equal ones, and other formats than XYWH."""
     boxes, real = table.boxes, ~table.crowd
     sides = boxes[:, 2:]
-    _add(findings, Problem.TINY, real & (sides > 0).all(1) & (sides < 1).any(1), table, records)
+    _add(findings, Problem.TINY, real & ~table.left_out()[0] & (sides < 1).any(1), table, records)
 
     keys = np.column_stack([table.record, table.classes, boxes])
     _, first = np.unique(keys, axis=0, return_index=True)

@@ -12,13 +12,13 @@ from detrx.coco.annotations import number_classes, parse_coco
 from detrx.coco.json_files import read_json
 from detrx.coco.problems import Findings, Problem, printable
 from detrx.coco.records import check_classes
-from detrx.d2.data import DatasetCatalog, MetadataCatalog
+from detrx.d2.data import MetadataCatalog
 from detrx.d2.structures import BoxMode
 from detrx.d2.utils import PathManager
 from detrx.errors import InvalidInputError
 
 from ..datasets.custom import without_files
-from ..datasets.registered import check_registered
+from ..datasets.registered import check_registered, load_registered
 from .boxes import check_boxes, check_boxes_closely
 from .entries import check_labels, usable_records
 from .image_files import check_images
@@ -100,7 +100,7 @@ def check_dataset(
         )
         if json_file and metadata.get("evaluator_type") == "coco":
             parsed, classes = _parse(json_file, image_root or "", name, findings)
-        records = usable_records(DatasetCatalog.get(name), findings)
+        records = usable_records(load_registered(name), findings)
         classes = list(metadata.get("thing_classes") or [])
     except Exception as error:  # whatever the reader of the dataset raises
         if not findings.count("error"):
@@ -180,8 +180,8 @@ def _check(
 ) -> CheckedDataset:
     table = check_boxes(records, findings)
     check_boxes_closely(table, records, findings)
-    if records and role != "test" and not ((table.boxes[:, 2:] > 0).all(1) & ~table.crowd).any():
-        findings.add(Problem.NO_BOXES, f"{len(records)} images, {len(table.boxes)} boxes")
+    if records and role != "test" and (why := table.why_nothing_to_learn()):
+        findings.add(Problem.NO_BOXES, f"{len(records)} images: {why}")
     check_images(records, findings, decode, workers)
     statistics = statistics_of(table, records, classes)
     return CheckedDataset(name, json_file, image_root, classes, records, findings, statistics)

@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from detrx.coco.values import Id
 from detrx.d2.data import DatasetCatalog, MetadataCatalog
 from detrx.errors import InvalidInputError
 
@@ -45,7 +46,7 @@ def without_files(name: str) -> bool:
     return isinstance(split, CustomSplit) and not split.json_file
 
 
-def register_custom(name: str, files: Mapping[str, tuple[str, str]], categories: Mapping[int, str]) -> None:
+def register_custom(name: str, files: Mapping[str, tuple[str, str]], categories: Mapping[Id, str]) -> None:
     """Register `<name>_train` and `<name>_val`; no file is opened before it is needed.
 
     A custom dataset that is registered under this name already is replaced.

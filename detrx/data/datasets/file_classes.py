@@ -7,6 +7,7 @@ from typing import Any
 from detrx.coco.annotations import number_classes, parse_coco
 from detrx.coco.problems import Findings
 from detrx.coco.records import categories_of
+from detrx.coco.values import Id, id_order
 from detrx.d2.structures import BoxMode
 
 from .sources import read_source
@@ -48,7 +49,7 @@ class FileClasses:
     def names(self) -> list[str]:
         return [self._name_of(category) for category in self.entries()]
 
-    def ids(self) -> dict[int, int]:
+    def ids(self) -> dict[Id, int]:
         """Category id -> class index."""
         return {category["id"]: index for index, category in enumerate(self.entries())}
 
@@ -70,4 +71,4 @@ class FileClasses:
 
     def _remember(self, categories: list[dict[str, Any]]) -> None:
         """Take these entries of one of the files, which has just been read, instead of reading one."""
-        self._read = {tuple(self._files()): sorted(categories, key=lambda category: category["id"])}
+        self._read = {tuple(self._files()): sorted(categories, key=lambda each: id_order(each["id"]))}

@@ -10,12 +10,12 @@ import torch
 
 from detrx.d2 import provider
 from detrx.d2.data import DatasetCatalog, MetadataCatalog
-from detrx.d2.evaluation import COCOEvaluator, DatasetEvaluator
+from detrx.d2.evaluation import DatasetEvaluator
 from detrx.d2.structures import Boxes, BoxMode, Instances
 from detrx.data import get_detection_dataset_dicts
 from detrx.data.datasets import cityscapes, lvis
 from detrx.data.datasets.lazy_metadata import LazyMetadata
-from detrx.evaluation import LVISEvaluator
+from detrx.evaluation import COCOEvaluator, LVISEvaluator
 
 
 @pytest.fixture
