@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from detrx.analysis.visualize import Box, class_colour, draw_boxes
+from detrx.analysis.visualize import Box, class_colour, class_name, draw_boxes
 from detrx.coco.results import instances_on_host
 from detrx.config_zoo import read_config
 from detrx.d2.config import instantiate
@@ -133,7 +133,7 @@ class Predictor:
 
     def name_of(self, index: int) -> str:
         """Name of a class; its number, if there is none."""
-        return self.class_names[index] if index < len(self.class_names) else str(index)
+        return class_name(index, self.class_names)
 
     def draw(self, image: ImageLike, instances: Instances, min_side: int = 480) -> Image.Image:
         """The image with its detections, the best on top, enlarged by a whole factor until its shorter side has

@@ -12,7 +12,7 @@ from PIL import Image
 
 from detrx.d2.config import instantiate
 
-from .visualize import Box, captioned, class_colour, draw_boxes
+from .visualize import Box, captioned, class_colour, class_name, draw_boxes, fitted
 
 
 def loader_samples(cfg: DictConfig, split: str, num: int, seed: int) -> Iterator[dict[str, Any]]:
@@ -43,11 +43,10 @@ def draw_sample(sample: dict[str, Any], class_names: Sequence[str], width: int =
     boxes."""
     image, instances = sample["image"], sample["instances"]
     boxes = [
-        Box(tuple(box), class_names[index] if index < len(class_names) else str(index), class_colour(index))
+        Box(tuple(box), class_name(index, class_names), class_colour(index))
         for box, index in zip(instances.gt_boxes.tensor.tolist(), instances.gt_classes.tolist(), strict=True)
     ]
     drawn = draw_boxes(Image.fromarray(image.permute(1, 2, 0).numpy()), boxes)
-    height = max(1, round(drawn.height * width / drawn.width))
     count = f"{len(boxes)} box{'es' * (len(boxes) != 1)}"
     text = f"{Path(sample['file_name']).name}  {image.shape[2]} x {image.shape[1]}, {count}"
-    return captioned(drawn.resize((width, height), Image.Resampling.LANCZOS), text)
+    return captioned(fitted(drawn, width), text)

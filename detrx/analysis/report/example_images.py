@@ -65,7 +65,8 @@ def _draw(found: Detections, count: ImageCount, score_threshold: float) -> Embed
     scale = min(1.0, LONGEST_SIDE / max(image.size))
     boxes = boxes_to_draw(found, count.image_id, score_threshold)
     if scale < 1:
-        image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
+        size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+        image = image.resize(size, Image.Resampling.LANCZOS)
         boxes = [box.scaled(scale) for box in boxes]
     drawn = draw_boxes(image, boxes, min_side=min(400, LONGEST_SIDE * min(image.size) // max(image.size)))
     return EmbeddedImage(data_url(drawn), _caption(Path(file).name, count), drawn.width, drawn.height)
