@@ -110,7 +110,7 @@ def test_images_of_extreme_shape_keep_a_pixel_and_their_boxes(name, shape):
         box = (first, 0, last, height) if width == along else (0, first, width, last)
         result = augment(painted(height, width, box))
         rows, columns = result["image"].shape[-2:]
-        assert 1 <= min(rows, columns) and max(rows, columns) <= max(1333, along)
+        assert min(rows, columns) >= 1 and max(rows, columns) <= max(1333, along)
         x1, y1, x2, y2 = (result["boxes"][0] / torch.tensor([columns, rows, columns, rows])).tolist()
         assert 0 <= x1 <= x2 <= 1.001 and 0 <= y1 <= y2 <= 1.001
         if name.startswith("test") and along > 1:

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from detrx.coco.problems import Findings, Problem, printable
 from detrx.d2.utils import PathManager
 
-from ..images import open_picture
+from ..images import annotated_size, open_picture
 
 __all__ = ["check_images"]
 
@@ -28,7 +28,7 @@ def check_images(records: list[dict[str, Any]], findings: Findings, decode: bool
 
 
 def _decode(record: dict[str, Any]) -> list[tuple[Problem, str]]:
-    annotated = (record["width"], record["height"]) if "width" in record and "height" in record else None
+    annotated = annotated_size(record)
     name = printable(record["file_name"])
     try:
         picture = open_picture(record["file_name"], annotated)
