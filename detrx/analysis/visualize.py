@@ -22,6 +22,8 @@ LEGEND = (
 MOST_TIMES = 8
 """The longer side of an image, in terms of the shorter, up to which drawings are as large as their shorter side asks
 for: an image of 4000 x 2 pixels would otherwise become one of 960,000 x 480."""
+CELL_WIDTH = 400
+"""Of an image in a contact sheet, in pixels."""
 _PAPER = "#1c1c1e"
 _PALETTE = (
     "#2ee64d",
@@ -140,7 +142,7 @@ def compare_with_truth(
 
 
 def contact_sheet(
-    cells: Sequence[Image.Image], columns: int = 4, title: str = "", legend: bool = True, cell_width: int = 400
+    cells: Sequence[Image.Image], columns: int = 4, title: str = "", legend: bool = True, cell_width: int = CELL_WIDTH
 ) -> Image.Image:
     """Images in a grid, row by row, each scaled to the width of a cell (see `fitted`), under a title and the legend of
     `compare_with_truth`."""
