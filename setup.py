@@ -255,7 +255,7 @@ setup(
         "hydra-core>=1.1,<1.4",
         "pycocotools>=2.0.6",
         "scipy>=1.10",
-        "pillow>=9.4",
+        "pillow>=10.1",
         "pyyaml>=6.0",
         "tqdm>=4.60",
         "jinja2>=3.0",

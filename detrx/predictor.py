@@ -16,12 +16,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from detrx.analysis.visualize import Box, class_colour, draw_boxes
+from detrx.analysis.visualize import Box, class_colour, class_name, draw_boxes
 from detrx.coco.results import instances_on_host
 from detrx.config_zoo import read_config
 from detrx.d2.config import instantiate
 from detrx.d2.structures import Instances
 from detrx.data import class_names_of, read_image, upright_rgb
+from detrx.data.bad_files import UNREADABLE
 from detrx.engine.config import override_config
 from detrx.engine.trained import load_model
 from detrx.errors import InvalidInputError, MissingImportError
@@ -121,19 +122,39 @@ class Predictor:
         pictures = ({"image": as_pil_image(image)} for image in images)
         return [instances for _, instances in self.stream(pictures)]
 
-    def stream(self, records: Iterable[Record]) -> Iterator[tuple[Record, Instances]]:
-        """Every dataset dict (with a `file_name`, or a PIL image as `image`) with its detections, batch by batch."""
-        records = iter(records)
-        while batch := list(itertools.islice(records, self.batch_size)):
+    def stream(
+        self, records: Iterable[Record], skip: Callable[[Exception], None] | None = None
+    ) -> Iterator[tuple[Record, Instances]]:
+        """Every dataset dict (with a `file_name`, or a PIL image as `image`) with its detections, batch by batch.
+
+        Args:
+            skip: called with the error of an image that cannot be read, which is then left out; None: it is raised.
+        """
+        inputs = self._readable(records, skip)
+        while batch := list(itertools.islice(inputs, self.batch_size)):
             with torch.no_grad():
-                outputs = self.model([self.mapper(record) for record in batch])
+                outputs = self.model([mapped for _, mapped in batch])
             found = instances_on_host([output["instances"] for output in outputs])
-            for record, instances in zip(batch, found, strict=True):
+            for (record, _), instances in zip(batch, found, strict=True):
                 yield record, instances[instances.scores >= self.score_threshold]
+
+    def _readable(
+        self, records: Iterable[Record], skip: Callable[[Exception], None] | None
+    ) -> Iterator[tuple[Record, Record]]:
+        """Dataset dicts and what the mapper makes of them."""
+        for record in records:
+            try:
+                mapped = self.mapper(record)
+            except UNREADABLE as error:
+                if skip is None:
+                    raise
+                skip(error)
+                continue
+            yield record, mapped
 
     def name_of(self, index: int) -> str:
         """Name of a class; its number, if there is none."""
-        return self.class_names[index] if index < len(self.class_names) else str(index)
+        return class_name(index, self.class_names)
 
     def draw(self, image: ImageLike, instances: Instances, min_side: int = 480) -> Image.Image:
         """The image with its detections, the best on top, enlarged by a whole factor until its shorter side has

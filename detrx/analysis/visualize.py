@@ -19,6 +19,11 @@ LEGEND = (
     ("wrong detection", WRONG, False),
     ("missed object", MISSED, True),
 )
+MOST_TIMES = 8
+"""The longer side of an image, in terms of the shorter, up to which drawings are as large as their shorter side asks
+for: an image of 4000 x 2 pixels would otherwise become one of 960,000 x 480."""
+CELL_WIDTH = 400
+"""Of an image in a contact sheet, in pixels."""
 _PAPER = "#1c1c1e"
 _PALETTE = (
     "#2ee64d",
@@ -55,15 +60,21 @@ def class_colour(index: int) -> str:
     return _PALETTE[index % len(_PALETTE)]
 
 
+def class_name(index: int, names: Sequence[str]) -> str:
+    """Name of a class; its number, if there is none."""
+    return str(names[index]) if 0 <= index < len(names) else str(index)
+
+
 def draw_boxes(image: Image.Image, boxes: Sequence[Box], min_side: int = 480) -> Image.Image:
-    """A copy of an RGB image with boxes, enlarged by a whole factor until its shorter side has `min_side` pixels."""
-    factor = max(1, math.ceil(min_side / min(image.size)))
+    """A copy of an RGB image with boxes, enlarged by a whole factor until its shorter side has `min_side` pixels, or
+    until its longer side would have more than `MOST_TIMES` times as many."""
+    factor = max(1, min(math.ceil(min_side / min(image.size)), MOST_TIMES * min_side // max(image.size)))
     canvas = image.convert("RGB").resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(canvas)
     width = max(2, round(min(canvas.size) / 200))
     size = max(12, round(min(canvas.size) / 30))
     font: ImageFont.FreeTypeFont = ImageFont.load_default(size)  # type: ignore[assignment]  # it is one, with a size
-    corners = [[factor * value for value in box.xyxy] for box in boxes]
+    corners = [_upper_left_first([factor * value for value in box.xyxy]) for box in boxes]
     for box, xyxy in zip(boxes, corners, strict=True):
         # Grown by the width of the line, so that the line runs around the object instead of over it.
         grown = [xyxy[0] - width, xyxy[1] - width, xyxy[2] + width - 1, xyxy[3] + width - 1]
@@ -105,7 +116,8 @@ def compare_with_truth(
 
     Args:
         true_boxes, pred_boxes: (N, 4) and (M, 4) XYXY in pixels.
-        true_classes, pred_classes: (N,) and (M,) indices into `class_names`.
+        true_classes, pred_classes: (N,) and (M,) indices into `class_names`; classes beyond these are called by their
+            number.
         scores: (M,).
 
     Returns:
@@ -118,27 +130,27 @@ def compare_with_truth(
     found = np.isin(np.arange(len(true_boxes)), taken).tolist()
     detections = []
     for i, right in zip(order.tolist(), (taken >= 0).tolist(), strict=True):
-        label = f"{class_names[int(pred_classes[i])]} {float(scores[i]):.2f}"
+        label = f"{class_name(int(pred_classes[i]), class_names)} {float(scores[i]):.2f}"
         detections.append(Box(tuple(pred_boxes[i].tolist()), label, CORRECT if right else WRONG))
     truth = [
         Box(tuple(box), colour=TRUTH, thin=True)
         if hit
-        else Box(tuple(box), class_names[int(label)], MISSED, dashed=True)
+        else Box(tuple(box), class_name(int(label), class_names), MISSED, dashed=True)
         for box, label, hit in zip(true_boxes.tolist(), true_classes, found, strict=True)
     ]
     return sorted(truth, key=lambda box: box.dashed) + detections[::-1]
 
 
 def contact_sheet(
-    cells: Sequence[Image.Image], columns: int = 4, title: str = "", legend: bool = True, cell_width: int = 400
+    cells: Sequence[Image.Image], columns: int = 4, title: str = "", legend: bool = True, cell_width: int = CELL_WIDTH
 ) -> Image.Image:
-    """Images in a grid, row by row, each scaled to the width of a cell, under a title and the legend of
+    """Images in a grid, row by row, each scaled to the width of a cell (see `fitted`), under a title and the legend of
     `compare_with_truth`."""
     if not cells:
         raise InvalidInputError("a contact sheet needs at least one image")
     gap = 8
     columns = min(columns, len(cells))
-    cells = [c.resize((cell_width, round(c.height * cell_width / c.width)), Image.Resampling.LANCZOS) for c in cells]
+    cells = [fitted(cell, cell_width) for cell in cells]
     rows = [cells[i : i + columns] for i in range(0, len(cells), columns)]
     heights = [max(cell.height for cell in row) for row in rows]
     head = _header(columns * (cell_width + gap) + gap, title, LEGEND if legend else ())
@@ -150,6 +162,25 @@ def contact_sheet(
             sheet.paste(cell, (gap + column * (cell_width + gap), top))
         top += height + gap
     return sheet
+
+
+def fitted(image: Image.Image, width: int) -> Image.Image:
+    """An image scaled to `width`; one that would become higher than `MOST_TIMES` times that is scaled to this height,
+    and put into the middle."""
+    scale = min(width / image.width, MOST_TIMES * width / image.height)
+    size = max(1, round(scale * image.width)), max(1, round(scale * image.height))
+    scaled = image.resize(size, Image.Resampling.LANCZOS)
+    if scaled.width == width:
+        return scaled
+    sheet = Image.new("RGB", (width, scaled.height), _PAPER)
+    sheet.paste(scaled, ((width - scaled.width) // 2, 0))
+    return sheet
+
+
+def _upper_left_first(xyxy: Sequence[float]) -> list[float]:
+    """A box whose second corner is not above or left of the first: annotations can have a negative width."""
+    x1, y1, x2, y2 = xyxy
+    return [min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)]
 
 
 def _header(width: int, title: str, legend: Sequence[tuple[str, str, bool]]) -> Image.Image:

@@ -1,6 +1,7 @@
 """Shared by the commands: common arguments, JSON output, and one-line errors for mistakes of the user."""
 
 import argparse
+import io
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -15,6 +16,9 @@ from detrx.errors import user_message
 
 def run_tool(run: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> None:
     """Run a command. An error caused by the user prints one line and exits with status 1."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files may have characters that cannot be printed here
+            stream.reconfigure(errors="backslashreplace")
     try:
         run(args)
     except Exception as error:

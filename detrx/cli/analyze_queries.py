@@ -12,6 +12,7 @@ from detrx.cli._command import add_config, add_device, add_overrides, at_least, 
 from detrx.d2.config import instantiate
 from detrx.d2.data import MetadataCatalog
 from detrx.data import get_detection_dataset_dicts
+from detrx.data.bad_files import UNREADABLE, BadFiles
 from detrx.engine import load_config, load_model
 
 
@@ -19,7 +20,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     analyses = query_analyses()
     parser = argparse.ArgumentParser(
         description="Run a trained detector on a dataset, one image at a time, and write plots (PNG) and numbers "
-        "(JSON) of what its queries do.",
+        "(JSON) of what its queries do. Images that cannot be read are named and left out; the exit status is then 1.",
         epilog="example: analyze_queries.py --activation --weights output/model_final.pth "
         "--config-file configs/deformable_detr/deformable_detr_digits.py",
     )
@@ -64,9 +65,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 @torch.no_grad()
 def analyse(
-    args: argparse.Namespace, config: str, overrides: list[str], weights: str, output: Path
+    args: argparse.Namespace, config: str, overrides: list[str], weights: str, output: Path, bad: BadFiles
 ) -> list[QueryAnalysis]:
-    """Run the analyses of one checkpoint."""
+    """Run the analyses of one checkpoint. Images that cannot be read go into `bad`."""
     cfg = load_config(config, overrides)
     names = cfg.dataloader.test.dataset.names
     dataset = args.dataset or (names if isinstance(names, str) else names[0])
@@ -76,11 +77,19 @@ def analyse(
     mapper = instantiate(cfg.dataloader.test.mapper)
     subject = Subject(model, cfg.model, class_names, args.score_threshold, args)
     analyses = [each.of(subject) for each in dict.fromkeys(args.analyses)]
+    unreadable = 0
     for record in tqdm(records, desc="analysing", unit="img"):
-        inputs = mapper(record)
+        try:
+            inputs = mapper(record)
+        except UNREADABLE as error:
+            bad.add(error)
+            unreadable += 1
+            continue
         (result,) = model([inputs])
         for analysis in analyses:
             analysis.observe(inputs, result["instances"])
+    if unreadable == len(records):
+        bad.raise_any()
     output.mkdir(parents=True, exist_ok=True)
     for analysis in analyses:
         print(analysis.write(output))
@@ -88,8 +97,10 @@ def analyse(
 
 
 def run(args: argparse.Namespace) -> None:
+    bad = BadFiles()
     if not args.study:
-        analyse(args, args.config_file, args.opts, args.weights, args.output)
+        analyse(args, args.config_file, args.opts, args.weights, args.output, bad)
+        bad.raise_any()
         return
     study = load_study(args.study)
     found: dict[type[QueryAnalysis], dict[str, dict[int, QueryAnalysis]]] = {}
@@ -98,11 +109,12 @@ def run(args: argparse.Namespace) -> None:
             weights = Run(variant, seed, Path(args.weights)).folder / "model_final.pth"
             output = Run(variant, seed, args.output).folder
             print(f"{variant.name}, seed {seed}")
-            for analysis in analyse(args, variant.config, list(variant.overrides), str(weights), output):
+            for analysis in analyse(args, variant.config, list(variant.overrides), str(weights), output, bad):
                 found.setdefault(type(analysis), {}).setdefault(variant.name, {})[seed] = analysis
     for kind, analyses in found.items():
         if comparison := kind.compare(analyses, args.output):
             print(comparison)
+    bad.raise_any()
 
 
 def main(argv: list[str] | None = None) -> None:

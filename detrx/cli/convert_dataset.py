@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 
 from detrx.cli._command import at_least, run_tool
-from detrx.data.convert import DIFFICULT, Labelled, read_voc, read_yolo, write_coco_files
+from detrx.data.convert import DIFFICULT, Labelled, read_classes, read_voc, read_yolo, write_coco_files
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -64,7 +64,7 @@ def read(args: argparse.Namespace) -> Labelled:
         return read_yolo(args.input[0], args.splits, args.workers)
     classes = None
     if args.classes:
-        classes = [line.strip() for line in args.classes.read_text(encoding="utf-8").splitlines() if line.strip()]
+        classes = read_classes(args.classes)
     return read_voc(args.input, args.splits, args.difficult, args.zero_based, classes, args.workers)
 
 
@@ -86,6 +86,8 @@ def next_commands(files: dict[str, Path], root: Path) -> list[str]:
     check = "python tools/check_dataset.py"
     lines += [f"  {check} --annotations {shlex.quote(str(file))} --images {folder}" for file in files.values()]
     train, val = files.get("train", files.get("trainval")), files.get("test")
+    if len(files) == 1:  # whatever its list was called
+        train, val = next(iter(files.values())), None
     if "train" in files:  # and not trainval, which contains val
         val = files.get("val", val)
     if train:

@@ -1,10 +1,9 @@
 """Detect objects in images and videos, and write drawn images and COCO-format JSON."""
 
 import argparse
-import contextlib
 import itertools
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,17 @@ from PIL import Image
 from tqdm import tqdm
 
 from detrx.analysis import compare_with_truth, contact_sheet, draw_boxes
+from detrx.analysis.visualize import CELL_WIDTH, fitted
+from detrx.atomic import write_atomically
 from detrx.cli._command import add_config, add_device, add_overrides, add_weights, at_least, fraction, parse, run_tool
+from detrx.cli._demo_files import Drawings, find_files, names_in_dataset
 from detrx.coco.results import to_results
 from detrx.d2.data import MetadataCatalog
 from detrx.d2.structures import BoxMode, Instances
 from detrx.data import class_names_of, get_detection_dataset_dicts, read_image
-from detrx.data.images import IMAGE_SUFFIXES
-from detrx.data.video import VIDEO_SUFFIXES, Video, VideoWriter
+from detrx.data.bad_files import UNREADABLE, BadFiles
+from detrx.data.images import annotated_size
+from detrx.data.video import VIDEO_SUFFIXES, Video
 from detrx.engine.config import load_config
 from detrx.predictor import Predictor
 
@@ -30,7 +33,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         description="Detect objects in images and videos. Writes to the output folder: one PNG per image or frame with "
         "drawn detections; detections.json with all detections in COCO's result format (boxes XYWH in pixels; for a "
         "video also the frame index and the timestamp in seconds); and, on request, contact_sheet.png and drawn "
-        "videos. With --dataset, also draws the ground truth, with colours for right, wrong and missed boxes.",
+        "videos. With --dataset, also draws the ground truth, with colours for right, wrong and missed boxes. Files "
+        "that cannot be read are named and left out; the exit status is then 1.",
         epilog="example: demo.py --config-file configs/deformable_detr/deformable_detr_digits.py --weights "
         "output/demo/model_final.pth --dataset digits_val --num 16 --contact-sheet --output output/demo/images",
     )
@@ -64,30 +68,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parse(parser, argv)
 
 
-def find_files(patterns: list[str]) -> list[Path]:
-    """Image and video files for paths, folders (not recursive) and glob patterns, sorted within each of these.
-
-    Raises:
-        FileNotFoundError: a path, folder or pattern has no image or video.
-    """
-    suffixes = IMAGE_SUFFIXES | VIDEO_SUFFIXES
-    found: list[Path] = []
-    for pattern in patterns:
-        path = Path(pattern)
-        if path.is_file():
-            matches = [path]
-        else:
-            anchor = Path(path.anchor)
-            paths = path.iterdir() if path.is_dir() else anchor.glob(str(path.relative_to(anchor)))
-            matches = sorted(p for p in paths if p.is_file() and p.suffix.lower() in suffixes)
-        if not matches:
-            raise FileNotFoundError(
-                f"no image at {pattern}: expected an image or video file, a folder with some or a glob pattern"
-            )
-        found += matches
-    return list(dict.fromkeys(found))
-
-
 @dataclass(frozen=True)
 class Inputs:
     """
@@ -95,31 +75,53 @@ class Inputs:
         dataset: the registered dataset with the class names.
         records: dataset dicts; files have image ids from 1.
         count: number of records; None if a video does not state its length.
+        names: what the drawing of each file is called.
         videos: by file name.
     """
 
     dataset: str
     records: Iterable[dict[str, Any]]
     count: int | None
+    names: dict[str, Path]
     videos: dict[str, Video]
 
 
-def find_inputs(args: argparse.Namespace, cfg: Any) -> Inputs:
+def find_inputs(args: argparse.Namespace, cfg: Any, bad: BadFiles) -> Inputs:
     """The images and videos to process."""
     if args.dataset:
         dicts = get_detection_dataset_dicts(args.dataset, filter_empty=False)[: args.num]
-        return Inputs(args.dataset, dicts, len(dicts), {})
-    names = cfg.dataloader.test.dataset.names
-    files = find_files(args.input)
-    videos = {str(file): Video(file, args.every) for file in files if file.suffix.lower() in VIDEO_SUFFIXES}
-    sources: Iterable[Iterable[dict[str, Any]]] = (videos.get(str(file), [{"file_name": str(file)}]) for file in files)
-    numbered = enumerate(itertools.chain.from_iterable(sources), start=1)
-    records = itertools.islice(({**record, "image_id": number} for number, record in numbered), args.num)
+        names = names_in_dataset(
+            (record["file_name"] for record in dicts), MetadataCatalog.get(args.dataset).get("image_root")
+        )
+        return Inputs(args.dataset, dicts, len(dicts), names, {})
+    datasets = cfg.dataloader.test.dataset.names
+    names = {str(file): name for file, name in find_files(args.input).items()}
+    videos: dict[str, Video] = {}
+    for file in [name for name in names if Path(name).suffix.lower() in VIDEO_SUFFIXES]:
+        try:
+            videos[file] = Video(file, args.every)
+        except UNREADABLE as error:
+            bad.add(error)
+            del names[file]
+    records = itertools.islice(_numbered(names, videos, bad), args.num)
     counts = [video.length for video in videos.values()]
     known = [count for count in counts if count is not None]
-    total = len(files) - len(videos) + sum(known) if len(known) == len(counts) else None
+    total = len(names) - len(videos) + sum(known) if len(known) == len(counts) else None
     count = min((each for each in (total, args.num) if each is not None), default=None)
-    return Inputs(names if isinstance(names, str) else names[0], records, count, videos)
+    return Inputs(datasets if isinstance(datasets, str) else datasets[0], records, count, names, videos)
+
+
+def _numbered(files: Iterable[str], videos: Mapping[str, Video], bad: BadFiles) -> Iterator[dict[str, Any]]:
+    """Dataset dicts of images and of the frames of videos, as far as these can be read; their image ids count them."""
+    image_id = itertools.count(1)
+    for file in files:
+        if file not in videos:
+            yield {"file_name": file, "image_id": next(image_id)}
+            continue
+        try:
+            yield from ({**frame, "image_id": next(image_id)} for frame in videos[file])
+        except UNREADABLE as error:
+            bad.add(error)
 
 
 def results_of(record: dict[str, Any], found: Instances, category_ids: dict[int, int]) -> list[dict[str, Any]]:
@@ -129,7 +131,7 @@ def results_of(record: dict[str, Any], found: Instances, category_ids: dict[int,
         {
             "image_id": result["image_id"],
             **where,
-            "category_id": category_ids.get(result["category_id"], result["category_id"]),
+            "category_id": category_ids.get(result["category_id"]) if category_ids else result["category_id"],
             "bbox": [round(value, 2) for value in result["bbox"]],
             "score": round(result["score"], 5),
         }
@@ -139,8 +141,7 @@ def results_of(record: dict[str, Any], found: Instances, category_ids: dict[int,
 
 def drawing_of(predictor: Predictor, record: dict[str, Any], found: Instances) -> Image.Image:
     """Draw the detections on the image, compared with the ground truth if the record has it."""
-    annotated = (record["width"], record["height"]) if "width" in record and "height" in record else None
-    picture = record["image"] if "image" in record else read_image(record["file_name"], annotated)
+    picture = record["image"] if "image" in record else read_image(record["file_name"], annotated_size(record))
     if "annotations" not in record:
         return predictor.draw(picture, found)
     truth = [a for a in record["annotations"] if not a.get("iscrowd", 0)]
@@ -153,40 +154,12 @@ def drawing_of(predictor: Predictor, record: dict[str, Any], found: Instances) -
     )
 
 
-class Drawings:
-    """Writes drawn images to a folder, with unique names, and on request drawn frames to videos."""
-
-    def __init__(self, folder: Path, videos: dict[str, Video]) -> None:
-        self.folder, self.videos = folder, videos
-        self._names: set[str] = set()
-        self._writers: dict[str, VideoWriter] = {}
-        self._open = contextlib.ExitStack()
-
-    def write(self, record: dict[str, Any], drawing: Image.Image) -> None:
-        file = record["file_name"]
-        frame = f"_{record['frame']:06d}" if "frame" in record else ""
-        drawing.save(self._path(Path(file).stem + frame, ".png", record))
-        if file in self.videos and file not in self._writers:
-            path = self._path(f"{Path(file).stem}_detections", ".mp4", record)
-            self._writers[file] = self._open.enter_context(VideoWriter(path, self.videos[file].rate))
-        if file in self._writers:
-            self._writers[file].write(drawing)
-
-    def _path(self, stem: str, suffix: str, record: dict[str, Any]) -> Path:
-        name = f"{stem}_{record['image_id']}{suffix}" if stem + suffix in self._names else stem + suffix
-        self._names.add(name)
-        return self.folder / name
-
-    def __enter__(self) -> "Drawings":
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._open.__exit__(*error)
-
-
 def run(args: argparse.Namespace) -> None:
     cfg = load_config(args.config_file, args.opts)
-    inputs = find_inputs(args, cfg)
+    bad = BadFiles()
+    inputs = find_inputs(args, cfg, bad)
+    others = ["detections.json", *(["contact_sheet.png"] if args.contact_sheet else [])]
+    drawings = Drawings(args.output, inputs.names, inputs.videos if args.video_output else {}, others)
     predictor = Predictor.from_config(
         cfg, args.weights, device=args.device, score_threshold=args.score_threshold, batch_size=args.batch_size
     )
@@ -195,25 +168,33 @@ def run(args: argparse.Namespace) -> None:
     ids = MetadataCatalog.get(inputs.dataset).get("thing_dataset_id_to_contiguous_id") or {}
     category_ids = {index: category for category, index in ids.items()}
 
-    args.output.mkdir(parents=True, exist_ok=True)
     results: list[dict[str, Any]] = []
     cells: list[Image.Image] = []
     done = 0
-    with Drawings(args.output, inputs.videos if args.video_output else {}) as drawings:
-        for record, found in tqdm(predictor.stream(inputs.records), total=inputs.count, desc="detecting", unit="img"):
+    with drawings:
+        found_in = predictor.stream(inputs.records, skip=bad.add)
+        for record, found in tqdm(found_in, total=inputs.count, desc="detecting", unit="img"):
+            try:
+                drawing = drawing_of(predictor, record, found)
+            except UNREADABLE as error:  # it could be read a moment ago
+                bad.add(error)
+                continue
             results += results_of(record, found, category_ids)
-            drawing = drawing_of(predictor, record, found)
             drawings.write(record, drawing)
             done += 1
             if args.contact_sheet:
-                cells.append(drawing)
-    (args.output / "detections.json").write_text(json.dumps(results, indent=1))
-    print(f"{len(results)} detections in {done} images: {args.output}")
-    if args.contact_sheet:
+                cells.append(fitted(drawing, CELL_WIDTH))
+    if done:
+        text = json.dumps(results, indent=1)
+        write_atomically(args.output / "detections.json", lambda file: file.write(text.encode()))
+        print(f"{len(results)} detections in {done} images: {args.output}")
+    if cells:
         sheet = args.output / "contact_sheet.png"
         title = f"{args.dataset}: detections with a score of {args.score_threshold:g} or more" if args.dataset else ""
-        contact_sheet(cells, args.columns, title, legend=bool(args.dataset)).save(sheet)
+        picture = contact_sheet(cells, args.columns, title, legend=bool(args.dataset))
+        write_atomically(sheet, lambda file: picture.save(file, "PNG"))
         print(f"contact sheet: {sheet}")
+    bad.raise_any()
 
 
 def main(argv: list[str] | None = None) -> None:

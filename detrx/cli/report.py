@@ -5,6 +5,7 @@ from pathlib import Path
 
 from detrx.analysis.report import Options, read_run, write_report
 from detrx.cli._command import add_config, add_device, add_overrides, at_least, fraction, parse, run_tool
+from detrx.data.bad_files import BadFiles
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -13,7 +14,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "precision, images with right, wrong and missed boxes, confusion matrix, precision-recall curves, scores, and "
         "query statistics. Detections are those of the run's last evaluation (coco_instances_results.json in "
         "OUTPUT_DIR/inference); without it, the checkpoint is run on the test dataset. Query statistics always need "
-        "the checkpoint. The page lists missing parts with the command that creates them.",
+        "the checkpoint. The page lists missing parts with the command that creates them. Images that "
+        "cannot be read are named and left out; the exit status is then 1.",
         epilog="example: report.py output/digits --num 100",
     )
     parser.add_argument("run", type=Path, metavar="OUTPUT_DIR", help="output folder of the training (train.output_dir)")
@@ -53,9 +55,11 @@ def run(args: argparse.Namespace) -> None:
         use_model=not args.no_model,
         device=args.device,
     )
-    for part in write_report(read_run(args.run), options, output):
+    bad = BadFiles()
+    for part in write_report(read_run(args.run), options, output, bad):
         print(f"missing from the report: {part.why}")
     print(f"report: {output} ({output.stat().st_size / 1e6:.1f} MB)")
+    bad.raise_any()
 
 
 def main(argv: list[str] | None = None) -> None:

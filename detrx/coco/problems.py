@@ -53,6 +53,8 @@ class Problem(enum.Enum):
     SAME_BOX = WARNING, "boxes that occur more than once, with the same class"
     NORMALISED = WARNING, "no coordinate exceeds 1: are boxes given as fractions of the image? Pixels are expected"
     CORNERS = WARNING, "most boxes fit into the images only as [x1, y1, x2, y2], but [x, y, width, height] is expected"
+    IMAGE_SHAPE = WARNING, "images more than 40 times as long as wide: resized for the model, little is left of them"
+    MORE_THAN_QUERIES = WARNING, "images with more boxes than the model has queries: it cannot find all of them"
     IMAGE_NOT_TURNED = WARNING, "image files annotated with their unturned size: EXIF orientation is not applied"
     IMAGE_BAD_EXIF = WARNING, "image files with broken EXIF data: their orientation is not applied"
     IMAGE_TRANSPARENT = WARNING, "image files with transparent pixels: transparency is dropped, hidden colours appear"

@@ -17,6 +17,7 @@ from .prefetch import Prefetcher
 from .transforms import (
     FixedSizeCrop,
     RandomSizeCrop,
+    ResizeLongestSide,
     ResizeShortestSide,
     ScaleJitter,
     detr_augmentation,
@@ -30,6 +31,7 @@ __all__ = [
     "FixedSizeCrop",
     "Prefetcher",
     "RandomSizeCrop",
+    "ResizeLongestSide",
     "ResizeShortestSide",
     "ScaleJitter",
     "TrainLoader",

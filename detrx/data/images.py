@@ -5,6 +5,11 @@ from __future__ import annotations
 import dataclasses
 import enum
 import os
+import struct
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
@@ -14,8 +19,10 @@ from detrx.errors import InvalidInputError
 
 __all__ = [
     "IMAGE_SUFFIXES",
+    "MAX_PIXELS",
     "ImageNote",
     "Picture",
+    "annotated_size",
     "as_picture",
     "image_sizes",
     "open_picture",
@@ -25,8 +32,28 @@ __all__ = [
 
 IMAGE_SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp"))
 """Of the files in a folder that are taken for images; files that are named may have any suffix."""
+MAX_PIXELS = "DETRX_MAX_IMAGE_PIXELS"
+"""Environment variable: images with more pixels are refused, 0 is no limit. Where it is not set, Pillow's limit holds
+(178,956,970 pixels, or twice the `PIL.Image.MAX_IMAGE_PIXELS` of the program). The environment is what all processes
+and threads of a program share, so that it holds wherever images are opened."""
 _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 _DIM = 4096  # 16-bit images whose values all lie below this are nearly black as 8 bits
+# What Pillow raises for broken bytes, and for too large images. An AttributeError, for example, is a mistake of ours.
+_DECODER_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    EOFError,
+    ArithmeticError,
+    AssertionError,
+    RuntimeError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
 
 
 class ImageNote(enum.Enum):
@@ -64,15 +91,42 @@ def open_picture(file_name: str | os.PathLike, annotated_size: tuple[int, int] |
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it cannot be decoded: empty, truncated, broken, not an image, or of pixels that are refused.
+        ValueError: it cannot be opened or decoded: empty, truncated, broken, no image, too large (see `MAX_PIXELS`),
+            or of pixels that are refused.
     """
+    with _opened(file_name) as picture:
+        return as_picture(picture, annotated_size)
+
+
+@contextmanager
+def _opened(file_name: str | os.PathLike) -> Iterator[Image.Image]:
+    """An image file whose header has been read. Errors of decoders, inside as well, become one that names the file."""
     try:
-        with PathManager.open(os.fspath(file_name), "rb") as file, Image.open(file) as picture:
-            return as_picture(picture, annotated_size)
+        with PathManager.open(os.fspath(file_name), "rb") as file:
+            limit = _own_limit()
+            if limit is not None:
+                Image.MAX_IMAGE_PIXELS = limit or None  # of the process: Pillow has no limit per call
+            with Image.open(file) as picture:
+                if limit and picture.width * picture.height > limit:  # Pillow allows twice as many
+                    raise Image.DecompressionBombError
+                yield picture
     except FileNotFoundError as error:
         raise FileNotFoundError(f"image {file_name} does not exist") from error
-    except Exception as error:  # decoders raise whatever broken bytes lead them to
+    except _DECODER_ERRORS as error:
         raise InvalidInputError(f"image {file_name} cannot be read: {_reason(file_name, error)}") from error
+
+
+def _own_limit() -> int | None:
+    """What `MAX_PIXELS` is set to."""
+    text = os.environ.get(MAX_PIXELS, "")
+    if text and not (text.isascii() and text.isdigit()):
+        raise InvalidInputError(f"the environment variable {MAX_PIXELS} is {text!r}, expected a number of pixels")
+    return int(text) if text else None
+
+
+def annotated_size(record: Mapping[str, Any]) -> tuple[int, int] | None:
+    """(width, height) that a dataset dict gives for its image, if it does."""
+    return (record["width"], record["height"]) if "width" in record and "height" in record else None
 
 
 def as_picture(picture: Image.Image, annotated_size: tuple[int, int] | None = None) -> Picture:
@@ -109,17 +163,12 @@ def image_sizes(file_name: str | os.PathLike) -> tuple[tuple[int, int], tuple[in
         FileNotFoundError: there is no such file.
         ValueError: it is no image.
     """
-    try:
-        with PathManager.open(os.fspath(file_name), "rb") as file, Image.open(file) as picture:
-            stored = picture.size
-            try:
-                orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
-            except Exception:  # see `_upright`
-                orientation = 1
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"image {file_name} does not exist") from error
-    except Exception as error:
-        raise InvalidInputError(f"image {file_name} cannot be read: {_reason(file_name, error)}") from error
+    with _opened(file_name) as picture:
+        stored = picture.size
+        try:
+            orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
+        except _DECODER_ERRORS:  # see `_upright`
+            orientation = 1
     return (stored[::-1] if orientation in _SIDEWAYS else stored), stored
 
 
@@ -128,7 +177,7 @@ def _upright(picture: Image.Image, notes: list[ImageNote]) -> Image.Image:
         if picture.getexif().get(ExifTags.Base.Orientation, 1) == 1:
             return picture
         return ImageOps.exif_transpose(picture)
-    except Exception:  # the pixels are loaded already; only the parsing of metadata can have failed
+    except _DECODER_ERRORS:  # the pixels are loaded already; only the parsing of metadata can have failed
         notes.append(ImageNote.BAD_EXIF)
         return picture
 
@@ -150,17 +199,31 @@ def _as_rgb(picture: Image.Image, notes: list[ImageNote]) -> Image.Image:
 
 def _from_16_bits(picture: Image.Image, notes: list[ImageNote]) -> Image.Image:
     """Pillow's own conversion would clip all values above 255."""
-    values = np.asarray(picture).astype(np.int64)
+    values = np.asarray(picture)
     if values.min() < 0 or values.max() > 65535:
         raise InvalidInputError("its pixels are 32-bit integers, of which none is white; convert it to 8 or 16 bits")
     if values.max() < _DIM:
         notes.append(ImageNote.DIM)
-    return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
+    values = values.astype(np.uint32)  # holds 65535 * 255 + 32767; in place, since images can be large
+    values *= 255
+    values += 32767
+    values //= 65535
+    return Image.fromarray(values.astype(np.uint8)).convert("RGB")
 
 
 def _reason(file_name: str | os.PathLike, error: Exception) -> str:
     if os.path.isfile(file_name) and os.path.getsize(file_name) == 0:
         return "the file is empty"
+    if os.path.isdir(file_name):
+        return "it is a folder"
     if isinstance(error, Image.UnidentifiedImageError):  # its own message shows a Python object
         return "it is no image, or of an unknown format"
+    if isinstance(error, Image.DecompressionBombError):
+        limit = _own_limit() or 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        advice = f"set the environment variable {MAX_PIXELS} to a larger number, or to 0 for no limit"
+        return f"it has more than {limit} pixels; if you trust it, {advice}"
+    if isinstance(error, MemoryError):
+        return "there is not enough memory for its pixels"
+    if isinstance(error, OSError) and error.strerror:  # without the number of the error, and the name once more
+        return error.strerror
     return str(error) or type(error).__name__

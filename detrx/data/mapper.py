@@ -10,7 +10,7 @@ import torch
 from detrx.d2.structures import Boxes, BoxMode, Instances
 from detrx.errors import InvalidInputError
 
-from .images import ImageNote, as_picture, open_picture
+from .images import ImageNote, annotated_size, as_picture, open_picture
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class DetectionMapper:
 
         record = dict(dataset_dict)
         annotations = [a for a in record.pop("annotations", []) if not a.get("iscrowd", 0)]
-        annotated = (record["width"], record["height"]) if "width" in record and "height" in record else None
+        annotated = annotated_size(record)
         where = record.get("file_name", "in memory")
         picture = as_picture(record["image"], annotated) if "image" in record else open_picture(where, annotated)
         for note in picture.notes:

@@ -17,9 +17,16 @@ from detrx.errors import InvalidInputError, MissingImportError
 
 Sample = dict[str, Any]
 
+_LONGEST = 32  # times the shorter side
+
 
 class ResizeShortestSide(nn.Module):
-    """Resize so that the shorter side is one of `sizes` (drawn at random), but the longer at most `max_size`."""
+    """Resize so that the shorter side is one of `sizes` (drawn at random), but the longer at most `max_size`.
+
+    Sizes are those of torchvision's `Resize`, except at the extremes: no side is less than one pixel, and without
+    `max_size` the longer side is at most 32 times the size that was drawn (a line of 4000 x 2 pixels would need
+    gigabytes).
+    """
 
     def __init__(self, sizes: int | Sequence[int], max_size: int | None = None) -> None:
         super().__init__()
@@ -31,8 +38,29 @@ class ResizeShortestSide(nn.Module):
     def forward(self, sample: Sample) -> Sample:
         from torchvision.transforms.v2 import functional as F
 
-        size = self.sizes[int(torch.randint(len(self.sizes), ()))]
-        return _on_tensors(sample, lambda x: F.resize(x, [size], max_size=self.max_size, antialias=True))
+        shorter = self.sizes[int(torch.randint(len(self.sizes), ()))]
+        sides = sample["image"].shape[-2:]
+        longer = shorter * max(sides) // min(sides)
+        most = _LONGEST * shorter if self.max_size is None else self.max_size
+        if longer > most:
+            shorter, longer = most * shorter // longer, most
+        sides = _oriented(shorter, longer, sides)
+        return _on_tensors(sample, lambda x: F.resize(x, sides, antialias=True))
+
+
+class ResizeLongestSide(nn.Module):
+    """Resize so that the longer side is `size`; no side is ever less than one pixel."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, sample: Sample) -> Sample:
+        from torchvision.transforms.v2 import functional as F
+
+        sides = sample["image"].shape[-2:]
+        sides = _oriented(self.size * min(sides) // max(sides), self.size, sides)
+        return _on_tensors(sample, lambda x: F.resize(x, sides, antialias=True))
 
 
 class RandomSizeCrop(nn.Module):
@@ -179,6 +207,12 @@ def digits_augmentation(
         affine = v2.RandomAffine(0, (translate, translate), tuple(scale), interpolation=bilinear, fill=127)
         steps.append(affine)
     return v2.Compose(steps)
+
+
+def _oriented(shorter: int, longer: int, sides: Sequence[int]) -> list[int]:
+    """Height and width of an image of `sides` (height, width) once it has these two, of at least one pixel each."""
+    shorter = max(1, shorter)
+    return [shorter, longer] if sides[0] <= sides[1] else [longer, shorter]
 
 
 def _draw(low: int, high: int) -> int:

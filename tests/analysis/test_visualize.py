@@ -4,7 +4,7 @@ import torch
 from PIL import Image, ImageColor
 
 from detrx.analysis import Box, compare_with_truth, contact_sheet, draw_boxes
-from detrx.analysis.visualize import CORRECT, MISSED, TRUTH, WRONG, captioned
+from detrx.analysis.visualize import CORRECT, MISSED, TRUTH, WRONG, captioned, fitted
 
 NAMES = ["cat", "dog"]
 
@@ -50,6 +50,11 @@ def test_nothing_to_compare():
     assert compare([(A, 1)], []) == [("dog", MISSED)]
 
 
+def test_classes_beyond_the_names_are_called_by_their_number():
+    assert compare([(A, 5)], [(B, 7, 0.9), (A, 1, 0.4)]) == [("5", MISSED), ("dog 0.40", WRONG), ("7 0.90", WRONG)]
+    assert compare([(A, 5)], [(A, 5, 0.9)]) == [("", TRUTH), ("5 0.90", CORRECT)]
+
+
 def pixels_of(image, colour):
     y, x = np.nonzero((np.asarray(image) == ImageColor.getrgb(colour)).all(axis=-1))
     return x, y
@@ -83,6 +88,32 @@ def test_labels_stay_inside_the_image(box):
     labelled = draw_boxes(image, [Box(box, "elephant 0.99", colour="#00ff00")])
     added = len(pixels_of(labelled, "#00ff00")[0]) - len(pixels_of(plain, "#00ff00")[0])
     assert added > 80 * 12  # the plate of a label of that length
+
+
+@pytest.mark.parametrize(
+    ("size", "drawn_size"),
+    [
+        ((1, 1), (480, 480)),
+        ((4000, 2), (4000, 2)),
+        ((30, 9000), (30, 9000)),
+        ((10, 80), (480, 3840)),
+        ((20, 400), (180, 3600)),
+    ],
+)
+def test_drawings_of_extreme_shapes_do_not_explode(size, drawn_size):
+    drawn = draw_boxes(Image.new("RGB", size), [Box((0, 0, *size), "elephant 0.99")])
+    assert drawn.size == drawn_size
+    cell = fitted(drawn, 400)
+    assert cell.width == 400 and 1 <= cell.height <= 3200
+    sheet = contact_sheet([drawn, Image.new("RGB", (50, 30))], legend=False)
+    assert sheet.width < 1000 and sheet.height < 4000
+
+
+def test_boxes_with_corners_the_wrong_way_round_are_drawn():
+    """Annotations with a negative width or height are left out of training, and can still be looked at."""
+    image = Image.new("RGB", (700, 600))
+    mirrored = draw_boxes(image, [Box((400, 300, 100, 100), colour="#00ff00")])
+    assert mirrored.tobytes() == draw_boxes(image, [Box((100, 100, 400, 300), colour="#00ff00")]).tobytes()
 
 
 def test_contact_sheet_places_images_in_rows():

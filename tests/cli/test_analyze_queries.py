@@ -74,6 +74,18 @@ def test_tool_on_a_study(tmp_path: Path, digits: str, capsys: pytest.CaptureFixt
     assert usage and all(name.startswith("digit ") for name in usage)
 
 
+def test_images_that_cannot_be_read_are_left_out(tmp_path: Path, digits: str):
+    from detrx import model_zoo
+    from detrx.d2.config import instantiate
+
+    torch.save({"model": instantiate(model_zoo.get_config(PLAIN).model).state_dict()}, tmp_path / "model.pth")
+    (tmp_path / "2.png").write_bytes(b"")
+    arguments = ["--activation", "--config-file", PLAIN, "--weights", tmp_path / "model.pth", "--dataset", digits]
+    with pytest.raises(SystemExit, match=r"error: image .*2\.png cannot be read: the file is empty$"):
+        analyze_queries.main([*map(str, arguments), "--output", str(tmp_path / "out")])
+    assert json.loads((tmp_path / "out" / "activation.json").read_text())["images"] == 4
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

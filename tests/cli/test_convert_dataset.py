@@ -63,6 +63,30 @@ def test_options_of_voc(tmp_path, capsys):
     assert annotation["bbox"] == [0, 1, 5, 5] and annotation["category_id"] == 1 and annotation["iscrowd"] == 1
 
 
+def test_a_single_split_of_any_name_is_trained_on(tmp_path, capsys):
+    (tmp_path / "Annotations").mkdir()
+    (tmp_path / "ImageSets" / "Main").mkdir(parents=True)
+    Image.new("RGB", (40, 20)).save(tmp_path / "a b.png")
+    corners = "<xmin>1</xmin><ymin>2</ymin><xmax>5</xmax><ymax>6</ymax>"
+    entry = f"<object><name>disc</name><bndbox>{corners}</bndbox></object>"
+    (tmp_path / "Annotations" / "a b.xml").write_text(f"<annotation>{entry}</annotation>")
+    (tmp_path / "ImageSets" / "Main" / "default.txt").write_text("a b\n")
+    (tmp_path / "classes.txt").write_text("\ufeffdisc\r\n")
+    convert.main(["--format", "voc", "--input", str(tmp_path), "--classes", str(tmp_path / "classes.txt")])
+    out = capsys.readouterr().out
+    assert f"dataset.train_json={tmp_path / 'coco' / 'default.json'}" in out and "train.eval_period=0" in out
+    content = json.loads((tmp_path / "coco" / "default.json").read_text())
+    assert [image["file_name"] for image in content["images"]] == ["a b.png"]
+    assert content["categories"] == [{"id": 1, "name": "disc"}]
+
+
+def test_nothing_is_written_if_there_is_nothing(tmp_path):
+    (tmp_path / "Annotations").mkdir()
+    with pytest.raises(SystemExit, match="error: there are no images in"):
+        convert.main(["--format", "voc", "--input", str(tmp_path), "--output", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
 def test_nothing_is_written_if_a_line_is_malformed(yolo):
     labels = yolo / "labels" / "val" / "2.txt"
     labels.write_text("1 0.5 0.5\n")

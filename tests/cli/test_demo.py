@@ -1,4 +1,6 @@
 import json
+import os
+import re
 import sys
 from fractions import Fraction
 from pathlib import Path
@@ -9,6 +11,8 @@ from PIL import Image, ImageChops
 
 from detrx.cli import demo
 from detrx.d2.data import DatasetCatalog, MetadataCatalog, register_coco_instances
+from detrx.d2.structures import BoxMode
+from detrx.errors import InvalidInputError
 
 CONFIG = str(Path(__file__).with_name("fake_detector_config.py"))
 
@@ -118,9 +122,70 @@ def test_averaged_weights_are_preferred(folder, tmp_path):
 
 
 def test_images_of_the_same_name_do_not_overwrite_each_other(folder, weights, tmp_path):
-    paint(folder.parent / "more" / "a.png", (5, 5, 50, 30))
-    run("--weights", weights, "--input", folder / "a.png", folder.parent / "m*" / "*.png", "--output", tmp_path / "out")
-    assert sorted(p.name for p in tmp_path.joinpath("out").glob("*.png")) == ["a.png", "a_2.png"]
+    for name in ("more/a.png", "a_3.png", "more/A.webp"):
+        paint(folder.parent / name, (5, 5, 50, 30))
+    files = [folder / "a.png", *(folder.parent / name for name in ("more/a.png", "a_3.png", "more/A.webp"))]
+    run("--weights", weights, "--input", *files, "--output", tmp_path / "out")
+    names = ["A_4.png", "a.png", "a_2.png", "a_3.png", "detections.json"]
+    assert sorted(p.name for p in tmp_path.joinpath("out").iterdir()) == names
+    assert len(json.loads((tmp_path / "out" / "detections.json").read_text())) == 4
+
+
+def test_folders_of_a_pattern_are_kept(folder, weights, tmp_path):
+    paint(tmp_path / "more" / "deep" / "c.png", (5, 5, 50, 30))
+    run("--weights", weights, "--input", tmp_path / "[im]*" / "**" / "*.png", "--output", tmp_path / "out")
+    drawn = sorted(str(p.relative_to(tmp_path / "out")) for p in tmp_path.joinpath("out").rglob("*.png"))
+    assert drawn == ["images/a.png", "images/b.png", "more/deep/c.png"]
+
+
+@pytest.mark.parametrize(
+    "name", ["größe (neu)", "it's 50 %", "a=b", "-dash", "line\nbreak", b"\xff\xfe".decode("utf-8", "surrogateescape")]
+)
+def test_names_of_all_kinds(name, weights, tmp_path, capsys):
+    paint(tmp_path / name / f"{name}.png", (5, 5, 50, 30))
+    run("--weights", weights, "--input", tmp_path / name, "--output", tmp_path / f"{name} out")
+    assert (tmp_path / f"{name} out" / f"{name}.png").is_file()
+    (result,) = json.loads((tmp_path / f"{name} out" / "detections.json").read_text())
+    assert Path(result["file_name"]) == tmp_path / name / f"{name}.png"
+
+
+def test_the_longest_names(weights, tmp_path):
+    stems = ["ä" * 125, "ä" * 124 + "a"]  # with the suffix, 254 and 253 of the 255 bytes that there may be
+    for stem in stems:
+        paint(tmp_path / "images" / f"{stem}.png", (5, 5, 50, 30))
+    run("--weights", weights, "--input", tmp_path / "images", "--output", tmp_path / "out")
+    assert sorted(len(p.stem) for p in tmp_path.joinpath("out").glob("*.png")) == [90, 92]
+
+
+@pytest.mark.parametrize("how", ["same", "link", "linked file", "hard link"])
+def test_originals_are_not_replaced(how, folder, weights, tmp_path):
+    before = (folder / "a.png").read_bytes()
+    output = tmp_path / "out"
+    if how == "same":
+        output = folder
+    elif how == "link":
+        output.symlink_to(folder)
+    else:
+        output.mkdir()
+        link = os.symlink if how == "linked file" else os.link
+        link(folder / "a.png", output / "a.png")
+    with pytest.raises(SystemExit, match=r"error: drawings in .* could replace .*a\.png.*choose another output folder"):
+        run("--weights", weights, "--input", folder, "--output", output)
+    assert (folder / "a.png").read_bytes() == before and not (output / "detections.json").exists()
+
+
+def test_output_inside_the_input_folder(folder, weights):
+    for _ in range(2):  # the second run does not take the drawings of the first for images
+        run("--weights", weights, "--input", folder, "--output", folder / "out", "--contact-sheet")
+    names = ["a.png", "b.png", "contact_sheet.png", "detections.json"]
+    assert sorted(p.name for p in (folder / "out").iterdir()) == names
+
+
+def test_an_image_called_like_the_contact_sheet(folder, weights, tmp_path):
+    (folder / "a.png").rename(folder / "contact_sheet.png")
+    run("--weights", weights, "--input", folder, "--output", tmp_path / "out", "--contact-sheet")
+    names = ["b.png", "contact_sheet.png", "contact_sheet_2.png", "detections.json"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == names
 
 
 def film(path, boxes, rate=5):
@@ -173,12 +238,29 @@ def test_images_and_videos_of_one_folder(folder, weights, tmp_path):
     assert [r.get("frame") for r in results] == [None, 0, 1, 2]
 
 
-def test_broken_video_ends_with_one_clear_line(weights, tmp_path):
+def test_broken_video_is_named_and_left_out(folder, weights, tmp_path, capsys):
     clip = film(tmp_path / "clip.mp4", [(4, 8, 20, 32)] * 3)
     clip.write_bytes(clip.read_bytes()[:100])
     with pytest.raises(SystemExit, match=r"error: video .*clip\.mp4 cannot be read: "):
         run("--weights", weights, "--input", clip, "--output", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out").exists()  # nothing could be read
+    with pytest.raises(SystemExit, match=r"error: video .*clip\.mp4 cannot be read: "):
+        run("--weights", weights, "--input", clip, folder, "--output", tmp_path / "out")
+    assert len(json.loads((tmp_path / "out" / "detections.json").read_text())) == 2
+
+
+def test_video_that_breaks_off_after_some_frames(folder, weights, tmp_path, monkeypatch):
+    clip = film(tmp_path / "clip.mp4", [(4, 8, 20, 32)] * 3)
+
+    def frames(self):
+        yield {"file_name": self.file_name, "frame": 0, "timestamp": 0.0, "image": Image.open(folder / "a.png")}
+        raise InvalidInputError(f"video {self.file_name} cannot be read: broken here")
+
+    monkeypatch.setattr("detrx.data.video.Video.__iter__", frames)
+    with pytest.raises(SystemExit, match=r"error: video .*clip\.mp4 cannot be read: broken here"):
+        run("--weights", weights, "--input", clip, folder, "--output", tmp_path / "out")
+    results = json.loads((tmp_path / "out" / "detections.json").read_text())
+    assert [(r["image_id"], r.get("frame")) for r in results] == [(1, 0), (2, None), (3, None)]
 
 
 def test_videos_without_the_package(weights, tmp_path, monkeypatch):
@@ -224,7 +306,42 @@ def test_missing_and_foreign_weights(folder, tmp_path):
         run("--weights", tmp_path / "other.pth", *arguments)
 
 
-def test_broken_image_is_named(folder, weights, tmp_path):
-    (folder / "b.png").write_bytes((folder / "b.png").read_bytes()[:60])
-    with pytest.raises(SystemExit, match=r"error: image .*b\.png cannot be read"):
-        run("--weights", weights, "--input", folder, "--output", tmp_path / "out")
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_bad_files_are_named_and_left_out(batch_size, folder, weights, tmp_path, capsys):
+    content = (folder / "a.png").read_bytes()
+    (folder / "b.png").write_bytes(content[:60])
+    (folder / "c.png").write_bytes(b"")
+    (folder / "d.png").write_text("no image")
+    (folder / "e.png").mkdir()
+    (folder / "f.png").symlink_to("nowhere")
+    (folder / "g.png").write_bytes(content)
+    os.mkfifo(folder / "pipe.png")  # opening it would wait for somebody to write
+    with pytest.raises(SystemExit, match=r"error: image .*b\.png cannot be read: .* \(and 4 more, named above\)$"):
+        run("--weights", weights, "--input", folder, "--output", tmp_path / "out", "--batch-size", batch_size)
+    reported = [line for line in capsys.readouterr().err.split("\n") if "left out: " in line]
+    assert [re.search(r"([a-z])\.png", line)[1] for line in reported] == list("bcdef")
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.png", "detections.json", "g.png"]
+    results = json.loads((tmp_path / "out" / "detections.json").read_text())
+    assert [(Path(r["file_name"]).name, r["image_id"]) for r in results] == [("a.png", 1), ("g.png", 7)]
+
+
+def test_bad_file_of_a_dataset(dataset, folder, weights, tmp_path):
+    paint(folder / "a.png", (10, 10, 30, 24), size=(61, 40))
+    with pytest.raises(SystemExit, match=r"error: image .*a\.png is 61 x 40 .*annotation says 60 x 40"):
+        run("--weights", weights, "--dataset", dataset, "--contact-sheet", "--output", tmp_path / "out")
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["b.png", "contact_sheet.png", "detections.json"]
+
+
+def test_class_beyond_the_names_is_drawn_with_its_number(dataset, weights, tmp_path):
+    """The detector calls everything class 1, and the dataset has one class now."""
+    file = str(Path(MetadataCatalog.get(dataset).image_root) / "a.png")
+    for catalog in (DatasetCatalog, MetadataCatalog):
+        catalog.remove(dataset)
+    MetadataCatalog.get(dataset).set(thing_classes=["disc"], thing_dataset_id_to_contiguous_id={3: 0})
+    records = [{"file_name": file, "image_id": 1, "width": 60, "height": 40}]
+    annotation = {"bbox": [10, 10, 20, 14], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
+    DatasetCatalog.register(dataset, lambda: [{**record, "annotations": [annotation]} for record in records])
+    run("--weights", weights, "--dataset", dataset, "--output", tmp_path / "out")
+    assert has_colour(tmp_path / "out" / "a.png", RED) and has_colour(tmp_path / "out" / "a.png", YELLOW)
+    (result,) = json.loads((tmp_path / "out" / "detections.json").read_text())
+    assert result["category_id"] is None  # class 1 is no category of the dataset, and category 1 would be another

@@ -6,11 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from PIL import Image
+from torch import nn
 
 from detrx import model_zoo
+from detrx.analysis.report import detections
 from detrx.cli import report as tool
 from detrx.d2.config import LazyConfig, instantiate
-from tests.analysis.report_runs import EVIL, SECTIONS, Page, small_dataset, write_run
+from detrx.engine.trained import load_model
+from tests.analysis.report_runs import EVIL, PLAIN, SECTIONS, Page, small_dataset, write_run
 from tests.modeling.small import SMALL_BACKBONE, SMALL_CHANNELS
 
 FAKE = str(Path(__file__).with_name("fake_detector_config.py"))
@@ -99,6 +103,61 @@ def test_trained_folder(dataset, folder):
     rows = page.rows["queries"][1:]
     assert [row[0] for row in rows] == ["0", "1", "2"] and all(0 <= float(row[2]) <= count for row in rows)
     assert "of the evaluation" in page.sections["detections"]  # those of the file
+
+
+def test_images_that_cannot_be_read(fake, folder, tmp_path, capsys):
+    """Neither their objects nor detections in them count, and the report says so."""
+    (tmp_path / "images" / "im<i>2.png").write_bytes(b"")
+    with pytest.raises(SystemExit, match=r"error: image .*im<i>2\.png cannot be read: the file is empty$"):
+        tool.main(fake)
+    page = Page((folder / "report.html").read_text())
+    assert page.rows["confusion"][1][1:] == ["0", "3", "0"]
+    text = page.sections["detections"]
+    assert "of model_final.pth in 3 images" in text and "im<i>1.png" in text
+    assert "Images that cannot be read are left out: 1. The first: image" in text
+    assert "left out: image" in capsys.readouterr().err
+
+
+def test_images_of_the_examples_that_cannot_be_read(folder, tmp_path):
+    (tmp_path / "images" / "im<i>3.png").write_bytes(b"")
+    with pytest.raises(SystemExit, match=r"error: image .*im<i>3\.png cannot be read: the file is empty$"):
+        tool.main([str(folder), "--no-model"])
+    page = Page((folder / "report.html").read_text())
+    assert "im<i>2.png: " in page.sections["detections"] and "im<i>3.png: " not in page.sections["detections"]
+    assert page.rows["confusion"][1][1:] == ["1", "1", "2"]  # figures of the evaluation, which could read it
+
+
+def test_classes_that_the_dataset_does_not_have(fake, folder, monkeypatch):
+    """The detector's class 1 is taken for class 6."""
+
+    class More(nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+
+        def forward(self, inputs):
+            outputs = self.model(inputs)
+            for output in outputs:
+                output["instances"].pred_classes *= 6
+            return outputs
+
+    monkeypatch.setattr(detections, "load_model", lambda *args: More(load_model(*args)))
+    page = report(*fake, file=folder / "report.html")
+    names = [row[0] for row in page.rows["confusion"]]
+    assert names[1:] == [EVIL, PLAIN, "2", "3", "4", "5", "6", "background"]
+    assert page.rows["confusion"][1][1:] == ["0", "0", "0", "0", "0", "0", "4", "0"]
+    assert "0 correct, 1 wrong, 2 missed" in page.sections["detections"]
+
+
+@pytest.mark.parametrize("stored", [(60, 40), (40, 60)])
+def test_turned_images_are_drawn_in_the_frame_of_their_annotations(folder, tmp_path, stored):
+    """Annotated as 60 x 40: as it is stored, or as it is shown."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", stored).save(tmp_path / "images" / "im<i>1.png", exif=exif)
+    page = report(folder, "--no-model", file=folder / "report.html")
+    sizes = {(a["width"], a["height"]) for tag, a in page.tags if tag == "img"}
+    assert sizes == {("600", "400")}
 
 
 @pytest.mark.parametrize(

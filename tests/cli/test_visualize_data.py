@@ -83,11 +83,30 @@ def test_training_samples_are_those_of_a_training(overrides):
         assert ours["image_id"] == theirs["image_id"] and torch.equal(ours["image"], theirs["image"])
 
 
-def test_broken_image_and_wrong_arguments(overrides, tmp_path):
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_images_that_cannot_be_read_are_left_out(overrides, tmp_path, capsys, split):
+    cfg = load_config(CONFIG, overrides)
+    before = [sample["image_id"] for sample in loader_samples(cfg, split, 5, 3)]
     (tmp_path / "picture2.png").write_bytes(b"")
-    with pytest.raises(SystemExit, match=r"error: image .*picture2\.png cannot be read"):
-        sheet(tmp_path / "a.png", "--num", "5", "--split", "test", *overrides)
+    with pytest.raises(SystemExit, match=r"error: image .*picture2\.png cannot be read: the file is empty$"):
+        sheet(tmp_path / "a.png", "--num", "5", "--seed", "3", "--split", split, *overrides)
+    assert "4 images, 4 boxes" in capsys.readouterr().out
+    after = [sample["image_id"] for sample in loader_samples(cfg, split, 5, 3, skip=lambda error: None)]
+    assert after == [each for each in before if each != 2] and len(after) == 4
+    Image.open(tmp_path / "a.png").load()
+    with pytest.raises(ValueError, match=r"picture2\.png"):
+        list(loader_samples(cfg, split, 5, 3))
+
+
+def test_no_image_can_be_read(overrides, tmp_path):
+    for file in tmp_path.glob("*.png"):
+        file.write_bytes(b"")
+    with pytest.raises(SystemExit, match=r"error: image .* \(and 3 more, named above\)"):
+        sheet(tmp_path / "a.png", "--num", "4", *overrides)
     assert not (tmp_path / "a.png").exists()
+
+
+def test_wrong_arguments(tmp_path):
     with pytest.raises(SystemExit, match="error: unknown config key"):
         sheet(tmp_path / "a.png", "dataloader.train.maper=3")
     with pytest.raises(SystemExit):

@@ -169,6 +169,17 @@ def test_notes_about_images(coco, folder, mode):
     assert kinds(check(coco, folder)) == {{"RGBA": "image-transparent", "I;16": "image-dim"}[mode]: 1}
 
 
+@pytest.mark.parametrize(("size", "expected"), [((820, 20), {"image-shape": 1}), ((20, 800), {})])
+@pytest.mark.parametrize("decode", [True, False])
+def test_extreme_shapes(coco, folder, size, expected, decode):
+    Image.new("L", size).save(folder / "9.png")
+    coco["images"][2].update(width=size[0], height=size[1])
+    checked = check(coco, folder, decode=decode)
+    assert kinds(checked) == expected
+    if expected:
+        assert checked.findings.entries()[0]["examples"] == [f"{folder / '9.png'}: 820 x 20"]
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", "\x00", "[" * 100_000, '{"images": 1}'])
 def test_files_that_are_not_coco(folder, text):
     found = kinds(check(text, folder))
@@ -321,6 +332,21 @@ def config(train, test, num_classes=3):
             "model": {"decoder": {"heads": {"num_classes": num_classes}}},
         }
     )
+
+
+def test_more_boxes_than_queries(register, coco):
+    """Image 3 has three boxes and a crowd, image 5 has one."""
+    crowd = coco["annotations"][0] | {"id": 50, "bbox": [0, 0, 5, 5], "iscrowd": 1}
+    coco["annotations"].append(crowd)
+    cfg = config(register("detrx_check_queries", coco), "detrx_check_queries")
+    for queries, expected in ((3, {}), (2, {"more-than-queries": 1}), (None, {})):
+        cfg.model.query_source = {} if queries is None else {"num_queries": queries}
+        (checked,) = check_config(cfg)
+        assert kinds(checked) == expected
+        assert checked.statistics["boxes_per_image"]["max"] == 3
+        if expected:
+            (example,) = checked.findings.entries()[0]["examples"]
+            assert example.endswith("3.png: 3 boxes, model.query_source.num_queries is 2")
 
 
 def test_datasets_of_a_config(register, coco):

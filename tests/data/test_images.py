@@ -1,3 +1,4 @@
+import os
 import struct
 import zlib
 
@@ -5,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detrx.data.images import ImageNote, image_sizes, open_picture, read_image
+from detrx.data import DetectionMapper, build_test_loader
+from detrx.data.images import MAX_PIXELS, ImageNote, image_sizes, open_picture, read_image
 
 ORIENTATION = 0x0112
 
@@ -171,6 +173,75 @@ def test_reasons(tmp_path, content, reason):
     (tmp_path / "a.jpg").write_bytes(content)
     with pytest.raises(ValueError, match=rf"a\.jpg cannot be read: {reason}"):
         read_image(tmp_path / "a.jpg")
+
+
+def test_folders_and_files_without_permission(tmp_path):
+    (tmp_path / "a.jpg").mkdir()
+    with pytest.raises(ValueError, match=r"a\.jpg cannot be read: it is a folder$"):
+        read_image(tmp_path / "a.jpg")
+    if os.geteuid():
+        Image.new("L", (4, 4)).save(tmp_path / "secret.png")
+        (tmp_path / "secret.png").chmod(0)
+        with pytest.raises(ValueError, match=r"secret\.png cannot be read: Permission denied$"):
+            read_image(tmp_path / "secret.png")
+
+
+def test_mistakes_of_ours_are_not_taken_for_broken_files(tmp_path, monkeypatch):
+    Image.new("P", (4, 4)).save(tmp_path / "good.png")
+    monkeypatch.delattr(Image.Image, "has_transparency_data")  # as in a version of Pillow that is too old
+    with pytest.raises(AttributeError, match="has_transparency_data"):
+        read_image(tmp_path / "good.png")
+
+
+class TestLimit:
+    @pytest.fixture(autouse=True)
+    def small_limit(self, monkeypatch):
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)  # Pillow raises errors above twice this
+        monkeypatch.delenv(MAX_PIXELS, raising=False)
+
+    @pytest.fixture
+    def large(self, tmp_path):
+        Image.new("1", (20, 10)).save(tmp_path / "large.png")
+        return tmp_path / "large.png"
+
+    @pytest.mark.parametrize(("setting", "limit"), [(None, 100), ("199", 199), ("60", 60)])
+    @pytest.mark.parametrize("read", [read_image, image_sizes])
+    def test_larger_images_are_refused_and_the_setting_is_named(self, large, monkeypatch, setting, limit, read):
+        if setting:
+            monkeypatch.setenv(MAX_PIXELS, setting)
+        message = rf"large\.png cannot be read: it has more than {limit} pixels; .* {MAX_PIXELS} to a larger number, or"
+        with pytest.raises(ValueError, match=message):
+            read(large)
+
+    @pytest.mark.parametrize("setting", ["200", "0"])
+    @pytest.mark.filterwarnings("error")
+    def test_the_setting_allows_them(self, large, monkeypatch, setting):
+        monkeypatch.setenv(MAX_PIXELS, setting)
+        assert read_image(large).size == (20, 10) and image_sizes(large) == ((20, 10), (20, 10))
+
+    def test_not_a_number(self, large, monkeypatch):
+        monkeypatch.setenv(MAX_PIXELS, "many")
+        with pytest.raises(ValueError, match=f"{MAX_PIXELS} is 'many', expected a number of pixels"):
+            read_image(large)
+
+    @pytest.mark.parametrize("start", ["fork", "spawn"])
+    def test_workers_of_loaders_have_it(self, large, monkeypatch, start):
+        """And so have processes that import everything anew."""
+        monkeypatch.setenv(MAX_PIXELS, "200")
+        records = [{"file_name": str(large), "image_id": 0}] * 2
+        loader = build_test_loader(records, DetectionMapper(is_train=False), num_workers=1)
+        loader.multiprocessing_context = start
+        assert [tuple(batch[0]["image"].shape) for batch in loader] == [(3, 10, 20)] * 2
+
+
+def test_an_image_of_many_megapixels(tmp_path, monkeypatch):
+    """200 megapixels, as 1 bit each; with Pillow's own limit they are refused."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+    Image.new("1", (20000, 10000)).save(tmp_path / "large.png")
+    with pytest.raises(ValueError, match="it has more than 178956970 pixels"):
+        image_sizes(tmp_path / "large.png")
+    monkeypatch.setenv(MAX_PIXELS, "200000000")
+    assert image_sizes(tmp_path / "large.png") == ((20000, 10000), (20000, 10000))
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, about metadata

@@ -5,12 +5,15 @@ import sys
 import pytest
 import torch
 from torchvision import tv_tensors
+from torchvision.transforms import v2
 
 from detrx.data import (
     RandomSizeCrop,
+    ResizeLongestSide,
     ResizeShortestSide,
     detr_augmentation,
     digits_augmentation,
+    lsj_augmentation,
     resize_augmentation,
 )
 
@@ -70,6 +73,48 @@ def test_resize_takes_all_sizes_and_respects_the_cap():
     assert shapes == {(20, 30), (30, 45), (33, 50)}
     with pytest.raises(ValueError, match="max_size must exceed"):
         ResizeShortestSide(800, max_size=800)
+
+
+@pytest.mark.parametrize("cap", [50, 73, None])
+def test_sizes_are_those_of_torchvision(cap):
+    generator = torch.Generator().manual_seed(0)
+    for height, width in torch.randint(9, 60, (60, 2), generator=generator).tolist():
+        image = {"image": tv_tensors.Image(torch.zeros(3, height, width, dtype=torch.uint8))}
+        ours, theirs = ResizeShortestSide(37, cap)(image), v2.Resize(37, max_size=cap)(image)
+        assert ours["image"].shape == theirs["image"].shape
+        if cap:
+            ours, theirs = ResizeLongestSide(cap)(image), v2.Resize(None, max_size=cap)(image)
+            assert ours["image"].shape == theirs["image"].shape
+
+
+EXTREME = {
+    "detr": lambda: detr_augmentation(),
+    "detr_with_crop": lambda: detr_augmentation(crop_prob=1.0),
+    "lsj": lambda: lsj_augmentation(1024),
+    "lsj_without_padding": lambda: lsj_augmentation(1024, pad=False),
+    "test": lambda: resize_augmentation(800, 1333),
+    "test_lsj": lambda: ResizeLongestSide(1024),
+    "digits": lambda: digits_augmentation(translate=0.2, scale=(0.7, 1.4)),
+}
+
+
+@pytest.mark.parametrize("shape", [(2, 4000), (4000, 2), (1, 30000), (1, 1)])
+@pytest.mark.parametrize("name", EXTREME)
+def test_images_of_extreme_shape_keep_a_pixel_and_their_boxes(name, shape):
+    augment = EXTREME[name]()
+    height, width = shape
+    along = max(shape)
+    for seed in range(4):
+        torch.manual_seed(seed)
+        first, last = along // 4, along - along // 4
+        box = (first, 0, last, height) if width == along else (0, first, width, last)
+        result = augment(painted(height, width, box))
+        rows, columns = result["image"].shape[-2:]
+        assert min(rows, columns) >= 1 and max(rows, columns) <= max(1333, along)
+        x1, y1, x2, y2 = (result["boxes"][0] / torch.tensor([columns, rows, columns, rows])).tolist()
+        assert 0 <= x1 <= x2 <= 1.001 and 0 <= y1 <= y2 <= 1.001
+        if name.startswith("test") and along > 1:
+            assert (x1, y1, x2, y2) == pytest.approx((0.25, 0, 0.75, 1) if width == along else (0, 0.25, 1, 0.75))
 
 
 def test_crop_of_a_small_image_is_at_most_the_image():

@@ -1,5 +1,5 @@
 from detrx.d2.config import LazyCall as L
-from detrx.data import lsj_augmentation
+from detrx.data import ResizeLongestSide, lsj_augmentation
 
 from .coco import dataloader
 
@@ -12,4 +12,4 @@ dataloader.train.mapper.augmentations = L(lsj_augmentation)(
 )
 dataloader.train.mapper.min_box_size = 1.0
 dataloader.train.aspect_ratio_grouping = False
-dataloader.test.mapper.augmentations = L("torchvision.transforms.v2.Resize")(size=None, max_size=1024)
+dataloader.test.mapper.augmentations = L(ResizeLongestSide)(size=1024)

@@ -1,5 +1,6 @@
 """Detections, read from the file of an evaluation or made by the trained model, and the dataset they are of."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from detrx.coco.values import id_order
 from detrx.d2.config import instantiate
 from detrx.d2.data import MetadataCatalog
 from detrx.data import get_detection_dataset_dicts
+from detrx.data.bad_files import UNREADABLE, BadFiles
 from detrx.engine.trained import load_model
 from detrx.errors import user_message
 from detrx.evaluation import class_names, read_ground_truth, read_results
@@ -49,11 +51,27 @@ class Dataset:
 
     def first(self, count: int) -> "Dataset":
         """The dataset of its first `count` images."""
-        kept = dict(list(self.records.items())[:count])
+        return self.of(list(self.records)[:count])
+
+    def of(self, image_ids: Iterable[Any]) -> "Dataset":
+        """The dataset of these images."""
+        kept = {image_id: self.records[image_id] for image_id in image_ids}
         truth = dict(self.ground_truth)
         truth["images"] = [each for each in truth["images"] if each["id"] in kept]
         truth["annotations"] = [each for each in truth["annotations"] if each["image_id"] in kept]
         return replace(self, records=kept, ground_truth=truth)
+
+    def with_classes(self, count: int) -> "Dataset":
+        """The dataset with at least `count` classes: those beyond its own are called by their number."""
+        truth, ids = dict(self.ground_truth), self.category_ids
+        last = ids[-1] if ids else -1
+        added = [
+            # an id that comes after all others in the order of `id_order`
+            {"id": f"{last} {index:09d}" if isinstance(last, str) else last + place, "name": str(index)}
+            for place, index in enumerate(range(len(ids), count), start=1)
+        ]
+        truth["categories"] = [*truth["categories"], *added]
+        return replace(self, ground_truth=truth)
 
 
 @dataclass(frozen=True)
@@ -95,7 +113,7 @@ def read_detections(file: Path, dataset: Dataset) -> Detections:
 
 
 def run_model(
-    cfg: Any, weights: Path, device: str, dataset: Dataset, threshold: float
+    cfg: Any, weights: Path, device: str, dataset: Dataset, threshold: float, bad: BadFiles
 ) -> tuple[Detections, dict[str, Any] | Absent]:
     """Run a checkpoint on all images of a dataset.
 
@@ -105,13 +123,14 @@ def run_model(
         device: "cpu", "cuda", ...; "auto": a GPU if there is one.
         dataset: its images.
         threshold: least score at which a query counts as active.
+        bad: gets the images that cannot be read, of which neither detections nor ground truth count.
 
     Returns:
         The detections, and the figures on queries, see `QueryWatch.figures`.
 
     Raises:
-        CheckpointError, FileNotFoundError, ValueError: the checkpoint is not there or of another model, or an image
-            cannot be read.
+        CheckpointError, FileNotFoundError: the checkpoint is not there or of another model.
+        ValueError: no image can be read.
     """
     model = load_model(cfg, str(weights), device)
     mapper = instantiate(cfg.dataloader.test.mapper)
@@ -123,14 +142,24 @@ def run_model(
             if (message := user_message(error)) is None:
                 raise
             watch = Absent(message)
-    index_of = {category_id: index for index, category_id in enumerate(dataset.category_ids)}
     results: list[dict[str, Any]] = []
+    seen: list[Any] = []
     with torch.no_grad():
         for image_id, record in tqdm(dataset.records.items(), desc="detecting", unit="img"):
-            inputs = mapper(record)
+            try:
+                inputs = mapper(record)
+            except UNREADABLE as error:
+                bad.add(error)
+                continue
             (found,) = instances_on_host([output["instances"] for output in model([inputs])])
-            results += with_category_ids(to_results(found, image_id), index_of)
+            results += to_results(found, image_id)
+            seen.append(image_id)
             if isinstance(watch, QueryWatch):
                 watch.observe(inputs, found)
+    if not seen:
+        bad.raise_any()
+    dataset = dataset.of(seen).with_classes(1 + max((each["category_id"] for each in results), default=-1))
+    index_of = {category_id: index for index, category_id in enumerate(dataset.category_ids)}
+    results = with_category_ids(results, index_of)
     figures = watch if isinstance(watch, Absent) else watch.figures()
     return Detections(dataset, results, f"of {weights.name} in {len(dataset.records)} images"), figures

@@ -12,6 +12,8 @@ from plotly.offline import get_plotlyjs
 
 import detrx
 from detrx.analysis.visualize import LEGEND
+from detrx.atomic import write_atomically
+from detrx.data.bad_files import BadFiles
 
 from .curves_section import curves_section
 from .detection_statistics import compute_statistics
@@ -25,8 +27,11 @@ from .run_section import config_facts, run_section
 from .sources import Options, observe
 
 
-def build_report(run: RunFolder, options: Options) -> tuple[str, list[Absent]]:
+def build_report(run: RunFolder, options: Options, bad: BadFiles | None = None) -> tuple[str, list[Absent]]:
     """Build the report of a run.
+
+    Args:
+        bad: gets the images that cannot be read; they are left out, and the page says so.
 
     Returns:
         The page as HTML, and the parts that are missing from it.
@@ -35,16 +40,17 @@ def build_report(run: RunFolder, options: Options) -> tuple[str, list[Absent]]:
         ValueError, FileNotFoundError, CheckpointError: a file named in the options cannot be used, or a file of
             the run is damaged.
     """
+    bad = bad or BadFiles()
     threshold = options.score_threshold
     curves = (
         curves_section(run.metrics)
         if run.metrics
         else Absent(f"There is no metrics.json in {run.path}, so nothing was logged.", run.command())
     )
-    observed = observe(run, options)
+    observed = observe(run, options, bad)
     found = observed.detections
     figures = found if isinstance(found, Absent) else compute_statistics(found, threshold)
-    examples = figures if isinstance(figures, Absent) else draw_examples(figures, threshold)
+    examples = figures if isinstance(figures, Absent) else draw_examples(figures, threshold, bad)
     detections = figures if isinstance(figures, Absent) else detections_section(figures, examples)
     ap = precision_section(run, figures, f"{threshold:g}")
     queries = observed.queries if isinstance(observed.queries, Absent) else queries_section(observed.queries)
@@ -56,6 +62,7 @@ def build_report(run: RunFolder, options: Options) -> tuple[str, list[Absent]]:
         "ap": ap,
         "detections": detections,
         "queries": queries,
+        "unreadable": [each.encode("utf-8", "backslashreplace").decode() for each in bad.errors],
         "threshold": f"{threshold:g}",
         "legend": LEGEND,
         "version": detrx.__version__,
@@ -83,10 +90,10 @@ def render(context: dict[str, Any]) -> str:
     return environment.get_template("report.html").render(style=style, scripts=scripts, **context)
 
 
-def write_report(run: RunFolder, options: Options, file: Path) -> Sequence[Absent]:
-    """Write the report of a run to a file, and return the parts that are missing from it. Raises what `build_report`
-    raises."""
-    page, missing = build_report(run, options)
+def write_report(run: RunFolder, options: Options, file: Path, bad: BadFiles | None = None) -> Sequence[Absent]:
+    """Write the report of a run to a file, and return the parts that are missing from it. Arguments and errors are
+    those of `build_report`."""
+    page, missing = build_report(run, options, bad)
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(page, encoding="utf-8")
+    write_atomically(file, lambda stream: stream.write(page.encode()))
     return missing

@@ -7,6 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from detrx.data.bad_files import BadFiles
 from detrx.engine.config import load_config
 from detrx.errors import user_message
 
@@ -50,8 +51,9 @@ class Observed:
     queries: dict[str, Any] | Absent
 
 
-def observe(run: RunFolder, options: Options) -> Observed:
-    """Read the detections of the last evaluation, or run the model if there are none. Query figures need the model."""
+def observe(run: RunFolder, options: Options, bad: BadFiles) -> Observed:
+    """Read the detections of the last evaluation, or run the model if there are none. Query figures need the model.
+    Images that it cannot be run on go into `bad`."""
     files = [options.results] if options.results else [run.path / "inference" / name for name in RESULTS]
     file = next((file for file in files if file.is_file()), files[0])
     again = command(run, options)
@@ -67,7 +69,7 @@ def observe(run: RunFolder, options: Options) -> Observed:
         absent = _excused(error, "The test dataset cannot be read", again, asked=bool(options.config_file))
         return Observed(absent, absent)
     stored = read_detections(file, dataset) if options.results or file.is_file() else None
-    of_model = _of_model(run, options, cfg, dataset)
+    of_model = _of_model(run, options, cfg, dataset, bad)
     detections = stored or of_model.detections
     return Observed(detections, of_model.queries)
 
@@ -79,7 +81,7 @@ def _max_dets(cfg: Any) -> int:
     return 100 if asked is None else asked
 
 
-def _of_model(run: RunFolder, options: Options, cfg: Any, dataset: Dataset) -> Observed:
+def _of_model(run: RunFolder, options: Options, cfg: Any, dataset: Dataset, bad: BadFiles) -> Observed:
     weights = options.weights or run.path / "model_final.pth"
     if not options.use_model:
         absent = Absent("The model was not run (--no-model).", command(run, options, model=True))
@@ -93,7 +95,8 @@ def _of_model(run: RunFolder, options: Options, cfg: Any, dataset: Dataset) -> O
         absent = Absent(why, f"{command(run, options, model=True)} --weights {shlex.quote(str(example))}")
         return Observed(absent, absent)
     try:
-        return Observed(*run_model(cfg, weights, options.device, dataset.first(options.num), options.score_threshold))
+        dataset = dataset.first(options.num)
+        return Observed(*run_model(cfg, weights, options.device, dataset, options.score_threshold, bad))
     except Exception as error:
         absent = _excused(error, f"{weights.name} cannot be run", command(run, options), options.weights is not None)
         return Observed(absent, absent)

@@ -138,6 +138,7 @@ def check_config(cfg: DictConfig, decode: bool = True, workers: int = 1, max_exa
         if num_classes is not None and dataset.classes and len(dataset.classes) != num_classes:
             why = f"{len(dataset.classes)} classes, but model.decoder.heads.num_classes is {num_classes}"
             dataset.findings.add(Problem.CLASS_COUNT, why)
+        _check_queries(dataset, cfg)
     for test in (checked[name] for name in roles["test"] if name not in roles["train"]):
         for train in (checked[name] for name in roles["train"]):
             if test.classes and train.classes and test.classes != train.classes:
@@ -148,6 +149,18 @@ def check_config(cfg: DictConfig, decode: bool = True, workers: int = 1, max_exa
                 if os.path.realpath(record["file_name"]) in train_files:
                     test.findings.add(Problem.IN_TRAIN_AND_TEST, f"{printable(record['file_name'])} ({train.name})")
     return list(checked.values())
+
+
+def _check_queries(dataset: CheckedDataset, cfg: DictConfig) -> None:
+    """Find images with more boxes, apart from crowds, than the model of a config has queries."""
+    queries = OmegaConf.select(cfg, "model.query_source.num_queries", default=None)
+    if queries is None or (dataset.statistics["boxes_per_image"]["max"] or 0) <= queries:
+        return
+    for record in dataset.records:
+        boxes = sum(not annotation.get("iscrowd", 0) for annotation in record.get("annotations", ()))
+        if boxes > queries:
+            why = f"{printable(record['file_name'])}: {boxes} boxes, model.query_source.num_queries is {queries}"
+            dataset.findings.add(Problem.MORE_THAN_QUERIES, why)
 
 
 def _parse(

@@ -11,9 +11,11 @@ from tqdm import tqdm
 from detrx.coco.problems import Findings, Problem, printable
 from detrx.d2.utils import PathManager
 
-from ..images import open_picture
+from ..images import annotated_size, open_picture
 
 __all__ = ["check_images"]
+
+_LONG = 40  # of an image of 1333 pixels, the most that configs for COCO use, 33 remain on the other side
 
 
 def check_images(records: list[dict[str, Any]], findings: Findings, decode: bool, workers: int) -> None:
@@ -28,7 +30,7 @@ def check_images(records: list[dict[str, Any]], findings: Findings, decode: bool
 
 
 def _decode(record: dict[str, Any]) -> list[tuple[Problem, str]]:
-    annotated = (record["width"], record["height"]) if "width" in record and "height" in record else None
+    annotated = annotated_size(record)
     name = printable(record["file_name"])
     try:
         picture = open_picture(record["file_name"], annotated)
@@ -37,6 +39,7 @@ def _decode(record: dict[str, Any]) -> list[tuple[Problem, str]]:
     except ValueError as error:
         return [(Problem.IMAGE_UNREADABLE, f"{name}: {printable(str(error).rpartition(' cannot be read: ')[2])}")]
     problems = [(Problem[f"IMAGE_{note.name}"], name) for note in picture.notes]
+    problems += _extreme(name, picture.image.size)
     if annotated not in (None, picture.image.size):
         width, height = picture.image.size
         problems.append((Problem.IMAGE_SIZE, f"{name}: {width} x {height}, annotated {annotated[0]} x {annotated[1]}"))
@@ -44,5 +47,12 @@ def _decode(record: dict[str, Any]) -> list[tuple[Problem, str]]:
 
 
 def _exists(record: dict[str, Any]) -> list[tuple[Problem, str]]:
-    name = record["file_name"]
-    return [] if PathManager.isfile(name) else [(Problem.IMAGE_MISSING, printable(name))]
+    name = printable(record["file_name"])
+    if not PathManager.isfile(record["file_name"]):
+        return [(Problem.IMAGE_MISSING, name)]
+    size = annotated_size(record)
+    return _extreme(name, size) if size else []
+
+
+def _extreme(name: str, size: tuple[int, int]) -> list[tuple[Problem, str]]:
+    return [(Problem.IMAGE_SHAPE, f"{name}: {size[0]} x {size[1]}")] if max(size) > _LONG * min(size) else []

@@ -14,14 +14,15 @@ from tqdm import tqdm
 
 from detrx.atomic import write_atomically
 from detrx.data.images import image_sizes
-from detrx.errors import InvalidInputError
+
+from .files import DatasetConversionError
 
 __all__ = [
-    "DatasetConversionError",
     "Labelled",
     "LabelledImage",
     "ReadErrors",
     "as_coco",
+    "checked",
     "sizes_of_images",
     "write_coco_files",
 ]
@@ -29,10 +30,6 @@ __all__ = [
 _SHOWN = 20
 
 Box = tuple[float, float, float, float]
-
-
-class DatasetConversionError(InvalidInputError):
-    """A dataset that cannot be converted; the message has a line `file:line: reason` for each place at fault."""
 
 
 @dataclasses.dataclass
@@ -70,6 +67,23 @@ class ReadErrors:
         if self.count:
             more = [f"and {self.count - len(self._shown)} more"] if self.count > len(self._shown) else []
             raise DatasetConversionError("\n".join([f"{self.count} problems, nothing is written", *self._shown, *more]))
+
+
+def checked(dataset: Labelled, source: str) -> Labelled:
+    """The dataset, if each of its splits has images, and there are any splits.
+
+    Raises:
+        DatasetConversionError: there is nothing to convert, or nothing in a split.
+    """
+    empty = [split for split, images in dataset.splits.items() if not images]
+    if not dataset.splits or len(empty) == len(dataset.splits):
+        raise DatasetConversionError(f"there are no images in {source}")
+    if empty:
+        others = " ".join(split for split in dataset.splits if split not in empty)
+        raise DatasetConversionError(
+            f"split {empty[0]!r} of {source} has no images; --splits {others} converts the others"
+        )
+    return dataset
 
 
 def sizes_of_images(

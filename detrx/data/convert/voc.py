@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 from collections.abc import Sequence
@@ -11,10 +12,11 @@ from xml.parsers import expat
 
 from tqdm import tqdm
 
-from detrx.data.images import IMAGE_SUFFIXES
 from detrx.errors import InvalidInputError
 
-from .labelled import Box, DatasetConversionError, Labelled, LabelledImage, ReadErrors, sizes_of_images
+from .files import DatasetConversionError
+from .labelled import Box, Labelled, LabelledImage, ReadErrors, checked, sizes_of_images
+from .voc_layout import annotation_name, annotations_by_split, pictures_by_name, voc_folders
 
 __all__ = ["DIFFICULT", "VOC_CLASSES", "read_voc"]
 
@@ -23,7 +25,6 @@ VOC_CLASSES = (
     *("horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
 DIFFICULT = ("crowd", "keep", "drop")
-_SPLITS = ("train", "val", "trainval", "test")
 _LINE = "line of the file"  # an attribute with a name that no XML can have
 
 _Object = tuple[str, Box, bool]
@@ -45,8 +46,10 @@ def read_voc(
     Args:
         sources: folders such as VOCdevkit/VOC2007, with Annotations, JPEGImages and ImageSets/Main, whose images are
             put together by split; or VOCdevkit itself, for all of those in it. Without ImageSets, all annotations are
-            the split "train"; without Annotations, XML files and images are expected in the folder itself.
-        splits: which to read: names of ImageSets/Main/*.txt; None: all there are of train, val, trainval, test.
+            the split "train"; without Annotations, XML files and images are expected in the folder itself, or, by
+            split, in its subfolders train, val (or valid) and test.
+        splits: which to read: names of ImageSets/Main/*.txt; None: all there are of train, val, trainval, test, or, if
+            there is none of these, all lists there are.
         difficult: "crowd" makes objects marked as difficult crowds, which training leaves out, and evaluation neither
             demands nor punishes (as VOC's own evaluation); "keep" treats them as all others; "drop" forgets them.
         zero_based: coordinates count from 0, and xmax, ymax are where the box ends, as some annotation programs write.
@@ -55,86 +58,60 @@ def read_voc(
 
     Raises:
         FileNotFoundError: a folder, or the file of a split, does not exist.
-        DatasetConversionError: anything cannot be read; the message says what, by file and line.
+        DatasetConversionError: anything cannot be read, or there is nothing to read; the message says what, by file and
+            line.
     """
     if difficult not in DIFFICULT:
         raise InvalidInputError(f"difficult must be one of {', '.join(DIFFICULT)}, got {difficult!r}")
-    folders = [folder for source in sources for folder in _years(Path(source))]
+    unique = {os.path.realpath(folder): folder for source in sources for folder in voc_folders(Path(source))}
+    folders = list(unique.values())
     problems = ReadErrors()
-    files: dict[str, list[Path]] = {}
+    files: dict[str, dict[Path, Path]] = {}
     for folder in folders:
-        for split, xmls in _splits(folder, splits, problems).items():
-            files.setdefault(split, []).extend(xmls)
+        for split, xmls in annotations_by_split(folder, splits, problems).items():
+            files.setdefault(split, {}).update(dict.fromkeys(xmls, folder))
     if missing := [split for split in splits or () if split not in files]:
         raise FileNotFoundError(f"there is no ImageSets/Main/{missing[0]}.txt in {', '.join(map(str, folders))}")
 
-    pictures = {folder: _pictures(folder) for folder in folders}
+    pictures = {folder: pictures_by_name(folder) for folder in folders}
     paths: dict[Path, Path] = {}
-    contents: dict[Path, tuple[tuple[int, int] | None, list[_Object]]] = {}
-    for xml in tqdm(dict.fromkeys(xml for xmls in files.values() for xml in xmls), desc="annotations", unit="file"):
-        folder = xml.parent.parent if xml.parent.name == "Annotations" else xml.parent
-        picture = pictures[folder].get(xml.stem)
-        if picture is None:
-            problems.add(xml, None, f"there is no image {xml.stem}.jpg (or of another type)")
-        elif (content := _read(xml, zero_based, problems)) is not None:
-            paths[xml], contents[xml] = picture, content
+    contents: dict[Path, _Content] = {}
+    folder_of = {xml: folder for xmls in files.values() for xml, folder in xmls.items()}
+    for xml, folder in tqdm(folder_of.items(), desc="annotations", unit="file"):
+        if (content := _read(xml, zero_based, problems)) is None:
+            continue
+        name = annotation_name(xml, folder)
+        found = pictures[folder].get(name) or pictures[folder].get(os.path.basename(name), [])
+        if len(found) > 1:  # x.jpg and x.png: the annotation says which
+            found = [picture for picture in found if picture.name == content.file_name] or found
+        if not found:
+            problems.add(xml, None, f"there is no image {name}.jpg (or of another type)")
+        elif len(found) > 1:
+            problems.add(xml, None, f"it could be of any of {', '.join(map(str, found))}")
+        else:
+            paths[xml], contents[xml] = found[0], content
 
     sizes = sizes_of_images(list(paths.values()), problems, workers)
-    found = {name for _, objects in contents.values() for name, _, _ in objects}
-    names = _classes(found, classes)
+    names = _classes({name for content in contents.values() for name, _, _ in content.objects}, classes)
     images = {}
-    for xml, (annotated, objects) in contents.items():
+    for xml, content in contents.items():
         if paths[xml] not in sizes:
             continue
         upright, stored = sizes[paths[xml]]
-        if annotated not in (None, upright, stored):
-            problems.add(xml, None, f"size is {_by(annotated)}, but {paths[xml]} is {_by(upright)}")
+        if content.size not in (None, upright, stored):
+            problems.add(xml, None, f"size is {_by(content.size)}, but {paths[xml]} is {_by(upright)}")
         labelled = [
             (names.index(name), box, hard and difficult == "crowd")
-            for name, box, hard in objects
+            for name, box, hard in content.objects
             if not (hard and difficult == "drop")
         ]
-        images[xml] = LabelledImage(paths[xml], annotated or upright, labelled)
+        images[xml] = LabelledImage(paths[xml], content.size or upright, labelled)
     problems.raise_any()
-    root = folders[0] if len(folders) == 1 else Path(os.path.commonpath(folders))
-    return Labelled(root, names, {split: [images[xml] for xml in xmls] for split, xmls in files.items()})
-
-
-def _years(source: Path) -> list[Path]:
-    if not source.is_dir():
-        raise FileNotFoundError(f"{source} is no folder")
-    if (source / "Annotations").is_dir():
-        return [source]
-    years = sorted(path for path in source.glob("VOC*") if (path / "Annotations").is_dir())
-    if not years and not any(source.glob("*.xml")):
-        raise FileNotFoundError(f"{source} has no Annotations, no VOC*/Annotations, and no XML files")
-    return years or [source]
-
-
-def _splits(folder: Path, splits: Sequence[str] | None, problems: ReadErrors) -> dict[str, list[Path]]:
-    annotations = folder / "Annotations" if (folder / "Annotations").is_dir() else folder
-    lists = folder / "ImageSets" / "Main"
-    if not lists.is_dir():
-        return {"train": sorted(annotations.glob("*.xml"))}
-    files: dict[str, list[Path]] = {}
-    for split in splits or _SPLITS:
-        if not (lists / f"{split}.txt").is_file():
-            continue
-        files[split] = []
-        for number, line in enumerate((lists / f"{split}.txt").read_text(errors="replace").splitlines(), start=1):
-            if line.strip():
-                xml = annotations / f"{line.split()[0]}.xml"
-                if xml.is_file():
-                    files[split].append(xml)
-                else:
-                    problems.add(lists / f"{split}.txt", number, f"there is no {xml}")
-    return files
-
-
-def _pictures(folder: Path) -> dict[str, Path]:
-    """Image files by their name without suffix."""
-    places = [folder / name for name in ("JPEGImages", "images") if (folder / name).is_dir()] or [folder]
-    return {path.stem: path for path in sorted(places[0].iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES}
+    root = folders[0] if len(folders) == 1 else Path(os.path.commonpath([os.path.abspath(each) for each in folders]))
+    return checked(
+        Labelled(root, names, {split: [images[xml] for xml in xmls] for split, xmls in files.items()}),
+        ", ".join(map(str, sources)),
+    )
 
 
 def _classes(found: set[str], classes: Sequence[str] | None) -> list[str]:
@@ -147,8 +124,17 @@ def _classes(found: set[str], classes: Sequence[str] | None) -> list[str]:
     return list(classes)
 
 
-def _read(xml: Path, zero_based: bool, problems: ReadErrors) -> tuple[tuple[int, int] | None, list[_Object]] | None:
-    """Size, if there is one, and objects of an annotation file; None, and a problem, if it is no XML."""
+@dataclasses.dataclass
+class _Content:
+    """What an annotation file says: the size of its image, if it gives one, its objects, and the name of the image."""
+
+    size: tuple[int, int] | None
+    objects: list[_Object]
+    file_name: str
+
+
+def _read(xml: Path, zero_based: bool, problems: ReadErrors) -> _Content | None:
+    """The content of an annotation file; None, and a problem, if it is no XML."""
     try:
         tree = _parse(xml)
     except expat.ExpatError as error:
@@ -169,7 +155,8 @@ def _read(xml: Path, zero_based: bool, problems: ReadErrors) -> tuple[tuple[int,
     except _MalformedError as error:
         problems.add(xml, error.line, str(error))
         return None
-    return ((width, height) if width > 0 and height > 0 else None), objects  # some programs write 0
+    known = (width, height) if width > 0 and height > 0 else None  # some programs write 0
+    return _Content(known, objects, (tree.findtext("filename") or "").strip())
 
 
 class _MalformedError(ValueError):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ import yaml
 from detrx.data.images import IMAGE_SUFFIXES
 from detrx.errors import InvalidInputError
 
-from .labelled import Box, DatasetConversionError, Labelled, LabelledImage, ReadErrors, sizes_of_images
+from .files import DatasetConversionError, files_in, listed_names, read_classes, read_text, spellings
+from .labelled import Box, Labelled, LabelledImage, ReadErrors, checked, sizes_of_images
 
 __all__ = ["read_yolo"]
 
 _SPLITS = ("train", "val", "test")
+_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}  # of splits
 _TOLERANCE = 0.01  # of the image's size, by which coordinates may exceed it
 
 
@@ -34,11 +37,11 @@ def read_yolo(source: str | os.PathLike, splits: Sequence[str] | None = None, wo
     """Read a dataset in the layout of Ultralytics.
 
     `source` is a data.yaml (`path`, `train`, `val`, `test`, `names` as list or dict), or a folder that holds one; or a
-    folder without it, but with a classes.txt: then the images are in images/ or in its subfolders, which are splits.
-    A split is a folder, searched with its subfolders, a text file that lists images, or a list of these. The labels of
-    a/images/b/c.jpg are in a/labels/b/c.txt, or beside the image where no folder is called images. Each line is
-    "class x y w h" (centre and size), or "class x1 y1 x2 y2 x3 y3 ..." (a polygon, of which the bounding box is taken),
-    relative to the upright image. An image without a label file has no objects.
+    folder without it, but with a classes.txt: then the images are in images/ or in its subfolders train, val (or valid)
+    and test, which are splits. A split is a folder, searched with its subfolders (links are followed), a text file that
+    lists images, or a list of these. The labels of a/images/b/c.jpg are in a/labels/b/c.txt, or beside the image. Each
+    line is "class x y w h" (centre and size), or "class x1 y1 x2 y2 x3 y3 ..." (a polygon, of which the bounding box is
+    taken), relative to the upright image. An image without a label file has no objects.
 
     Args:
         splits: which to read; None reads all that the dataset has.
@@ -46,7 +49,8 @@ def read_yolo(source: str | os.PathLike, splits: Sequence[str] | None = None, wo
 
     Raises:
         FileNotFoundError: `source`, or what its data.yaml names, does not exist.
-        DatasetConversionError: anything cannot be read; the message says what, by file and line.
+        DatasetConversionError: anything cannot be read, or there is nothing to read; the message says what, by file and
+            line.
     """
     source = Path(source)
     if not source.exists():
@@ -62,13 +66,13 @@ def read_yolo(source: str | os.PathLike, splits: Sequence[str] | None = None, wo
     if paths and not any(_label_file(path).is_file() for path in paths):
         raise DatasetConversionError(f"none of {len(paths)} images has a label file, such as {_label_file(paths[0])}")
     read = {split: [images[path] for path in files] for split, files in layout.splits.items()}
-    return Labelled(layout.root, layout.classes, read)
+    return checked(Labelled(layout.root, layout.classes, read), str(source))
 
 
 def _find_layout(source: Path, splits: Sequence[str] | None, problems: ReadErrors) -> _Layout:
     if source.is_file():
         return _from_yaml(source, splits, problems)
-    yamls = sorted(path for path in source.iterdir() if path.suffix in (".yaml", ".yml"))
+    yamls = sorted(path for path in source.iterdir() if path.suffix.lower() in (".yaml", ".yml"))
     if len(yamls) > 1:
         yamls = [path for path in yamls if path.stem in ("data", "dataset")] or yamls
     if len(yamls) == 1:
@@ -78,16 +82,25 @@ def _find_layout(source: Path, splits: Sequence[str] | None, problems: ReadError
     names = next((path for path in (source / "classes.txt", source / "labels" / "classes.txt") if path.is_file()), None)
     if names is None:
         raise DatasetConversionError(f"{source} has neither a data.yaml nor a classes.txt")
-    classes = [line.strip() for line in _read_text(names).splitlines() if line.strip()]
+    classes = read_classes(names)
     folder = source / "images" if (source / "images").is_dir() else source
-    parts = [folder / split for split in _SPLITS if (folder / split).is_dir()]
-    found = {part.name: _in_folder(part) for part in parts} or {"train": _in_folder(folder)}
-    return _Layout(source, classes, {split: files for split, files in found.items() if not splits or split in splits})
+    places: dict[str, list[Path]] = {}
+    for name, split in _FOLDERS.items():
+        if (folder / name).is_dir():
+            places.setdefault(split, []).append(folder / name)
+    layout = _Layout(source, classes, {})
+    for split, parts in (places or {"train": [folder]}).items():
+        if not splits or split in splits:
+            with _other_splits_named(split, splits or places):
+                layout.splits[split] = [image for part in parts for image in _in_folder(part)]
+    return layout
 
 
 def _from_yaml(file: Path, splits: Sequence[str] | None, problems: ReadErrors) -> _Layout:
     try:
-        content = yaml.safe_load(_read_text(file))
+        text = read_text(file)
+        content = yaml.safe_load(text)
+        names = yaml.load(text, yaml.BaseLoader)  # leaves all as text: a class can be called no, 1.0 or null
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{file}:{mark.line + 1}" if mark else f"{file}"
@@ -96,7 +109,7 @@ def _from_yaml(file: Path, splits: Sequence[str] | None, problems: ReadErrors) -
         raise DatasetConversionError(
             f"{file}: expected keys such as train, val and names, got a {type(content).__name__}"
         )
-    classes = _names(content, file)
+    classes = _names(content, names, file)
     root = file.parent / str(content.get("path") or "")
     if not root.is_dir():
         raise FileNotFoundError(f"{file}: path {content['path']!r} leads to {root}, which does not exist")
@@ -106,22 +119,38 @@ def _from_yaml(file: Path, splits: Sequence[str] | None, problems: ReadErrors) -
         if not parts or (splits is not None and split not in splits):
             continue
         parts = parts if isinstance(parts, list) else [parts]
-        files = [image for part in parts for image in _images_of(part, split, root, file, problems)]
+        with _other_splits_named(split, [name for name in splits or _SPLITS if content.get(name)]):
+            files = [image for part in parts for image in _images_of(part, split, root, file, problems)]
         layout.splits[split] = list(dict.fromkeys(files))
     return layout
 
 
-def _names(content: dict[str, Any], file: Path) -> list[str]:
+@contextlib.contextmanager
+def _other_splits_named(split: str, splits: Iterable[str]) -> Iterator[None]:
+    """Let an error that says what is missing for a split also say how the others can be converted without it."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        others = " ".join(name for name in splits if name != split)
+        advice = f"; --splits {others} converts the others" if others else ""
+        raise FileNotFoundError(f"{error}{advice}") from error
+
+
+def _names(content: dict[str, Any], texts: dict[str, Any], file: Path) -> list[str]:
+    """Class names of a data.yaml, given its values, and all of it as text."""
     names = content.get("names")
-    if isinstance(names, dict):
+    if isinstance(names, dict) and names:
         if sorted(names, key=str) != sorted(range(len(names)), key=str):
             raise DatasetConversionError(f"{file}: names has the numbers {list(names)}, expected 0 to {len(names) - 1}")
-        names = [names[k] for k in range(len(names))]
-    if not isinstance(names, list) or not names:
+        by_number = dict(zip(names, texts["names"].values(), strict=True))
+        named = [by_number[k] for k in range(len(names))]
+    elif isinstance(names, list) and names:
+        named = texts["names"]
+    else:
         raise DatasetConversionError(f"{file}: names is {names!r}, expected a list of class names, or a dict by number")
-    if content.get("nc", len(names)) != len(names):
-        raise DatasetConversionError(f"{file}: nc is {content['nc']!r}, but there are {len(names)} names")
-    return [str(name) for name in names]
+    if content.get("nc", len(named)) != len(named):
+        raise DatasetConversionError(f"{file}: nc is {content['nc']!r}, but there are {len(named)} names")
+    return [str(name) for name in named]
 
 
 def _keypoint_values(content: dict[str, Any], file: Path) -> int:
@@ -135,10 +164,11 @@ def _keypoint_values(content: dict[str, Any], file: Path) -> int:
 
 def _images_of(part: Any, split: str, root: Path, file: Path, problems: ReadErrors) -> list[Path]:
     """Images in a folder, or listed in a text file, both relative to the root."""
-    part = str(part)
-    places = [root / part]
-    if part.startswith("../"):  # exports of Roboflow say ../train/images for train/images
-        places.append(root / part.removeprefix("../"))
+    places = []
+    for name in spellings(str(part)):
+        places.append(root / name)
+        if name.startswith("../"):  # exports of Roboflow say ../train/images for train/images
+            places.append(root / name.removeprefix("../"))
     place = next((place for place in places if place.exists()), None)
     if place is None:
         raise FileNotFoundError(f"{file}: {split} is {part!r}, but {places[0]} does not exist")
@@ -146,7 +176,7 @@ def _images_of(part: Any, split: str, root: Path, file: Path, problems: ReadErro
 
 
 def _in_folder(folder: Path) -> list[Path]:
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    files = files_in(folder, IMAGE_SUFFIXES)
     if not files:
         raise FileNotFoundError(f"there is no image in {folder}")
     return files
@@ -154,25 +184,26 @@ def _in_folder(folder: Path) -> list[Path]:
 
 def _listed(file: Path, root: Path, problems: ReadErrors) -> list[Path]:
     images = []
-    for number, line in enumerate(_read_text(file).splitlines(), start=1):
-        if not (name := line.strip()):
-            continue
-        places = [folder / name for folder in (root, file.parent)]
+    for number, line in listed_names(file):
+        places = [folder / name for name in spellings(line) for folder in (root, file.parent)]
         image = next((place for place in places if place.is_file()), None)
         if image is None:
-            problems.add(file, number, f"image {name} does not exist")
+            problems.add(file, number, f"image {line} does not exist")
         else:
             images.append(image)
     return images
 
 
 def _label_file(image: Path) -> Path:
+    """The file that has the labels of an image, or, if there is none, would have them."""
+    beside = image.with_suffix(".txt")
     parts = list(image.parts)
     for k in range(len(parts) - 2, -1, -1):
         if parts[k] == "images":
             parts[k] = "labels"
             break
-    return Path(*parts).with_suffix(".txt")
+    elsewhere = Path(*parts).with_suffix(".txt")
+    return beside if beside.is_file() and not elsewhere.is_file() else elsewhere
 
 
 def _read_image(path: Path, size: tuple[int, int], layout: _Layout, problems: ReadErrors) -> LabelledImage:
@@ -181,7 +212,7 @@ def _read_image(path: Path, size: tuple[int, int], layout: _Layout, problems: Re
     if not labels.is_file():
         return image
     try:
-        lines = _read_text(labels).splitlines()
+        lines = read_text(labels).splitlines()
     except DatasetConversionError as error:
         problems.add(labels, None, str(error).removeprefix(f"{labels}: "))
         return image
@@ -221,10 +252,3 @@ def _parse(line: str, num_classes: int, keypoint_values: int) -> tuple[int, Box]
         return int(label), (x - w / 2, y - h / 2, w, h)
     xs, ys = coordinates[::2], coordinates[1::2]
     return int(label), (min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys))
-
-
-def _read_text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DatasetConversionError(f"{file}: not UTF-8 text ({error.reason} at byte {error.start})") from error

@@ -5,6 +5,7 @@ import functools
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from detrx.coco.classes import COCO_CATEGORIES
 from detrx.d2.data import DatasetCatalog, Metadata, MetadataCatalog
@@ -57,25 +58,23 @@ def register_builtin() -> None:
                 )
     for split in ("train", "val"):
         name = f"coco_2017_{split}"
-        if name not in DatasetCatalog:  # Detectron2 has it already
-            json_file = datasets_root() / "coco" / "annotations" / f"instances_{split}2017.json"
-            image_root = datasets_root() / "coco" / f"{split}2017"
-            DatasetCatalog.register(name, functools.partial(load_coco, json_file, image_root, name))
-            MetadataCatalog.get(name).set(
-                json_file=str(json_file),
-                image_root=str(image_root),
-                evaluator_type="coco",
-                thing_classes=list(COCO_CATEGORIES.values()),
-                thing_dataset_id_to_contiguous_id={i: k for k, i in enumerate(COCO_CATEGORIES)},
-            )
+        _register_annotated(
+            name,
+            f"coco/annotations/instances_{split}2017.json",
+            f"coco/{split}2017",
+            functools.partial(load_coco, name=name),
+            thing_classes=list(COCO_CATEGORIES.values()),
+            thing_dataset_id_to_contiguous_id={i: k for k, i in enumerate(COCO_CATEGORIES)},
+        )
 
-    classes = lvis.lvis_classes(datasets_root)
+    lvis_classes = lvis.lvis_classes(datasets_root)
     for split, file in lvis.FILES.items():
-        _register_annotated(f"lvis_v1_{split}", file, "coco", classes, lvis.load_lvis, "lvis")
-    classes = objects365.objects365_classes(datasets_root)
+        load = functools.partial(lvis.load_lvis, classes=lvis_classes)
+        _register_annotated(f"lvis_v1_{split}", file, "coco", load, lvis_classes, evaluator_type="lvis")
+    objects_classes = objects365.objects365_classes(datasets_root)
     for split, file in objects365.FILES.items():
-        images = f"objects365/{split}"
-        _register_annotated(f"objects365_v2_{split}", file, images, classes, objects365.load_objects365)
+        load = functools.partial(objects365.load_objects365, classes=objects_classes)
+        _register_annotated(f"objects365_v2_{split}", file, f"objects365/{split}", load, objects_classes)
     for split in nuimages.SPLITS:
         to_coco = functools.partial(nuimages.nuimages_file, split=split)
         _register_converted(f"nuimages_{split}", "nuimages", "", nuimages.CLASSES, to_coco, images="samples")
@@ -88,21 +87,30 @@ def _register_annotated(
     name: str,
     json_file: str,
     image_root: str,
-    classes: FileClasses,
-    load: Callable[[Path, Path, FileClasses], list[dict]],
+    load: Callable[[Path, Path], list[dict]],
+    classes: FileClasses | None = None,
     evaluator_type: str = "coco",
+    **facts: Any,
 ) -> None:
-    """Register a dataset whose classes only its annotation file knows. Paths are relative to `datasets_root`."""
-    if name in DatasetCatalog:  # Detectron2 has LVIS already
+    """Register a dataset in COCO's format. Paths are relative to `datasets_root` at the time that they are asked for.
+
+    Args:
+        load: returns the dataset dicts for the file and the folder.
+        classes: for a dataset whose classes only its annotation file knows.
+        facts: further metadata.
+    """
+    if (
+        name in DatasetCatalog
+    ):  # Detectron2 has COCO and LVIS already, below the root that it found when it was imported
         return
-    DatasetCatalog.register(name, lambda: load(datasets_root() / json_file, datasets_root() / image_root, classes))
-    lazy = {
+    DatasetCatalog.register(name, lambda: load(datasets_root() / json_file, datasets_root() / image_root))
+    lazy: dict[str, Callable[[], Any]] = {
         "json_file": lambda: str(datasets_root() / json_file),
         "image_root": lambda: str(datasets_root() / image_root),
-        "thing_classes": classes.names,
-        "thing_dataset_id_to_contiguous_id": classes.ids,
     }
-    MetadataCatalog[name] = LazyMetadata(lazy, name=name, evaluator_type=evaluator_type)
+    if classes is not None:
+        lazy |= {"thing_classes": classes.names, "thing_dataset_id_to_contiguous_id": classes.ids}
+    MetadataCatalog[name] = LazyMetadata(lazy, name=name, evaluator_type=evaluator_type, **facts)
 
 
 def _register_converted(

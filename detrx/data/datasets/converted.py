@@ -23,9 +23,11 @@ _FORMAT = 1  # of what the converters write: raised, files are converted again
 def converted_file(name: str, folder: Path, sources: Sequence[Path], convert: Callable[[], dict[str, Any]]) -> Path:
     """The COCO file of a dataset, made by `convert` if there is none for the sources as they are now.
 
-    It is `<name>-<digest of the names and sizes of the sources>.json` in `folder`/detrx, or, where this cannot be
-    written, in detrx/ of the user's cache ($XDG_CACHE_HOME or ~/.cache). Any number of processes may call this at once:
-    one converts, the others wait for it, and the file is there completely or not at all.
+    It is `<name>-<digest>.json` in `folder`/detrx, or, where this cannot be written, in detrx/ of the user's cache
+    ($XDG_CACHE_HOME or ~/.cache). The digest is that of the names, sizes and times of change of the sources: a source
+    that was edited is noticed without reading thousands of files each time, unless its time was set back. Any number of
+    processes may call this at once: one converts, the others wait for it, and the file is there completely or not at
+    all.
 
     Args:
         folder: of the dataset.
@@ -53,7 +55,9 @@ def _digest(folder: Path, sources: Sequence[Path]) -> str:
     digest = hashlib.sha256(str(_FORMAT).encode())
     for source in sources:
         try:
-            digest.update(f"\0{source.relative_to(folder)} {source.stat().st_size}".encode())
+            status = source.stat()
+            line = f"\0{source.relative_to(folder)} {status.st_size} {status.st_mtime_ns}"
+            digest.update(line.encode("utf-8", "surrogateescape"))
         except FileNotFoundError as error:
             raise missing_file(source) from error
     return digest.hexdigest()[:12]

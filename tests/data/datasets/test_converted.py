@@ -1,6 +1,7 @@
 """Annotations that are converted when they are first asked for."""
 
 import json
+import os
 import threading
 import time
 from pathlib import Path
@@ -40,6 +41,16 @@ def test_converts_once_and_again_when_the_source_has_changed(converter: Converte
     assert converter.file() == file and converter.calls == 1
     converter.source.write_text("[1, 2]")
     assert json.loads(converter.file().read_text()) == {"content": [1, 2]} and converter.calls == 2
+
+
+def test_changes_that_keep_the_size_are_noticed(converter: Converter):
+    assert json.loads(converter.file().read_text()) == {"content": [1]}
+    converter.source.write_text("[2]")
+    before = converter.source.stat().st_mtime_ns
+    assert json.loads(converter.file().read_text()) == {"content": [2]} and converter.calls == 2
+    os.utime(converter.source, ns=(before + 1, before + 1))
+    converter.file()
+    assert converter.calls == 3
 
 
 def test_one_converts_and_the_others_wait(converter: Converter):

@@ -66,6 +66,19 @@ def test_all_are_registered():
     assert MetadataCatalog.get("lvis_v1_train").evaluator_type == "lvis"
 
 
+@pytest.mark.parametrize("name", ["coco_2017_train", "coco_2017_val", "lvis_v1_val", "objects365_v2_train"])
+def test_the_root_is_read_when_it_is_needed(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    if provider() == "detectron2" and not name.startswith("objects365"):
+        pytest.skip("registered by Detectron2")
+    for folder in ("first", "second"):
+        monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / folder))
+        metadata = MetadataCatalog.get(name)
+        assert Path(metadata.json_file).is_relative_to(tmp_path / folder)
+        assert Path(metadata.image_root).is_relative_to(tmp_path / folder)
+        with pytest.raises(FileNotFoundError, match=rf"annotation file {tmp_path}/{folder}/.* does not exist"):
+            DatasetCatalog.get(name)
+
+
 def test_lazy_metadata():
     values = {"a": 1}
     metadata = LazyMetadata({"a": lambda: values["a"], "b": lambda: values.b}, name="lazy", c=3)
