@@ -160,7 +160,8 @@ class DetectionTransformer(nn.Module):
             features = self.neck(self.backbone(alike))
             for index, *levels in zip(same, *features, strict=True):
                 maps[index] = levels
-        return self.encoder(self.tokenizer(*pad_features(maps)))
+        fewest = min(sum(level[0].numel() for level in levels) for levels in maps)
+        return self.encoder(self.tokenizer(*pad_features(maps), fewest))
 
     def encode_padded(self, images: Tensor, padding_mask: Tensor | None) -> MultiScaleTokens:
         """Encoded tokens of normalised, padded images (B, 3, H, W); `padding_mask` (B, H, W) bool, True for padding."""
