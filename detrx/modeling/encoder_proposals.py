@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from detrx.errors import InvalidInputError
-from detrx.layers import Linear, sine_embedding
+from detrx.layers import Linear, cast_like, sine_embedding
 
 from .heads import box_head, class_head
 from .queries import Predictions, QueryGroup
@@ -203,7 +203,7 @@ class EncoderProposals(QuerySource):
         if not self.embed_position:
             return None, None
         embedding = sine_embedding(reference, self.token_proj.out_features // 2)
-        pos, content = self.pos_norm(self.pos_proj(embedding)).chunk(2, dim=-1)
+        pos, content = self.pos_norm(self.pos_proj(cast_like(embedding, self.pos_proj.weight))).chunk(2, dim=-1)
         return pos, content
 
 

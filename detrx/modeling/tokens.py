@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detrx.errors import InvalidInputError
-from detrx.layers import to_device
+from detrx.layers import cast_like, to_device
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class Tokenizer(nn.Module):
             position = position.flatten(2).transpose(1, 2)
             if self.level_embed is not None:
                 position = position + self.level_embed[level]
-            positions.append(position.expand(feature.shape[0], -1, -1))
+            positions.append(cast_like(position, feature).expand(feature.shape[0], -1, -1))
         shapes = tuple((f.shape[-2], f.shape[-1]) for f in features)
         areas = [h * w for h, w in shapes]
         starts = [sum(areas[:level]) for level in range(len(areas))]
