@@ -41,8 +41,8 @@ def read_weights(path: str | os.PathLike, allow_pickle: bool = False, ema: bool 
     Args:
         path: a .safetensors file, a file of `torch.save` or `pickle`, the index of a sharded checkpoint
             (*.index.json), or a folder of transformers' `save_pretrained`.
-        allow_pickle: unpickle files that cannot be read otherwise. **Such a file can run arbitrary code**: use this only
-            for files whose origin you trust.
+        allow_pickle: unpickle files that cannot be read otherwise. **This can run arbitrary code**: use it only for
+            files whose origin you trust.
         ema: read the averaged weights of a training checkpoint (entry "ema") instead of the trained ones.
 
     Returns:
