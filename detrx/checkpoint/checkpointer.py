@@ -1,7 +1,7 @@
 """Checkpoints that are written atomically, read safely and checked against the model."""
 
 import os
-import pickle
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,9 +10,10 @@ from torch import nn
 from detrx.atomic import TEMPORARY, write_atomically
 from detrx.d2.checkpoint import DetectionCheckpointer
 
-from .convert import CheckpointConversionError, detect_format
-from .files import CheckpointError, read_weights
-from .messages import differences, first_line
+from .convert import CheckpointConversionError, detect_format, owner_of
+from .files import load_safely, read_weights
+from .forms import averaged_weights, state_dict_in
+from .messages import CheckpointError, differences, first_line
 
 __all__ = ["AtomicCheckpointer", "CheckpointError"]
 
@@ -41,6 +42,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
         **checkpointables: Any,
     ):
         super().__init__(model, save_dir, **checkpointables)
+        self.model = getattr(self.model, "_orig_mod", self.model)  # of torch.compile
         self._tag_last = tag_last
         self._prefer_ema = prefer_ema
         self._strict = False
@@ -99,7 +101,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
             return super().load(path, checkpointables)
         local_path = self.path_manager.get_local_path(path)
         if os.path.isdir(local_path):
-            raise CheckpointError(f"checkpoint {path} is a folder: convert it with tools/convert_checkpoint.py")
+            raise CheckpointError(f"checkpoint {path} is a folder: {_in_folder(local_path)}")
         if not os.path.isfile(local_path):
             raise CheckpointError(f"checkpoint {path} does not exist{self._others()}")
         self._strict, self._path = strict, path
@@ -124,29 +126,27 @@ class AtomicCheckpointer(DetectionCheckpointer):
         return self.load(path, checkpointables=[])
 
     def _load_file(self, filename: str) -> dict[str, Any]:
+        where = f"checkpoint {self._path}"
         if filename.endswith(".safetensors"):
             return {"model": read_weights(filename)}
         if filename.endswith((".pkl", ".pyth")):  # Detectron2 would run the code in it
-            raise CheckpointError(f"checkpoint {self._path} is a pickle: convert it with tools/convert_checkpoint.py")
+            raise CheckpointError(f"{where} is a pickle: convert it with tools/convert_checkpoint.py")
         try:
-            checkpoint = super()._load_file(filename)
-        except pickle.UnpicklingError as error:
-            raise CheckpointError(
-                f"checkpoint {self._path} is damaged, or holds objects that are not safe to load: {first_line(error)}"
-            ) from error
-        except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-            raise CheckpointError(
-                f"checkpoint {self._path} is damaged or not a checkpoint: {first_line(error)}{self._others()}"
-            ) from error
-        if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("model"), dict):
-            raise CheckpointError(f"{self._path} is not a checkpoint: it has no state dict of a model")
+            content = load_safely(Path(filename), where=where)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}{self._others()}") from error
+        use_ema = self._prefer_ema and averaged_weights(content) is not None
+        # Of other trainers' files, only the weights.
+        is_ours = isinstance(content, dict) and isinstance(content.get("model"), dict)
+        checkpoint = dict(content) if is_ours else {}
+        checkpoint["model"] = state_dict_in(content, where, ema=use_ema)
+        if use_ema:
+            checkpoint.pop("ema", None)
+            self.logger.info("Using the averaged (EMA) weights of %s", self._path)
         if self._strict and "trainer" in self.checkpointables and "trainer" not in checkpoint:
             raise CheckpointError(
                 f"{self._path} has no training state to resume from; train.init_checkpoint takes only its weights"
             )
-        if self._prefer_ema and "ema" in checkpoint:
-            checkpoint["model"] = checkpoint.pop("ema")["model"]
-            self.logger.info("Using the averaged (EMA) weights of %s", self._path)
         return checkpoint
 
     def _load_model(self, checkpoint: dict[str, Any]):
@@ -186,9 +186,18 @@ class AtomicCheckpointer(DetectionCheckpointer):
                 os.remove(os.path.join(self.save_dir, file))
 
 
+def _in_folder(folder: str) -> str:
+    """The end of an error message: what to give instead of a folder."""
+    files = sorted(file for file in os.listdir(folder) if file.endswith((".pth", ".pt", ".ckpt")))
+    if files:
+        return f"give one of its files ({', '.join(files)})"
+    return "give a file, or convert a folder of transformers with tools/convert_checkpoint.py"
+
+
 def _foreign(keys: list[str]) -> str:
     """The end of an error message: how to use a checkpoint of another code base."""
     try:
         return f". Its format is {detect_format(keys)}: convert it with tools/convert_checkpoint.py"
     except CheckpointConversionError:
-        return ""
+        owner = owner_of(keys)
+    return "" if owner is None else f". It has the names of {owner}, which tools/convert_checkpoint.py does not know"

@@ -1,7 +1,7 @@
 """Converting the weights of other code bases for our models, with a report on every tensor."""
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from operator import attrgetter
 from os import PathLike
 
@@ -20,6 +20,12 @@ FORMATS = {"detrex": detrex, "huggingface": huggingface, "original": original}
 """One module for each format: `matches(keys)` recognises it, `rules(source, model)` maps its keys to ours, and
 `settings(source)` gives the hyper-parameters in which our configs may differ, by attribute of our model.
 """
+
+_OTHERS = {
+    "mmdetection": r"bbox_head\.(cls_branches|reg_branches|fc_cls|fc_reg|transformer)\.",
+    "Detectron2": r"(backbone\.bottom_up|proposal_generator|roi_heads)\.",
+}
+"""What names of other code bases begin with."""
 
 _CLASS_HEAD = re.compile(r".*\bclass_heads?\b.*")
 _LABEL_EMBEDDING = re.compile(r".*\blabel_\w+\b.*")
@@ -108,10 +114,23 @@ def detect_format(keys: Collection[str], names: Collection[str] = (), where: str
     found = [name for name, module in FORMATS.items() if module.matches(keys)]
     if len(found) == 1:
         return found[0]
-    if set(keys) & set(names):
-        raise CheckpointConversionError(f"{where} already has our names: it needs no conversion")
+    if owner := owner_of(keys):
+        raise CheckpointConversionError(
+            f"{where} has the names of {owner}, which cannot be converted; known formats are {', '.join(FORMATS)}"
+        )
+    ours = sum(key in names for key in keys)
+    if ours > len(keys) / 2:
+        raise CheckpointConversionError(
+            f"{where} already has our names ({ours} of its {len(keys)} tensors): it needs no conversion, "
+            "train.init_checkpoint takes it"
+        )
     some = ", ".join(list(keys)[:5])
     raise CheckpointConversionError(f"{where} has no known format ({', '.join(FORMATS)}); its first keys are {some}")
+
+
+def owner_of(keys: Iterable[str]) -> str | None:
+    """The code base whose names a checkpoint has, if it is one that cannot be converted; otherwise None."""
+    return next((owner for owner, pattern in _OTHERS.items() if any(map(re.compile(pattern).match, keys))), None)
 
 
 def _select_classes(

@@ -9,14 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from detrx.atomic import write_atomically
-from detrx.errors import UserError
 
-from .messages import first_line
+from .forms import averaged_weights, state_dict_in, without_wrappers
+from .inert import load_inert
+from .messages import CheckpointError, first_line
 
 __all__ = [
     "CheckpointError",
@@ -27,7 +27,6 @@ __all__ = [
 ]
 
 WEIGHT_SUFFIXES = (".safetensors", ".pth")
-_ENTRIES = ("model", "state_dict", "model_state_dict")
 _FOLDER_FILES = (
     "model.safetensors.index.json",
     "model.safetensors",
@@ -36,23 +35,19 @@ _FOLDER_FILES = (
 )
 
 
-class CheckpointError(UserError, RuntimeError):
-    """A checkpoint is missing, damaged, or made for something else. The message names the file."""
-
-
 def read_weights(path: str | os.PathLike, allow_pickle: bool = False, ema: bool = False) -> dict[str, Tensor]:
     """The weights in a file or folder, on the CPU.
 
     Args:
         path: a .safetensors file, a file of `torch.save` or `pickle`, the index of a sharded checkpoint
             (*.index.json), or a folder of transformers' `save_pretrained`.
-        allow_pickle: unpickle files that hold more than tensors and plain containers. **Such a file can run arbitrary
-            code**: use this only for files whose origin you trust.
+        allow_pickle: unpickle files that cannot be read otherwise. **This can run arbitrary code**: use it only for
+            files whose origin you trust.
         ema: read the averaged weights of a training checkpoint (entry "ema") instead of the trained ones.
 
     Returns:
-        tensors by name; those of the model if it is a training checkpoint. A prefix "module." that all names have is
-        removed.
+        tensors by name; those of the model if it is a training checkpoint. Prefixes that wrappers add to all names,
+        such as "module.", are removed.
 
     Raises:
         CheckpointError: the file does not exist, is damaged, holds no weights, or needs `allow_pickle`.
@@ -66,9 +61,7 @@ def read_weights(path: str | os.PathLike, allow_pickle: bool = False, ema: bool 
         weights = {name: tensor for shard in _shards(path) for name, tensor in _read(shard, allow_pickle, ema).items()}
     else:
         weights = _read(path, allow_pickle, ema)
-    if weights and all(name.startswith("module.") for name in weights):
-        weights = {name.removeprefix("module."): tensor for name, tensor in weights.items()}
-    return weights
+    return without_wrappers(weights)
 
 
 def write_weights(path: str | os.PathLike, weights: Mapping[str, Tensor]) -> None:
@@ -123,14 +116,8 @@ def read_entries(path: str | os.PathLike) -> dict[str, Any]:
         raise CheckpointError(f"checkpoint {path} does not exist")
     if path.suffix != ".pth":
         return {}
-    content = _load_safely(path, mmap=zipfile.is_zipfile(path))
+    content = load_safely(path, mmap=zipfile.is_zipfile(path))
     return dict(content) if isinstance(content, Mapping) else {}
-
-
-def averaged_weights(content: Any) -> Mapping[str, Tensor] | None:
-    """The averaged (EMA) weights among the entries of a training checkpoint, or None."""
-    ema = content.get("ema") if isinstance(content, Mapping) else None
-    return ema.get("model") if isinstance(ema, Mapping) else None
 
 
 def _read(path: Path, allow_pickle: bool, ema: bool) -> dict[str, Tensor]:
@@ -145,26 +132,35 @@ def _read(path: Path, allow_pickle: bool, ema: bool) -> dict[str, Tensor]:
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"checkpoint {path} is damaged: {first_line(error)}") from error
     try:
-        content = _load_safely(path)
+        content = load_safely(path)
     except CheckpointError:
         if not allow_pickle:
             raise
         content = _unpickle(path)
-    if ema:
-        content = averaged_weights(content)
-        if content is None:
-            raise CheckpointError(f"checkpoint {path} has no averaged (EMA) weights")
-    return _state_dict(path, content)
+    return state_dict_in(content, f"checkpoint {path}", ema)
 
 
-def _load_safely(path: Path, mmap: bool = False) -> Any:
+def load_safely(path: Path, mmap: bool = False, where: str = "") -> Any:
+    """The content of a file of `torch.save`. Objects of types that are not safe to make are replaced by inert ones.
+
+    Args:
+        where: what the file is called in errors; default: its path.
+
+    Raises:
+        CheckpointError: the file is damaged, or cannot be read without running code from it.
+    """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise CheckpointError(_refusal(path, error)) from error
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        except pickle.UnpicklingError:
+            if not zipfile.is_zipfile(path):
+                raise
+            return load_inert(path, mmap)
+    except Exception as error:  # damaged files raise nearly anything
+        raise CheckpointError(_refusal(where or f"checkpoint {path}", error)) from error
 
 
-def _refusal(path: Path, error: Exception) -> str:
+def _refusal(where: str, error: Exception) -> str:
     needs = re.search(r"GLOBAL (\S+)", str(error))
     if needs:
         reason = f"holds an object of type {needs[1]}"
@@ -173,10 +169,10 @@ def _refusal(path: Path, error: Exception) -> str:
     elif isinstance(error, pickle.UnpicklingError):
         reason = "is a pickle of more than tensors"
     else:
-        return f"checkpoint {path} is damaged or not a checkpoint: {first_line(error)}"
+        return f"{where} is damaged or not a checkpoint: {first_line(error)}"
     return (
-        f"checkpoint {path} {reason}, and reading it can run arbitrary code. If you trust its origin, "
-        "allow pickle (--allow-pickle)"
+        f"{where} {reason}, and reading it can run arbitrary code. If you trust its origin, use "
+        "tools/convert_checkpoint.py with --allow-pickle"
     )
 
 
@@ -189,24 +185,3 @@ def _unpickle(path: Path) -> Any:
                 return pickle.load(file, encoding="latin1")
     except Exception as error:
         raise CheckpointError(f"checkpoint {path} is damaged or not a checkpoint: {first_line(error)}") from error
-
-
-def _state_dict(path: Path, content: Any) -> dict[str, Tensor]:
-    """The state dict in the content of a file."""
-    for entry in _ENTRIES:
-        if isinstance(content, Mapping) and isinstance(content.get(entry), Mapping):
-            content = content[entry]
-            break
-    if not isinstance(content, Mapping) or not content:
-        raise CheckpointError(
-            f"{path} is not a checkpoint: it has no state dict, neither at the top level nor in {_ENTRIES}"
-        )
-    weights = {
-        name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value for name, value in content.items()
-    }
-    for name, value in weights.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise CheckpointError(
-                f"{path} is not a checkpoint of a model: {name!r} is a {type(value).__name__}, not a tensor"
-            )
-    return weights

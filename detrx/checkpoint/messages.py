@@ -1,10 +1,16 @@
-"""Parts of error messages."""
+"""The error of checkpoints, and parts of its messages."""
 
 from collections.abc import Mapping, Sequence
 
-__all__ = ["differences", "first_line"]
+from detrx.errors import UserError
+
+__all__ = ["CheckpointError", "differences", "first_line"]
 
 _SHOWN = 5
+
+
+class CheckpointError(UserError, RuntimeError):
+    """A checkpoint is missing, damaged, or made for something else. The message names the file."""
 
 
 def first_line(error: Exception) -> str:

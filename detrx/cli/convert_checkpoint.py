@@ -42,7 +42,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--allow-pickle",
         action="store_true",
-        help="allow files that contain more than tensors. Loading them can run arbitrary code: use trusted files only",
+        help="unpickle files that cannot be read otherwise. This can run arbitrary code: use trusted files only",
     )
     add_overrides(parser)
     args = parse(parser, argv)

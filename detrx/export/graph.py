@@ -45,7 +45,7 @@ class DetectionGraph(nn.Module):
         """
         height, width = images.shape[-2:]
         model = self.detector
-        main = model.predict((images - model.pixel_mean) / model.pixel_std, None)["main"]
+        main = model.predict(model.normalise(images), None)["main"]
         scores, queries, labels = model.postprocess.select(model.postprocess.scores(main))
         boxes = cxcywh_to_xyxy(main.boxes[-1].float()).clamp(0, 1)
         boxes = boxes.gather(1, queries[..., None].expand(-1, -1, 4))

@@ -14,6 +14,7 @@ from .linear import Linear
 from .mlp import FFN, MLP
 from .moe import ExpertLoad, Gate, MixtureFFN, MoEFFN
 from .position import SinePositionEmbedding, sine_embedding
+from .precision import cast_like
 from .recompute import is_recomputing, run_layer
 from .transfer import to_device, to_host
 
@@ -31,6 +32,7 @@ __all__ = [
     "MultiScaleDeformableAttention",
     "MultiheadAttention",
     "SinePositionEmbedding",
+    "cast_like",
     "cxcywh_to_xyxy",
     "inverse_sigmoid",
     "iou_xyxy",

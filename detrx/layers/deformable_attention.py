@@ -63,7 +63,8 @@ class MultiScaleDeformableAttention(nn.Module):
         Args:
             query: (B, Q, C), with positions added.
             reference: (B, Q, L, 2) xy or (B, Q, L, 4) cxcywh in [0, 1], per level because padding differs by level.
-                Offsets are in pixels of the level for points, in half box sizes over P for boxes.
+                Offsets are in pixels of the level for points, in half box sizes over P for boxes. They may be float32
+                whatever the dtype of the queries is.
             tokens: (B, S, C), the levels one after the other.
             spatial_shapes: (L, 2) height, width; level_start_index: (L,).
             padding_mask: (B, S) bool, True for padding, whose values are set to zero.
@@ -71,6 +72,8 @@ class MultiScaleDeformableAttention(nn.Module):
         Returns:
             (B, Q, C)
         """
+        if tokens.dtype == torch.float64:
+            reference = reference.double()
         if self._samples_first(query, tokens):
             out = self._sample_then_project(query, reference, tokens, spatial_shapes, level_start_index, padding_mask)
             return self.output_proj(out)

@@ -6,6 +6,7 @@ from .cross_attention import ConditionalCrossAttention, DeformableCrossAttention
 from .decoder import Decoder, DecoderLayer
 from .denoising import ContrastiveDenoising, Denoising, GroupDenoising
 from .encoder import DeformableEncoder, DeformableEncoderLayer, TransformerEncoder, TransformerEncoderLayer
+from .encoder_proposals import EncoderProposals, Proposals
 from .encoder_supervision import EncoderSupervision
 from .heads import PredictionHeads
 from .learned_queries import AnchorQueries, LabelEmbedding, PositionQueries
@@ -17,7 +18,7 @@ from .neck import ChannelMapper
 from .postprocess import TopDetections
 from .quality_losses import AlignedQuality, IABCELoss, RankWeight
 from .queries import Predictions, Queries, QueryGroup, QueryTokens, Route
-from .query_source import EncoderProposals, LearnedQueries, Proposals, QueryContent, QueryRows, QuerySource
+from .query_source import LearnedQueries, QueryContent, QueryRows, QuerySource
 from .reference_position import AnchorPosition, ConditionalPosition, ReferencePosition
 from .softmax import CrossEntropyLoss, SoftmaxMatchingCost, TopQueries
 from .targets import Targets

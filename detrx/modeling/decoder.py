@@ -196,7 +196,10 @@ class Decoder(nn.Module):
         if quality[0] is not None:
             parts["quality"] = quality
         split = {part: layout.split(torch.stack(values), dim=2) for part, values in parts.items()}
-        return {name: Predictions(**{part: values[name] for part, values in split.items()}) for name in layout.slices}
+        return {
+            group.name: Predictions(**{part: of[group.name] for part, of in split.items()}, padding=group.padding)
+            for group in layout.groups
+        }
 
     def shift(self, reference: Tensor | None, delta: Tensor) -> Tensor:
         """Move points (..., 2) or boxes (..., 4) in [0, 1] by `delta` (..., 4) in logit space -> boxes (..., 4).

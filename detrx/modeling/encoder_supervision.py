@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from detrx.errors import InvalidInputError
 
 from .criterion import Supervision
+from .encoder_proposals import EncoderProposals
 from .methods import Branch, Method, Step
 from .queries import Predictions
-from .query_source import EncoderProposals
 
 if TYPE_CHECKING:
     from .meta_arch import DetectionTransformer

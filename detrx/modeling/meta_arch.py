@@ -135,8 +135,13 @@ class DetectionTransformer(nn.Module):
 
     def preprocess(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         """Normalise the images and pad them at the right and bottom to the largest height and width."""
-        images = [(to_device(each["image"], self.device) - self.pixel_mean) / self.pixel_std for each in batched_inputs]
-        return ImageList.from_tensors(images)
+        return ImageList.from_tensors(
+            [self.normalise(to_device(each["image"], self.device)) for each in batched_inputs]
+        )
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """(..., 3, H, W) in 0..255, of any dtype -> normalised images in the dtype of the model."""
+        return ((images - self.pixel_mean.float()) / self.pixel_std.float()).to(self.pixel_mean.dtype)
 
     def padding_mask(self, images: ImageList) -> Tensor | None:
         """(B, H, W) bool, True for padding; None if there is no padding, or `mask_padding` is off."""
@@ -160,7 +165,8 @@ class DetectionTransformer(nn.Module):
             features = self.neck(self.backbone(alike))
             for index, *levels in zip(same, *features, strict=True):
                 maps[index] = levels
-        return self.encoder(self.tokenizer(*pad_features(maps)))
+        fewest = min(sum(level[0].numel() for level in levels) for levels in maps)
+        return self.encoder(self.tokenizer(*pad_features(maps), fewest))
 
     def encode_padded(self, images: Tensor, padding_mask: Tensor | None) -> MultiScaleTokens:
         """Encoded tokens of normalised, padded images (B, 3, H, W); `padding_mask` (B, H, W) bool, True for padding."""

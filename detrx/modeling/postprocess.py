@@ -47,18 +47,24 @@ class TopDetections:
 
         Returns:
             per image `pred_boxes` (xyxy in pixels), `scores`, `pred_classes` and `pred_queries` (the index of the
-            query), in descending order of score.
+            query), in descending order of score. Empty rows of the predictions are not detected.
 
         Raises:
             FloatingPointError: with `frames`, a box is NaN or infinite.
         """
-        scores, queries, classes = self.select(self.scores(predictions))
+        scores, real = self.scores(predictions), None
+        if predictions.padding is not None:
+            scores = scores.masked_fill(predictions.padding[..., None], -1.0)
+        scores, queries, classes = self.select(scores)
+        if predictions.padding is not None:
+            real = ~predictions.padding.gather(1, queries)
         boxes = predictions.boxes[-1].float()
         boxes = cxcywh_to_xyxy(boxes).gather(1, queries[..., None].expand(-1, -1, 4))
         boxes = boxes * _per_image([(w, h, w, h) for h, w in image_sizes], boxes)
-        counts = [boxes.shape[1]] * len(boxes)
-        if frames is not None:
-            boxes, keep, counts = _in_frames(boxes, image_sizes, frames)
+        if frames is None:
+            counts = [boxes.shape[1]] * len(boxes) if real is None else real.sum(-1).tolist()
+        else:
+            boxes, keep, counts = _in_frames(boxes, image_sizes, frames, real)
             if min(counts) < boxes.shape[1]:
                 order = keep.logical_not().to(torch.uint8).argsort(dim=1, stable=True)
                 scores, queries, classes = (each.gather(1, order) for each in (scores, queries, classes))
@@ -80,12 +86,15 @@ def _per_image(rows: Sequence[Sequence[float]], boxes: Tensor) -> Tensor:
 
 
 def _in_frames(
-    boxes: Tensor, sizes: Sequence[tuple[int, int]], frames: Sequence[tuple[int, int]]
+    boxes: Tensor, sizes: Sequence[tuple[int, int]], frames: Sequence[tuple[int, int]], real: Tensor | None
 ) -> tuple[Tensor, Tensor, list[int]]:
     """Scale boxes (B, M, 4) xyxy from pixels of the images to pixels of the frames, and clip them.
 
+    Args:
+        real: (B, M) bool, False for boxes to leave out; None: none.
+
     Returns:
-        the boxes; which of them have an area, (B, M) bool; and the number of these in each image.
+        the boxes; which of them are real and have an area, (B, M) bool; and the number of these in each image.
 
     Raises:
         FloatingPointError: a box is NaN or infinite.
@@ -95,6 +104,7 @@ def _in_frames(
     scaled = boxes * _per_image(scales, boxes)
     boxes = torch.minimum(scaled.clamp(min=0), _per_image(limits, boxes))
     keep = (boxes[..., 2:] > boxes[..., :2]).all(-1)
+    keep = keep if real is None else keep & real
     counts = torch.where(scaled.isfinite().all(-1).all(-1), keep.sum(-1), -1).tolist()
     if -1 in counts:
         bad = [index for index, count in enumerate(counts) if count < 0]

@@ -72,7 +72,7 @@ class QueryGroup:
         blocked: (N, N) or (B, N, N) bool, True where a query must not attend to another of the same group; None: no
             attention is blocked.
         sees: names of other groups whose queries this one may attend to in self-attention.
-        padding: (B, N) bool, True for empty rows, which no query sees; None: no empty rows.
+        padding: (B, N) bool, True for empty rows, which no query sees and which are not detected; None: no empty rows.
     """
 
     name: str
@@ -128,17 +128,19 @@ class Predictions:
         boxes: (T, B, N, 4) cxcywh in [0, 1] of the unpadded image.
         anchors: the boxes before regression, in the format of `boxes`; None for queries.
         quality: (T, B, N, K) logits of the predicted IoU for each class; None without such a head.
+        padding: (B, N) bool, True for empty rows; None: no empty rows.
     """
 
     logits: Tensor
     boxes: Tensor
     anchors: Tensor | None = None
     quality: Tensor | None = None
+    padding: Tensor | None = None
 
     def of_layers(self, layers: slice) -> Predictions:
         """The predictions of some layers."""
         others = (None if part is None else part[layers] for part in (self.anchors, self.quality))
-        return Predictions(self.logits[layers], self.boxes[layers], *others)
+        return Predictions(self.logits[layers], self.boxes[layers], *others, self.padding)
 
 
 class QueryLayout:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from detrx.layers import MLP, reset_linears, sine_embedding
+from detrx.layers import MLP, cast_like, reset_linears, sine_embedding
 
 from .queries import Queries
 from .tokens import MultiScaleTokens
@@ -32,7 +32,7 @@ class ReferencePosition(nn.Module):
         reference = queries.given("reference")
         if self.padded_frame and memory.valid_ratios is not None:
             reference = reference * memory.valid_ratios[:, :1].repeat(1, 1, 2)
-        return replace(queries, pos=self.mlp(self.embed(reference)))
+        return replace(queries, pos=self.mlp(cast_like(self.embed(reference), queries.content)))
 
     def embed(self, boxes: Tensor) -> Tensor:
         """(B, N, 4) cxcywh -> (B, N, 2 * C), one quarter each for cy, cx, w and h."""
@@ -64,7 +64,7 @@ class ConditionalPosition(nn.Module):
 
     def forward(self, queries: Queries, layer: int, memory: MultiScaleTokens) -> Queries:
         """The queries with a new `sine`."""
-        sine = sine_embedding(queries.given("reference").flip(-1), self.num_feats)
+        sine = cast_like(sine_embedding(queries.given("reference").flip(-1), self.num_feats), queries.content)
         return replace(queries, sine=self.scale(sine, queries.content, layer))
 
 
@@ -90,4 +90,5 @@ class AnchorPosition(ReferencePosition):
         sine = self.scale(centre, queries.content, layer).unflatten(-1, (2, -1))
         ratio = self.size(queries.content).sigmoid() / reference[..., 2:]
         sine = (sine * ratio.flip(-1)[..., None]).flatten(-2)
-        return replace(queries, pos=self.mlp(embedding), sine=sine)
+        pos = self.mlp(cast_like(embedding, queries.content))
+        return replace(queries, pos=pos, sine=cast_like(sine, queries.content))

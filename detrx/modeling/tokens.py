@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detrx.errors import InvalidInputError
-from detrx.layers import to_device
+from detrx.layers import cast_like, to_device
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,8 @@ class MultiScaleTokens:
         shapes: (H_l, W_l) of each level.
         spatial_shapes, level_start_index: shapes and start of each level, as int64 tensors (L, 2) and (L,).
         valid_ratios: (B, L, 2) unpadded fraction (x, y) of each level; None if no image is padded.
+        fewest: number of unpadded tokens of the image with the fewest, if the maps were computed image by image, and
+            results must not depend on the batch; None if the backbone saw the padding.
     """
 
     tokens: Tensor
@@ -33,6 +35,7 @@ class MultiScaleTokens:
     spatial_shapes: Tensor
     level_start_index: Tensor
     valid_ratios: Tensor | None
+    fewest: int | None = None
 
     def with_tokens(self, tokens: Tensor) -> MultiScaleTokens:
         return replace(self, tokens=tokens)
@@ -97,11 +100,14 @@ class Tokenizer(nn.Module):
         else:
             self.register_parameter("level_embed", None)
 
-    def forward(self, features: Sequence[Tensor], masks: Sequence[Tensor] | None) -> MultiScaleTokens:
+    def forward(
+        self, features: Sequence[Tensor], masks: Sequence[Tensor] | None, fewest: int | None = None
+    ) -> MultiScaleTokens:
         """
         Args:
             features: L tensors (B, C, H_l, W_l).
             masks: L tensors (B, H_l, W_l) bool, True for padding; None if no image is padded.
+            fewest: see `MultiScaleTokens`.
         """
         if len(features) != self.num_levels:
             raise InvalidInputError(f"the neck gives {len(features)} levels, but num_levels is {self.num_levels}")
@@ -113,7 +119,7 @@ class Tokenizer(nn.Module):
             position = position.flatten(2).transpose(1, 2)
             if self.level_embed is not None:
                 position = position + self.level_embed[level]
-            positions.append(position.expand(feature.shape[0], -1, -1))
+            positions.append(cast_like(position, feature).expand(feature.shape[0], -1, -1))
         shapes = tuple((f.shape[-2], f.shape[-1]) for f in features)
         areas = [h * w for h, w in shapes]
         starts = [sum(areas[:level]) for level in range(len(areas))]
@@ -125,6 +131,7 @@ class Tokenizer(nn.Module):
             spatial_shapes=to_device(torch.tensor(shapes), device),
             level_start_index=to_device(torch.tensor(starts), device),
             valid_ratios=None if masks is None else torch.stack([unpadded_fraction(m) for m in masks], dim=1),
+            fewest=fewest,
         )
 
 

@@ -129,7 +129,7 @@ class Distillation(Method):
         if not self.inherit or self._has_inherited:
             return
         if not self.inherited:
-            inherit(model, self.teacher.on(model.device), self.inherit)
+            inherit(model, self.teacher.on(model.device, model.pixel_mean.dtype), self.inherit)
             self.inherited.fill_(True)
         self._has_inherited = True
 
@@ -139,7 +139,7 @@ class Distillation(Method):
             return []
         lesson = self.teacher.teach(model, step.images, self.watched)
         lesson = lesson.of_last_layers(min(len(model.decoder.layers), len(lesson.predictions.logits)))
-        check_classes(model, self.teacher.on(model.device))
+        check_classes(model, self.teacher.on(model.device, model.pixel_mean.dtype))
         self._lesson = lesson
         if self.auxiliary is None:
             return []

@@ -85,8 +85,8 @@ class Teacher:
     def __repr__(self) -> str:
         return f"Teacher({self.config if isinstance(self.config, str) else 'config'!r}, {self.checkpoint!r})"
 
-    def on(self, device: torch.device) -> DetectionTransformer:
-        """The detector, moved to a device.
+    def on(self, device: torch.device, dtype: torch.dtype = torch.float32) -> DetectionTransformer:
+        """The detector, moved to a device and converted to a dtype.
 
         Raises:
             ValueError: no checkpoint is given.
@@ -95,8 +95,8 @@ class Teacher:
         if self._model is None:
             with torch.random.fork_rng(devices=[]):
                 self._model = freeze(self.load())
-        if self._model.device != device:
-            self._model.to(device)
+        if self._model.device != device or self._model.pixel_mean.dtype != dtype:
+            self._model.to(device, dtype)
         return self._model
 
     def load(self) -> DetectionTransformer:
@@ -130,7 +130,7 @@ class Teacher:
         Raises:
             ValueError: the images cannot be shared, or a watched component has no dense attention.
         """
-        model = self.on(student.device)
+        model = self.on(student.device, student.pixel_mean.dtype)
         images = self.renormalised(student, model, images)
         memory = model.encode_padded(images.tensor, model.padding_mask(images))
         main, _ = model.query_source(memory)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detrx.errors import InvalidInputError
+from detrx.layers import cast_like
 from detrx.modeling import DetectionTransformer, Method, MultiScaleTokens, Predictions, QueryContent, Step
 
 
@@ -87,10 +88,11 @@ class WeightGenerator(nn.Module):
         # After ReLU, no value is below zero, so zeros in the padding do not change the maximum.
         x = without(fused, padding).float()
         area = float(x.shape[-2] * x.shape[-1]) if padding is None else (~padding).sum((1, 2))[:, None].float()
-        pooled = torch.stack([x.sum((2, 3)) / area, x.amax((2, 3))])
+        pooled = cast_like(torch.stack([x.sum((2, 3)) / area, x.amax((2, 3))]), self.spatial_attention.weight)
         x = x * self.channel_attention(pooled).sum(0).sigmoid()[..., None, None]
-        pooled = torch.stack([x.mean(1), x.amax(1)], dim=1)
-        return (x * self.spatial_attention(pooled).sigmoid()).sum((2, 3)) / area
+        pooled = cast_like(torch.stack([x.mean(1), x.amax(1)], dim=1), self.spatial_attention.weight)
+        described = (x * self.spatial_attention(pooled).sigmoid()).sum((2, 3)) / area
+        return cast_like(described, self.spatial_attention.weight)
 
 
 def without(x: Tensor, padding: Tensor | None) -> Tensor:
@@ -145,7 +147,7 @@ class PatternContent(QueryContent):
 
     def forward(self, memory: MultiScaleTokens) -> Tensor:
         """Content (B, n, C) of the queries."""
-        return self.generator(memory) @ self.patterns
+        return cast_like(self.generator(memory), self.patterns) @ self.patterns
 
 
 def diversity_loss(patterns: Tensor) -> Tensor:

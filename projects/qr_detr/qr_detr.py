@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from detrx.errors import InvalidInputError
+from detrx.layers import cast_like
 from detrx.modeling import Branch, DecoderLayer, Denoising, DetectionTransformer, Method, Predictions, Step, Supervision
 from detrx.modeling.methods import log_storage
 
@@ -116,7 +117,7 @@ class QueryRouting(Method):
         if self.detach_queries:
             q, reference = q.detach(), None if reference is None else reference.detach()
         _, sigma = layer.router(q)
-        return sigma[..., None] * q, reference
+        return cast_like(sigma[..., None] * q, q), reference
 
     def exit_supervisions(self, model: DetectionTransformer) -> list[Supervision]:
         """The supervisions of the main group, applied to the exit heads."""

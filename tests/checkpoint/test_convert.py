@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from detrx import model_zoo
-from detrx.checkpoint import CheckpointConversionError, convert_checkpoint, detect_format
+from detrx.checkpoint import CheckpointConversionError, CheckpointError, convert_checkpoint, detect_format
+from detrx.checkpoint.checkpointer import AtomicCheckpointer
 from detrx.d2.config import LazyCall as L
 from detrx.d2.config import instantiate
 from detrx.modeling import TimmBackbone
@@ -184,11 +185,23 @@ def test_results_share_no_memory_and_have_the_types_of_the_model(refine):
     assert all(tensor.dtype == torch.float32 for tensor in converted.values())
 
 
-def test_unknown_formats(refine):
+def test_unknown_formats(refine, tmp_path):
     with pytest.raises(CheckpointConversionError, match=r"has no known format.*first keys are a, b"):
         convert_checkpoint({"a": torch.zeros(1), "b": torch.zeros(1)}, refine)
-    with pytest.raises(CheckpointConversionError, match="already has our names"):
+    with pytest.raises(CheckpointConversionError, match=r"already has our names .*train\.init_checkpoint takes it"):
         convert_checkpoint(refine.state_dict(), refine)
+    mmdetection = {"bbox_head.cls_branches.0.weight": torch.zeros(1)} | dict.fromkeys(
+        (f"encoder.layers.0.self_attn.{name}.weight" for name in ("value_proj", "output_proj")), torch.zeros(1)
+    )
+    with pytest.raises(CheckpointConversionError, match="has the names of mmdetection, which cannot be converted"):
+        convert_checkpoint(mmdetection, refine)
+    del mmdetection["bbox_head.cls_branches.0.weight"]
+    unknown = {**mmdetection, **{f"head.{index}": torch.zeros(1) for index in range(3)}}
+    with pytest.raises(CheckpointConversionError, match="has no known format"):
+        convert_checkpoint(unknown, refine)
+    torch.save({"backbone.bottom_up.stem.conv1.weight": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(CheckpointError, match=r"from another model.* It has the names of Detectron2"):
+        AtomicCheckpointer(refine).load(str(tmp_path / "other.pth"))
     with pytest.raises(
         CheckpointConversionError, match="unknown format 'caffe', expected one of detrex, huggingface, original"
     ):

@@ -1,6 +1,5 @@
 """Reading weights safely, and writing them."""
 
-import argparse
 import json
 import pickle
 import tarfile
@@ -86,30 +85,6 @@ def test_an_index_cannot_name_files_elsewhere(tmp_path):
 class Unwritable:
     def __reduce__(self):
         raise RuntimeError("meant to fail")
-
-
-class Trap:
-    def __reduce__(self):
-        return open, (self.path, "w")
-
-    def __init__(self, path):
-        self.path = str(path)
-
-
-def test_pickles_run_nothing_unless_allowed(tmp_path):
-    path, trace = tmp_path / "checkpoint.pth", tmp_path / "trace"
-    torch.save({"model": WEIGHTS, "extra": Trap(trace)}, path)
-    with pytest.raises(CheckpointError, match=r"checkpoint\.pth holds an object of type io\.open.*--allow-pickle"):
-        read_weights(path)
-    assert not trace.exists()
-
-
-def test_arguments_of_the_original_detr_need_permission(tmp_path):
-    path = tmp_path / "checkpoint.pth"
-    torch.save({"model": WEIGHTS, "args": argparse.Namespace(lr=1e-4)}, path)
-    with pytest.raises(CheckpointError, match=r"argparse\.Namespace.*--allow-pickle"):
-        read_weights(path)
-    assert_same(read_weights(path, allow_pickle=True))
 
 
 def test_model_zoo_pickle_needs_permission(tmp_path):

@@ -68,6 +68,26 @@ def test_proposals_come_from_the_best_tokens_inside_the_image(content: str):
     assert group.content.shape == group.pos.shape == (2, 6, 16) and not group.reference.requires_grad
 
 
+def test_no_more_queries_than_tokens(caplog: pytest.LogCaptureFixture):
+    """Further groups get the next proposals, and those after the last are the best ones again."""
+    source = EncoderProposals(70, 16, 3, content="learned", rank_by="max")
+    nn.init.normal_(source.class_head.weight)
+    memory = make_memory(padded=False)
+    (*_, last), predictions = source.groups(memory, [source.further(50), source.further(200)])
+    best = predictions["encoder"].logits[0].amax(-1).argsort(dim=1, descending=True)
+    (main, second, third), _ = source.groups(memory, [source.further(50), source.further(200)])
+    order = [best[:, :70], torch.cat([best[:, 70:], best[:, :20]], dim=1), torch.cat([best[:, 20:], best[:, :20]], 1)]
+    for group, chosen in zip((main, second, third), order, strict=True):
+        boxes = predictions["encoder"].boxes[0].gather(1, chosen[..., None].expand(-1, -1, 4))
+        torch.testing.assert_close(group.reference, boxes)
+        assert group.content.shape == group.pos.shape == (2, len(chosen[0]), 16) and group.padding is None
+    assert last.content.shape == (2, 100, 16)
+    assert [record.message for record in caplog.records] == [
+        "the query source and methods ask for 320 queries, but the images of this batch have only 100 tokens: no group "
+        "of queries is larger than that, and groups share proposals. Use larger images, more levels or fewer queries"
+    ]
+
+
 def test_anchor_sizes_double_with_the_level():
     anchors, _ = EncoderProposals(5, 16, 3, base_size=0.1).anchors(make_memory(padded=False))
     assert anchors[0, 0].tolist() == pytest.approx([0.05, 0.0625, 0.1, 0.1])
@@ -75,8 +95,6 @@ def test_anchor_sizes_double_with_the_level():
 
 
 def test_proposal_errors():
-    with pytest.raises(ValueError, match="num_queries is 101, but the encoder has only 100 tokens"):
-        EncoderProposals(101, 16, 3)(make_memory(padded=False))
     with pytest.raises(ValueError, match="content must be one of"):
         EncoderProposals(5, 16, 3, content="magic")
     with pytest.raises(ValueError, match="rank_by must be one of"):
