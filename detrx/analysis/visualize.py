@@ -165,9 +165,9 @@ def contact_sheet(
 
 
 def fitted(image: Image.Image, width: int) -> Image.Image:
-    """An image scaled to `width`; one that would become higher than `MOST_TIMES` times that is scaled to this height,
+    """An image scaled to `width`; one that would become more than four times as high as wide is scaled to this height,
     and put into the middle."""
-    scale = min(width / image.width, MOST_TIMES * width / image.height)
+    scale = min(width / image.width, 4 * width / image.height)
     size = max(1, round(scale * image.width)), max(1, round(scale * image.height))
     scaled = image.resize(size, Image.Resampling.LANCZOS)
     if scaled.width == width:
