@@ -91,7 +91,7 @@ def draw_boxes(image: Image.Image, boxes: Sequence[Box], min_side: int = 480) ->
 def captioned(image: Image.Image, text: str) -> Image.Image:
     """An image with a line of text under it; its beginning is left out where it does not fit."""
     font, height = ImageFont.load_default(size=16), 26
-    shown = text
+    shown = _drawable(text)
     while len(shown) > 3 and font.getlength(shown) > image.width - 8:
         shown = "..." + shown.removeprefix("...")[1:]
     sheet = Image.new("RGB", (image.width, image.height + height), _PAPER)
@@ -165,9 +165,9 @@ def contact_sheet(
 
 
 def fitted(image: Image.Image, width: int) -> Image.Image:
-    """An image scaled to `width`; one that would become higher than `MOST_TIMES` times that is scaled to this height,
+    """An image scaled to `width`; one that would become more than four times as high as wide is scaled to this height,
     and put into the middle."""
-    scale = min(width / image.width, MOST_TIMES * width / image.height)
+    scale = min(width / image.width, 4 * width / image.height)
     size = max(1, round(scale * image.width)), max(1, round(scale * image.height))
     scaled = image.resize(size, Image.Resampling.LANCZOS)
     if scaled.width == width:
@@ -175,6 +175,11 @@ def fitted(image: Image.Image, width: int) -> Image.Image:
     sheet = Image.new("RGB", (width, scaled.height), _PAPER)
     sheet.paste(scaled, ((width - scaled.width) // 2, 0))
     return sheet
+
+
+def _drawable(text: str) -> str:
+    """Text in one line: names of classes and files can have line breaks, and bytes that are no text."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _upper_left_first(xyxy: Sequence[float]) -> list[float]:
@@ -185,7 +190,7 @@ def _upper_left_first(xyxy: Sequence[float]) -> list[float]:
 
 def _header(width: int, title: str, legend: Sequence[tuple[str, str, bool]]) -> Image.Image:
     """Title and legend, on one line if both fit; wider than `width` if the legend alone needs it."""
-    title_font, font = ImageFont.load_default(size=26), ImageFont.load_default(size=22)
+    title, title_font, font = _drawable(title), ImageFont.load_default(size=26), ImageFont.load_default(size=22)
     swatch, gap, line = 34, 16, 48
     title_width = math.ceil(title_font.getlength(title)) + 2 * gap if title else 0
     legend_width = sum(swatch + 8 + math.ceil(font.getlength(text)) + 2 * gap for text, _, _ in legend)
@@ -230,6 +235,7 @@ def _tag(
     line: int,
 ) -> None:
     """Text on a plate, above the box if there is room, else below it; never outside the image."""
+    text = _drawable(text)
     width, height = font.getlength(text) + 6, font.size + 4
     x = min(max(0, xyxy[0] - line), size[0] - width)
     y = xyxy[1] - line - height
