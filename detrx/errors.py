@@ -36,7 +36,7 @@ class MissingImportError(UserError, ImportError):
 
 
 class UnavailableError(UserError, OSError):
-    """A file or a server cannot be reached."""
+    """A file cannot be reached or written, or a server cannot be reached."""
 
 
 class NonFinitePredictionError(UserError, FloatingPointError):

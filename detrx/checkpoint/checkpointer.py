@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from detrx.atomic import TEMPORARY, write_atomically
+from detrx.atomic import write_atomically
 from detrx.d2.checkpoint import DetectionCheckpointer
 
 from .convert import CheckpointConversionError, detect_format
@@ -63,7 +63,6 @@ class AtomicCheckpointer(DetectionCheckpointer):
         path = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info("Saving checkpoint to %s", path)
         os.makedirs(self.save_dir, exist_ok=True)
-        self._remove_leftovers()
         write_atomically(path, lambda file: torch.save(checkpoint, file))
         if self._tag_last:
             self.tag_last_checkpoint(f"{name}.pth")
@@ -178,12 +177,6 @@ class AtomicCheckpointer(DetectionCheckpointer):
         files = sorted(os.listdir(self.save_dir)) if self.save_dir and os.path.isdir(self.save_dir) else []
         files = [file for file in files if file.endswith(".pth")]
         return f"; {self.save_dir} has {', '.join(files)}" if files else ""
-
-    def _remove_leftovers(self) -> None:
-        """Remove the unfinished files of killed processes."""
-        for file in os.listdir(self.save_dir):
-            if file.endswith(".pth" + TEMPORARY):
-                os.remove(os.path.join(self.save_dir, file))
 
 
 def _foreign(keys: list[str]) -> str:
