@@ -44,11 +44,11 @@ def write_atomically(path: str | os.PathLike, write: Callable[[IO[bytes]], Any])
 
 @contextmanager
 def replacing(path: str | os.PathLike, suffix: str = "") -> Iterator[str]:
-    """A new file, written under the name that this gives, takes the place of `path`, or is removed if anything is raised.
+    """The file written under the name that this gives takes the place of `path`, or is removed if anything is raised.
 
-    Every writer has a name of its own, so that of several at once one leaves its file, whole. A link stays, and the file
-    that it leads to is replaced. The file has the permissions that `open(path, "w")` would leave it. What is not a
-    regular file, such as /dev/stdout, is written as it is. Files that killed writers have left in the folder are removed.
+    Every writer has a name of its own, so that of several at once one leaves its file, whole. A link stays, and the
+    file that it leads to is replaced. The file has the permissions that `open(path, "w")` would leave it. What is not a
+    regular file, such as /dev/stdout, is written as it is. Files that killed writers left in the folder are removed.
 
     Args:
         path: the file to write, in a folder that exists.

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from detrx.d2.config import instantiate
 from detrx.engine.config import call_parameters
+from detrx.errors import InvalidInputError
 
 __all__ = ["build_optimizer", "load_optimizer_state", "step_if_finite"]
 
@@ -26,7 +27,15 @@ def build_optimizer(cfg: DictConfig, model: nn.Module) -> torch.optim.Optimizer:
     Args:
         cfg: the ``LazyCall`` of the optimizer; its ``params.model`` is set.
         model: already on the device it is trained on.
+
+    Raises:
+        InvalidInputError: the config does not say which parameters to optimize.
     """
+    if not isinstance(cfg.get("params"), DictConfig):
+        raise InvalidInputError(
+            "optimizer.params is missing; expected a call such as {_target_: "
+            "detrx.d2.solver.get_default_optimizer_params}, which gets the model"
+        )
     cfg.params.model = model
     if cfg.get("fused") and (reason := _no_fused(cfg, model)):
         logger.warning("The optimizer has no fused implementation here (%s): the default one is used", reason)
