@@ -72,13 +72,6 @@ class AtomicCheckpointer(DetectionCheckpointer):
         tag = os.path.join(self.save_dir, "last_checkpoint")
         write_atomically(tag, lambda file: file.write(last_filename_basename.encode()))
 
-    def forget_last_checkpoint(self) -> str:
-        """Delete the ``last_checkpoint`` tag. Returns the path it named, or "" if there was none."""
-        last = self.get_checkpoint_file()
-        if last and self.save_to_disk:
-            os.remove(os.path.join(self.save_dir, "last_checkpoint"))
-        return last
-
     def load(self, path: str, checkpointables: list[str] | None = None, *, strict: bool = False) -> dict[str, Any]:
         """Load the model and those checkpointables whose state is in the file.
 

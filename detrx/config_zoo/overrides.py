@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from detrx.errors import InvalidInputError
 
-__all__ = ["TEXT_KEYS", "Override", "apply_overrides", "parse_override"]
+__all__ = ["TEXT_KEYS", "Override", "apply_overrides", "escaped", "parse_override"]
 
 TEXT_KEYS = ("output_dir", "init_checkpoint", "checkpoint", "checkpoint_path", "best_metric")
 """Last parts of keys whose values are text, also where it looks like a number or a list."""
@@ -175,11 +175,16 @@ def _with_characters(value: Any, names: Mapping[str, str]) -> Any:
     return value
 
 
+def escaped(text: str) -> str:
+    """What a config has to hold to give back a text that looks like a reference to another key."""
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
+
+
 def _literal(typed: str) -> str:
-    """Text that omegaconf gives back as it is; interpolations in it stay such."""
+    """Text that a config gives back as it is; references to other keys stay such."""
     if "${" in typed:
         try:
             OmegaConf.create({"value": typed})
         except OmegaConfBaseException:
-            return re.sub(r"(\\*)\$\{", r"\1\1\\${", typed)
+            return escaped(typed)
     return typed

@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from detrx.config_zoo import apply_overrides, read_config
-from detrx.config_zoo.overrides import parse_override
+from detrx.config_zoo.overrides import escaped, parse_override
 from detrx.d2.config import LazyConfig
 from detrx.d2.utils import comm
 from detrx.data.datasets.custom import without_files
@@ -118,7 +118,7 @@ def override_config(cfg: DictConfig, overrides: list[str], source: str = "config
     rename_targets(cfg)
     for key in ("output_dir", "init_checkpoint"):
         if cfg.train.get(key) is not None:
-            cfg.train[key] = os.path.expanduser(str(cfg.train[key]))
+            cfg.train[key] = escaped(os.path.expanduser(str(cfg.train[key])))
     return cfg
 
 
@@ -267,11 +267,11 @@ def resolve_seed(cfg: DictConfig, resume: bool) -> None:
     """Replace a negative ``train.seed`` by that of the run to resume, or by a new one. All processes must call it."""
     if cfg.train.seed >= 0:
         return
+    seed = int.from_bytes(os.urandom(4), "little") >> 1
     saved = os.path.join(cfg.train.output_dir, "config.yaml")
-    if resume and os.path.isfile(saved):
-        cfg.train.seed = LazyConfig.load(saved).train.seed
-    if cfg.train.seed < 0:
-        cfg.train.seed = int(comm.all_gather(int.from_bytes(os.urandom(4), "little") >> 1)[0])
+    if resume and os.path.isfile(saved) and (before := LazyConfig.load(saved).train.seed) >= 0:
+        seed = before
+    cfg.train.seed = int(comm.all_gather(seed)[0])
 
 
 def without_pretrained(model: DictConfig) -> DictConfig:

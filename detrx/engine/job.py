@@ -18,13 +18,13 @@ from detrx.d2.engine import launch
 from detrx.d2.utils import comm
 from detrx.engine.config import ConfigError, configured_device, load_config
 from detrx.engine.devices import check_device
+from detrx.engine.limits import TORCHRUN, check_job
 from detrx.errors import user_message
 
 __all__ = ["run_job"]
 
 Function = Callable[[argparse.Namespace, DictConfig], None]
 
-_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _WAIT_FOR_RANK_0 = 3  # seconds
 
 
@@ -40,7 +40,12 @@ def run_job(function: Function, args: argparse.Namespace) -> int:
         The exit code: 0; 2 if the config cannot be used or its device does not exist; 1 for other mistakes of the user;
         128 + the number of the signal that ended the training.
     """
-    if all(name in os.environ for name in _TORCHRUN):
+    try:
+        check_job(args)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 2
+    if all(name in os.environ for name in TORCHRUN):
         try:
             return _guarded(_in_torchrun, function, args, rank=int(os.environ["RANK"]))
         finally:

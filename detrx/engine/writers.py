@@ -20,13 +20,10 @@ def build_writers(output_dir: str, max_iter: int, start_iter: int, resumed: bool
     """Writers to the console, ``metrics.json`` and TensorBoard.
 
     A resumed training drops what was written about iteration ``start_iter - 1`` and later ones, because the hooks after
-    :class:`CheckpointHook` run again for that iteration. A new training renames an existing ``metrics.json`` to
-    ``metrics.previous.json``.
+    :class:`CheckpointHook` run again for that iteration.
     """
     first = start_iter - 1 if resumed else 0
     metrics = os.path.join(output_dir, "metrics.json")
-    if not resumed and os.path.exists(metrics):
-        os.replace(metrics, os.path.join(output_dir, "metrics.previous.json"))
     return [
         _ConsoleWriter(max_iter),
         _ContinuedJSONWriter(metrics, first),
