@@ -26,6 +26,9 @@ __all__ = ["run_job"]
 Function = Callable[[argparse.Namespace, DictConfig], None]
 
 _WAIT_FOR_RANK_0 = 3  # seconds
+_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
+"""What gloo and NCCL say if another process is gone."""
+_OTHER_HAS_ENDED = "another process of the job has ended, see its error"
 
 
 def run_job(function: Function, args: argparse.Namespace) -> int:
@@ -130,7 +133,7 @@ def _guarded(
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     except Exception as error:
-        message = user_message(error)
+        message = _OTHER_HAS_ENDED if _is_lost_connection(error) else user_message(error)
         if message is None:
             raise
         if rank:  # rank 0 usually has the same error, and its end also ends this process
@@ -138,6 +141,11 @@ def _guarded(
         print(f"error{f' (process {rank})' if rank else ''}: {message}", file=sys.stderr, flush=True)
         return 2 if isinstance(error, ConfigError) else 1
     return 0
+
+
+def _is_lost_connection(error: Exception) -> bool:
+    """Whether a process that this one waits for has ended, which has reported why."""
+    return isinstance(error, RuntimeError) and dist.is_initialized() and any(each in str(error) for each in _LOST)
 
 
 def _pass_on(number: int, frame) -> None:

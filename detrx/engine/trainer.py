@@ -17,8 +17,8 @@ from detrx.engine.hooks import CheckpointHook
 from detrx.engine.optimizer import load_optimizer_state, step_if_finite
 from detrx.engine.rng import get_rng_state, set_rng_state
 from detrx.engine.signals import StopSignals
-from detrx.engine.step_log import NonFiniteError, StepLog
-from detrx.errors import InvalidInputError, UnknownNameError
+from detrx.engine.step_log import StepLog
+from detrx.errors import InvalidInputError, NonFiniteError, NonFinitePredictionError, UnknownNameError
 
 __all__ = ["Trainer"]
 
@@ -177,7 +177,7 @@ class Trainer(TrainerBase):
 
     def _look_for_cause(self, error: Exception) -> None:
         """Raise NonFiniteError if values that are not finite may be the cause of a failed step."""
-        if isinstance(error, NonFiniteError):
+        if isinstance(error, NonFiniteError) and not isinstance(error, NonFinitePredictionError):
             return
         try:
             if comm.get_world_size() == 1:

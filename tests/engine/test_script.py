@@ -167,6 +167,18 @@ def test_two_processes_agree_that_a_loss_is_not_finite(script):
     assert not list(script.folder.glob("*.pth"))
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_predictions_that_are_not_finite_are_one_line_in_every_process(script, processes):
+    """With two processes, only the second one has them; the first then waits for its gradients in vain."""
+    run = script("train.max_iter=12", "train.log_period=20", processes=processes, TOY_DIVERGE_AT=6)
+    assert run.code == 1, run.output
+    assert "Traceback" not in run.output
+    lines = [line for line in run.output.splitlines() if line.startswith("error")]
+    assert len(lines) == processes
+    assert lines[-1].endswith("iteration 6: predictions are NaN or infinite for image ids [3]")
+    assert not (script.folder / "model_final.pth").exists()
+
+
 def test_two_processes_with_different_losses_are_told(script):
     run = script("train.max_iter=4", processes=2, TOY_LOSS="loss_other")
     assert run.code == 70
