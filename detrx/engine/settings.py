@@ -7,6 +7,7 @@ from typing import Any
 
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from detrx.d2.config import LazyConfig
 from detrx.engine.renamed import rename_targets
@@ -36,11 +37,15 @@ def saved_config(path: str) -> DictConfig | None:
 
 
 def changed_settings(before: DictConfig, after: DictConfig) -> Changes:
-    """The settings of two configs that differ. References to other keys count as what they refer to."""
-    old, new = dict(_settings(before)), dict(_settings(after))
-    keys = dict.fromkeys([*old, *new])
-    pairs = {key: (old.get(key, NOT_SET), new.get(key, NOT_SET)) for key in keys}
-    return {key: (a, b) for key, (a, b) in pairs.items() if a != b}
+    """The settings of two configs that differ. What only refers to another key that differs is left out."""
+    old, new = dict(_settings(before, resolve=True)), dict(_settings(after, resolve=True))
+    written = [dict(_settings(cfg, resolve=False)) for cfg in (before, after)]
+    changes = {}
+    for key in dict.fromkeys([*old, *new]):
+        pair = old.get(key, NOT_SET), new.get(key, NOT_SET)
+        if pair[0] != pair[1] and written[0].get(key, NOT_SET) != written[1].get(key, NOT_SET):
+            changes[key] = pair
+    return changes
 
 
 def describe_changes(changes: Changes) -> list[str]:
@@ -53,10 +58,10 @@ def _short(value: Any) -> str:
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
-def _settings(cfg: DictConfig) -> Iterator[tuple[str, Any]]:
+def _settings(cfg: DictConfig, resolve: bool) -> Iterator[tuple[str, Any]]:
     try:
-        container = OmegaConf.to_container(cfg, resolve=True)
-    except Exception:  # a reference to nothing, which nothing may read
+        container = OmegaConf.to_container(cfg, resolve=resolve)
+    except OmegaConfBaseException:  # a reference to nothing, which nothing may read
         container = OmegaConf.to_container(cfg, resolve=False)
     yield from _leaves(container, "")
 

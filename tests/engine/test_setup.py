@@ -44,7 +44,6 @@ def test_changed_settings():
     after = OmegaConf.create({"a": 2, "b": {"c": (1, 2), "d": "${a}", "e": None}, "l": [{"x": 3}]})
     assert describe_changes(changed_settings(before, after)) == [
         "a: 1 -> 2",
-        "b.d: 1 -> 2",
         "gone: 0 -> (not set)",
         "l.0.x: 1 -> 3",
         "b.e: (not set) -> None",
