@@ -223,7 +223,7 @@ def train(run: Run, command: Sequence[str], threads: int | None) -> dict[str, fl
     command += run.overrides
     environment = os.environ if threads is None else {**os.environ, "OMP_NUM_THREADS": str(threads)}
     log = folder / "stdout.txt"
-    with log.open("a") as file:
+    with log.open("a", encoding="utf-8") as file:
         code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=environment).returncode
     if code:
         raise UserError(f"training of {name!r} with seed {run.seed} ended with exit status {code}: see {log}")

@@ -10,11 +10,13 @@ from typing import Any
 import torch
 
 from detrx.atomic import write_atomically
+from detrx.console import print_anything
 from detrx.errors import user_message
 
 
 def run_tool(run: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> None:
     """Run a command. An error caused by the user prints one line and exits with status 1."""
+    print_anything()
     try:
         run(args)
     except Exception as error:

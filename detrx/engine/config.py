@@ -82,6 +82,8 @@ def _load(path: str) -> DictConfig:
         raise ConfigError(f"config file {error.filename} does not exist" if error.filename else str(error)) from error
     except SyntaxError as error:
         raise ConfigError(f"config file {path} cannot be read: {error}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"config file {path} is not UTF-8: {error}") from error
     rename_targets(cfg)
     return cfg
 

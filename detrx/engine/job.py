@@ -14,6 +14,7 @@ import torch.distributed as dist
 from omegaconf import DictConfig
 from torch.multiprocessing import ProcessExitedException
 
+from detrx.console import print_anything
 from detrx.d2.engine import launch
 from detrx.d2.utils import comm
 from detrx.engine.config import ConfigError, configured_device, load_config
@@ -126,6 +127,7 @@ def _connected(function: Function, args: argparse.Namespace) -> None:
 def _guarded(
     run: Callable[[Function, argparse.Namespace], None], function: Function, args: argparse.Namespace, rank: int = 0
 ) -> int:
+    print_anything()
     try:
         run(function, args)
     except KeyboardInterrupt:

@@ -13,6 +13,8 @@ from detrx.d2.utils import CommonMetricPrinter, EventWriter, JSONWriter, Tensorb
 
 __all__ = ["build_writers"]
 
+logger = logging.getLogger(__name__)
+
 _NO_GPU_MEMORY = re.compile(r"max_mem: 0M\s*$")
 
 
@@ -24,11 +26,12 @@ def build_writers(output_dir: str, max_iter: int, start_iter: int, resumed: bool
     """
     first = start_iter - 1 if resumed else 0
     metrics = os.path.join(output_dir, "metrics.json")
-    return [
-        _ConsoleWriter(max_iter),
-        _ContinuedJSONWriter(metrics, first),
-        TensorboardXWriter(output_dir, **({"purge_step": first} if resumed else {})),
-    ]
+    writers: list[EventWriter] = [_ConsoleWriter(max_iter), _ContinuedJSONWriter(metrics, first)]
+    try:
+        writers.append(TensorboardXWriter(output_dir, **({"purge_step": first} if resumed else {})))
+    except UnicodeEncodeError:
+        logger.warning("No TensorBoard events are written: the locale has no characters for the name %r", output_dir)
+    return writers
 
 
 class _ConsoleWriter(CommonMetricPrinter):
