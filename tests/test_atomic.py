@@ -22,7 +22,7 @@ def test_a_file_takes_the_place_of_the_earlier_one(tmp_path):
     path.write_text("before")
     with replacing(path, suffix=".onnx") as temporary:
         assert os.path.dirname(temporary) == str(tmp_path) and temporary.endswith(".onnx")
-        with open(temporary, "w") as file:
+        with open(temporary, "w", encoding="utf-8") as file:
             file.write("after")
         assert path.read_text() == "before"
     assert path.read_text() == "after" and list(tmp_path.iterdir()) == [path]

@@ -207,7 +207,7 @@ def run(args: argparse.Namespace) -> None:
             done += 1
             if args.contact_sheet:
                 cells.append(drawing)
-    (args.output / "detections.json").write_text(json.dumps(results, indent=1))
+    (args.output / "detections.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
     print(f"{len(results)} detections in {done} images: {args.output}")
     if args.contact_sheet:
         sheet = args.output / "contact_sheet.png"

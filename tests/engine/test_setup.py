@@ -64,7 +64,7 @@ def test_a_saved_config_is_the_one_that_was_saved(tmp_path):
 def test_a_config_that_cannot_be_written_leaves_the_earlier_one(tmp_path, monkeypatch):
     path = tmp_path / "config.yaml"
     write_config(OmegaConf.create({"a": 1}), str(path))
-    monkeypatch.setattr(LazyConfig, "save", staticmethod(lambda cfg, file: open(file, "w").close()))
+    monkeypatch.setattr(LazyConfig, "save", staticmethod(lambda cfg, file: open(file, "w", encoding="utf-8").close()))
     write_config(OmegaConf.create({"a": 2}), str(path))
     assert path.read_text() == "{a: 1}\n" and list(tmp_path.iterdir()) == [path]
 

@@ -133,12 +133,12 @@ def read_run(path: Path) -> RunFolder:
         )
     config, text = read_config(config_file) if config_file.is_file() else (None, "")
     metrics = read_metrics(metrics_file, path.resolve().name) if metrics_file.is_file() else None
-    log = parse_log(log_file.read_text(errors="replace")) if log_file.is_file() else Log()
+    log = parse_log(log_file.read_text(errors="replace", encoding="utf-8")) if log_file.is_file() else Log()
     return RunFolder(path, config, text, metrics, log)
 
 
 def read_config(file: Path) -> tuple[DictConfig, str]:
-    text = file.read_text(errors="replace")
+    text = file.read_text(errors="replace", encoding="utf-8")
     try:
         content = yaml.safe_load(text)
         if not isinstance(content, dict) or not content:

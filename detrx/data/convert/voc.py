@@ -121,7 +121,9 @@ def _splits(folder: Path, splits: Sequence[str] | None, problems: ReadErrors) ->
         if not (lists / f"{split}.txt").is_file():
             continue
         files[split] = []
-        for number, line in enumerate((lists / f"{split}.txt").read_text(errors="replace").splitlines(), start=1):
+        for number, line in enumerate(
+            (lists / f"{split}.txt").read_text(errors="replace", encoding="utf-8").splitlines(), start=1
+        ):
             if line.strip():
                 xml = annotations / f"{line.split()[0]}.xml"
                 if xml.is_file():
