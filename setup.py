@@ -59,7 +59,9 @@ def find_target_packages() -> None:
     if importlib.util.find_spec("torch") is None:
         places = [*site.getsitepackages(), *(sysconfig.get_path(key) for key in ("purelib", "platlib"))]
         config = Path(sys.prefix, "pyvenv.cfg")
-        if not config.is_file() or re.search(r"(?mi)^include-system-site-packages\s*=\s*true", config.read_text()):
+        if not config.is_file() or re.search(
+            r"(?mi)^include-system-site-packages\s*=\s*true", config.read_text(encoding="utf-8")
+        ):
             places.append(site.getusersitepackages())
         for place in dict.fromkeys(places):
             site.addsitedir(place)
@@ -78,7 +80,9 @@ def check_torch() -> None:
 def toolkit_of(nvcc: str) -> Path | None:
     """The toolkit folder behind an `nvcc`, which may be a wrapper script or a link."""
     try:
-        dryrun = subprocess.run([nvcc, "--dryrun", "-x", "cu", "-c", os.devnull], capture_output=True, text=True)
+        dryrun = subprocess.run(
+            [nvcc, "--dryrun", "-x", "cu", "-c", os.devnull], capture_output=True, text=True, encoding="utf-8"
+        )
     except OSError:
         return None
     top = re.search(r"^#\$ TOP=(.+)$", dryrun.stdout + dryrun.stderr, re.MULTILINE)
@@ -117,7 +121,9 @@ def plan_cuda() -> tuple[Path | None, str]:
                 f"no nvcc on PATH, in CUDA_HOME or in /usr/local/cuda; torch {torch.__version__} needs {built_with}"
             )
         else:
-            output = subprocess.run([home / "bin" / "nvcc", "--version"], capture_output=True, text=True).stdout
+            output = subprocess.run(
+                [home / "bin" / "nvcc", "--version"], capture_output=True, text=True, encoding="utf-8"
+            ).stdout
             release = re.search(r"release (\d+)\.(\d+)", output)
             found = f"{release[1]}.{release[2]}" if release else "unknown"
             if release and release[1] == built_with.split(".")[0]:
@@ -229,7 +235,7 @@ def build_arguments() -> dict:
 
 
 def version() -> str:
-    return re.search(r'__version__ = "(.+)"', (ROOT / "detrx" / "__init__.py").read_text())[1]
+    return re.search(r'__version__ = "(.+)"', (ROOT / "detrx" / "__init__.py").read_text(encoding="utf-8"))[1]
 
 
 find_target_packages()

@@ -96,19 +96,19 @@ def peak_mib(function: Callable[[], object], device: str) -> float:
     if device == "cuda":
         return peak_allocation(function, device) / 2**20
     ctypes.CDLL(None).malloc_trim(0)  # what was freed before is not to be had for nothing
-    Path("/proc/self/clear_refs").write_text("5")  # the peak restarts from here
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak restarts from here
     before = _status_mib("VmRSS")
     function()
     return _status_mib("VmHWM") - before
 
 
 def _status_mib(key: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return int(next(line.split()[1] for line in lines if line.startswith(key))) / 2**10
 
 
 def write_json(name: str, content: dict[str, object]) -> Path:
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps(content, indent=2) + "\n")
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return path

@@ -141,7 +141,7 @@ VALUE_GRADIENT_ITEMS = 64
 @functools.cache
 def _resources() -> dict[tuple[str, ...], dict]:
     """Entries of kernel_resources_sm90.json by family, kernel and template arguments."""
-    kernels = json.loads(RESOURCES.read_text())["kernels"]
+    kernels = json.loads(RESOURCES.read_text(encoding="utf-8"))["kernels"]
     return {(each["family"], each["kernel"], *each["arguments"]): each for each in kernels}
 
 

@@ -130,7 +130,7 @@ def compile_kernels(nvcc: str, source: Path, arch: str, cubin: Path) -> str:
 
     command = [nvcc, "-O3", "-std=c++17", f"-arch=sm_{arch}", "-cubin", "-Xptxas", "-v", *COMMON_NVCC_FLAGS]
     command += [flag for folder in include_folders() for flag in ("-isystem", folder)]
-    result = subprocess.run([*command, str(source), "-o", str(cubin)], capture_output=True, text=True)
+    result = subprocess.run([*command, str(source), "-o", str(cubin)], capture_output=True, text=True, encoding="utf-8")
     if result.returncode:
         raise SystemExit(f"{source} does not compile for sm_{arch}:\n{result.stderr}")
     return result.stderr
@@ -154,7 +154,9 @@ def assembler_report(text: str) -> dict[str, dict[str, int]]:
 
 
 def demangle(names: list[str]) -> dict[str, str]:
-    result = subprocess.run(["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        ["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True, encoding="utf-8"
+    )
     return dict(zip(names, result.stdout.splitlines(), strict=True))
 
 
@@ -239,7 +241,9 @@ def inspect(source: Path, arch: str) -> list[Kernel]:
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder, "kernels.cubin")
         resources = assembler_report(compile_kernels(nvcc, source, arch, cubin))
-        text = subprocess.run([disassembler, "-c", str(cubin)], capture_output=True, text=True, check=True).stdout
+        text = subprocess.run(
+            [disassembler, "-c", str(cubin)], capture_output=True, text=True, check=True, encoding="utf-8"
+        ).stdout
     functions = sass.parse(text)
     signatures = demangle(list(resources))
     kernels = [describe(source, functions[name], signatures[name], resources[name]) for name in resources]
@@ -267,8 +271,12 @@ def table_row(kernel: Kernel) -> dict[str, object]:
 def last_commit(folder: Path) -> str:
     """The commit that last changed a folder, "+" behind it if it has changed since; "unknown" outside of git."""
     git = ["git", "-C", str(folder)]
-    log = subprocess.run([*git, "log", "-1", "--format=%h", "--", "."], capture_output=True, text=True)
-    status = subprocess.run([*git, "status", "--porcelain", "--", "."], capture_output=True, text=True)
+    log = subprocess.run(
+        [*git, "log", "-1", "--format=%h", "--", "."], capture_output=True, text=True, encoding="utf-8"
+    )
+    status = subprocess.run(
+        [*git, "status", "--porcelain", "--", "."], capture_output=True, text=True, encoding="utf-8"
+    )
     return log.stdout.strip() + ("+" if status.stdout.strip() else "") or "unknown"
 
 
@@ -276,7 +284,7 @@ def provenance(nvcc: str) -> dict[str, str]:
     """With which compiler, and of which state of the sources."""
     import torch
 
-    version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+    version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True, encoding="utf-8").stdout
     digest = hashlib.sha256()
     for path in sorted((ROOT / "csrc").rglob("*")):
         if path.suffix in (".cu", ".cuh", ".h"):
@@ -314,7 +322,7 @@ def main() -> None:
             kernels += inspect(source, args.arch)
     print_table([table_row(kernel) for kernel in kernels])
     path = args.output or RESULTS / f"kernel_resources_sm{args.arch}.json"
-    path.write_text(as_json(provenance(find_nvcc()) | {"arch": f"sm_{args.arch}"}, kernels))
+    path.write_text(as_json(provenance(find_nvcc()) | {"arch": f"sm_{args.arch}"}, kernels), encoding="utf-8")
     print("written:", path)
 
 

@@ -109,7 +109,7 @@ def measured_tables(folder: Path) -> str:
 def _rows(folder: Path, stage: str, table: str) -> list[dict[str, Any]]:
     """Of a stage that ran on a GPU with real sizes."""
     path = folder / f"{stage}.json"
-    report = json.loads(path.read_text()) if path.is_file() else {}
+    report = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if report.get("device") != "cuda" or report.get("tiny"):
         return []
     gpu = report["machine"]["gpu"]
@@ -159,7 +159,7 @@ def _cell(value: object) -> str:
 
 def tables(measured: Path = MEASURED) -> dict[str, str]:
     """By the name of their place in the page."""
-    resources = json.loads(RESOURCES.read_text())
+    resources = json.loads(RESOURCES.read_text(encoding="utf-8"))
     return {
         "resources": resource_table(resources),
         "model": model_table(),
@@ -183,7 +183,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help=f"put the tables into {DOCUMENT.relative_to(ROOT)}")
     if parser.parse_args().write:
-        DOCUMENT.write_text(place(DOCUMENT.read_text(), tables()))
+        DOCUMENT.write_text(place(DOCUMENT.read_text(encoding="utf-8"), tables()), encoding="utf-8")
     else:
         print("\n\n".join(tables().values()))
 

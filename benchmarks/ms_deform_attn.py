@@ -59,7 +59,9 @@ def measure_memory(args: argparse.Namespace, form: str, shape: str, batch: int) 
     for name in ("kernel", "baseline"):
         command = [sys.executable, __file__, "--device", args.device, "--threads", str(args.threads)]
         command += ["--dtype", args.dtype, "--forms", form, "--shapes", shape, "--batch", str(batch)]
-        output = subprocess.run([*command, "--peak-memory-of", name], check=True, capture_output=True, text=True)
+        output = subprocess.run(
+            [*command, "--peak-memory-of", name], check=True, capture_output=True, text=True, encoding="utf-8"
+        )
         result[name] = json.loads(output.stdout.splitlines()[-1])
     return result
 

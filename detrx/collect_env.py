@@ -11,6 +11,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from detrx.console import print_anything
+
 PACKAGES = ("torchvision", "timm", "numpy", "fvcore", "iopath", "omegaconf", "hydra-core", "pycocotools", "scipy")
 VARIABLES = ("DETRX_", "DETECTRON2_", "TORCH_", "CUDA_", "OMP_", "MKL_", "ATEN_", "NCCL_")
 
@@ -88,7 +90,7 @@ def cpu_name() -> str:
     """Model of the CPU, or its architecture where the system does not tell."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
-        lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        lines = [line for line in cpuinfo.read_text(encoding="utf-8").splitlines() if line.startswith("model name")]
         if lines:
             return lines[0].split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
@@ -135,7 +137,7 @@ def _nvcc() -> str:
     nvcc = str(Path(home, "bin", "nvcc")) if home else shutil.which("nvcc")
     if nvcc is None:
         return "not found"
-    output = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+    output = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True, encoding="utf-8").stdout
     return f"{output.strip().splitlines()[-1]} ({nvcc})"
 
 
@@ -153,6 +155,7 @@ def _extension() -> str:
 
 
 def main() -> None:
+    print_anything()
     parser = argparse.ArgumentParser(prog="python -m detrx.collect_env", description=__doc__)
     parser.add_argument("--kernels", action="store_true", help="only say which kernels were built")
     report = kernels() if parser.parse_args().kernels else collect()

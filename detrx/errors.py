@@ -9,6 +9,7 @@ import re
 __all__ = [
     "InvalidInputError",
     "MissingImportError",
+    "NonFiniteError",
     "NonFinitePredictionError",
     "UnavailableError",
     "UnknownNameError",
@@ -36,10 +37,14 @@ class MissingImportError(UserError, ImportError):
 
 
 class UnavailableError(UserError, OSError):
-    """A file or a server cannot be reached."""
+    """A file cannot be reached or written, or a server cannot be reached."""
 
 
-class NonFinitePredictionError(UserError, FloatingPointError):
+class NonFiniteError(UserError, FloatingPointError):
+    """Losses, gradients, costs or predictions became infinite or NaN."""
+
+
+class NonFinitePredictionError(NonFiniteError):
     """A model predicts infinite values or NaN."""
 
 

@@ -63,7 +63,7 @@ def write_json(path: Path, content: object) -> None:
     It does not use `detrx.atomic`: reports are also written where detrx cannot be imported.
     """
     partial = path.with_name(f".{path.name}.tmp")
-    partial.write_text(json.dumps(content, indent=1, default=str) + "\n")
+    partial.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
     os.replace(partial, path)
 
 

@@ -75,7 +75,7 @@ class Run:
         self.start = time.monotonic()
         self.deadline = self.start + budget - EPILOGUE
         self.log = args.out / "log.txt"
-        self.log.write_text("")
+        self.log.write_text("", encoding="utf-8")
 
     def run(self) -> None:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -110,7 +110,7 @@ class Run:
         command += ["--out", str(self.args.out), "--device", self.args.device]
         command += ["--tiny"] if self.args.tiny else []
         self.say(f"{stage.name}: {stage.about} (at most {seconds:.0f} s)")
-        with self.log.open("a") as log:
+        with self.log.open("a", encoding="utf-8") as log:
             environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
             process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
         return process
@@ -133,7 +133,7 @@ class Run:
         """What the parent knows goes into the report: how the process ended, and how long it took."""
         path = self.args.out / f"{stage.name}.json"
         (self.args.out / f".{path.name}.tmp").unlink(missing_ok=True)  # of a process that was killed while it wrote
-        content = json.loads(path.read_text()) if path.is_file() else Report(path, stage.name).content
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else Report(path, stage.name).content
         if not in_time:
             content["status"] = "out of time"
         elif content["status"] == "running":
@@ -144,7 +144,7 @@ class Run:
         rows = sum(map(len, content["tables"].values()))
         self.say(f"{stage.name}: {content['status']} after {seconds:.1f} s, {rows} rows")
         if content["status"] == "crashed":
-            print("\n".join(self.log.read_text(errors="replace").splitlines()[-TAIL:]), flush=True)
+            print("\n".join(self.log.read_text(errors="replace", encoding="utf-8").splitlines()[-TAIL:]), flush=True)
 
 
 def kill(process: subprocess.Popen, number: int) -> None:

@@ -33,7 +33,7 @@ def test_files(folder: Path) -> list[Path]:
     """The files that may have tests for a GPU: they name the mark, or the conftest.py beside them does."""
 
     def names_the_mark(path: Path) -> bool:
-        return path.is_file() and "pytest.mark.gpu" in path.read_text()
+        return path.is_file() and "pytest.mark.gpu" in path.read_text(encoding="utf-8")
 
     return [
         path
@@ -51,7 +51,13 @@ def run_file(context: Context, file: Path) -> tuple[dict[str, object], list[str]
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
     try:
         result = subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=max(context.left(), 1)
+            command,
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=max(context.left(), 1),
+            encoding="utf-8",
         )
     except subprocess.TimeoutExpired as error:
         print(_text(error.stdout))

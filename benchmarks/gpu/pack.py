@@ -95,12 +95,12 @@ def main(argv: list[str] | None = None) -> None:
     install(python, environment, args.out / SITE, args.packages, args.compiled_packages)
     strip(args.out)
     script = args.out / RUN
-    script.write_text(RUN_SCRIPT.format(project=PROJECT, site=SITE))
+    script.write_text(RUN_SCRIPT.format(project=PROJECT, site=SITE), encoding="utf-8")
     script.chmod(0o755)
     paths = os.pathsep.join(str(args.out.absolute() / each) for each in (PROJECT, f"{PROJECT}/benchmarks", SITE))
     run([python, "-c", CHECK], cwd=args.out, env={**os.environ, "PYTHONPATH": paths})
     manifest = about | {"arch": args.arch, "commit": commit(), "packages": [*args.packages, *args.compiled_packages]}
-    (args.out / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+    (args.out / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     report_size(args.out, args.limit)
     print(f"There, with Python {about['python']} and torch {about['torch']}:")
     print(f"  sh {args.out.name}/{RUN} --call 1 --out FOLDER")
@@ -108,7 +108,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(command: list[str], **options: object) -> str:
     """Standard output of a command; its errors, and the end of the program, if it fails."""
-    result = subprocess.run(command, capture_output=True, text=True, **options)
+    result = subprocess.run(command, capture_output=True, text=True, **options, encoding="utf-8")
     if result.returncode:
         print(result.stdout[-3000:], result.stderr[-6000:], sep="\n", file=sys.stderr)
         raise SystemExit(f"failed with {result.returncode}: {' '.join(command)[:300]}")
@@ -141,7 +141,9 @@ def toolkit(nvcc: str | None) -> str | None:
     """The folder of the toolkit of an nvcc, which may be a script or a link elsewhere."""
     if nvcc is None:
         return None
-    said = subprocess.run([nvcc, "--dryrun", "-x", "cu", "-c", os.devnull], capture_output=True, text=True)
+    said = subprocess.run(
+        [nvcc, "--dryrun", "-x", "cu", "-c", os.devnull], capture_output=True, text=True, encoding="utf-8"
+    )
     top = re.search(r"^#\$ TOP=(.+)$", said.stdout + said.stderr, re.MULTILINE)
     return str(Path(top[1]).resolve() if top else Path(nvcc).resolve().parents[1])
 

@@ -26,7 +26,7 @@ def run(context: Context) -> None:
     if sanitizer is None:
         context.report.note("compute-sanitizer was not found: on PATH, in CUDA_HOME/bin or in /usr/local/cuda/bin")
         return
-    usage = subprocess.run([sanitizer, "--help"], capture_output=True, text=True).stdout
+    usage = subprocess.run([sanitizer, "--help"], capture_output=True, text=True, encoding="utf-8").stdout
     with ThreadPoolExecutor(2) as pool:
         pending = []
         for tool in TOOLS:
@@ -64,7 +64,12 @@ def check(context: Context, tool: str, command: list[str]) -> None:
     program += ["query_routing", "moe"] if context.tiny else []
     try:
         result = subprocess.run(
-            program, env=environment, capture_output=True, text=True, timeout=max(context.left() - 2, 1)
+            program,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=max(context.left() - 2, 1),
+            encoding="utf-8",
         )
     except subprocess.TimeoutExpired as error:
         output = (error.stdout or b"").decode(errors="replace")

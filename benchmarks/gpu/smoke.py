@@ -26,7 +26,7 @@ def run(context: Context) -> None:
     report.fact(cuda=torch.version.cuda, extension=extension_info())
     report.fact(**device_facts(context.device))
     if MANIFEST.is_file():
-        report.fact(folder=json.loads(MANIFEST.read_text()))
+        report.fact(folder=json.loads(MANIFEST.read_text(encoding="utf-8")))
     for name in operators():
         if not has_kernel(name, context.device) and has_kernel(name, "cpu"):
             report.fail(f"{name} has no compiled kernel for {context.device}: {extension_info()}")
@@ -59,7 +59,7 @@ def device_facts(device: str) -> dict[str, object]:
         "multiprocessors": properties.multi_processor_count,
         "memory_gib": properties.total_memory / 2**30,
         "l2_mib": properties.L2_cache_size / 2**20,
-        "driver, clocks, power": subprocess.run(query, capture_output=True, text=True).stdout.strip()
+        "driver, clocks, power": subprocess.run(query, capture_output=True, text=True, encoding="utf-8").stdout.strip()
         if tools["nvidia-smi"]
         else None,
         **tools,

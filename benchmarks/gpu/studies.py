@@ -17,14 +17,14 @@ TOOL = ROOT / "tools" / "study.py"
 
 
 def run(context: Context, study: Path = STUDY, seeds: tuple[int, ...] = (1, 2, 3), tool: Path = TOOL) -> None:
-    content = yaml.safe_load(study.read_text())
+    content = yaml.safe_load(study.read_text(encoding="utf-8"))
     content["overrides"] = [*content.get("overrides", ()), f"train.device={context.device}"]
     variants = list(content["variants"])
     if context.tiny:
         variants, seeds = variants[:1], seeds[:1]
         content["overrides"] += ["train.max_iter=2", "train.eval_period=2"]
     here = context.scratch / study.name
-    here.write_text(yaml.safe_dump(content, sort_keys=False))
+    here.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     output = context.scratch / "study"
     jobs = 1 if context.tiny else min(max((os.cpu_count() or 2) // 2, 1), len(variants) * len(seeds))
     context.report.fact(study=study.stem, jobs=jobs)
@@ -46,6 +46,6 @@ def report_finished(context: Context, output: Path, seen: set[Path]) -> None:
     for path in sorted(output.glob("*/seed*/result.json")):
         if path not in seen:
             seen.add(path)
-            stored = json.loads(path.read_text())
+            stored = json.loads(path.read_text(encoding="utf-8"))
             row = {"variant": path.parent.parent.name, "seed": stored["run"]["seed"], **stored["result"]}
             context.report.row("trainings", row)

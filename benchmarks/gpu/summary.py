@@ -71,7 +71,7 @@ COLUMNS = {
 def read_reports(folder: Path) -> dict[str, dict[str, Any]]:
     """Reports of the stages that lie in a folder, in the order of the stages."""
     paths = {stage.name: folder / f"{stage.name}.json" for stage in STAGES}
-    return {name: json.loads(path.read_text()) for name, path in paths.items() if path.is_file()}
+    return {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items() if path.is_file()}
 
 
 def merge(folder: Path) -> dict[str, dict[str, Any]]:

@@ -129,8 +129,8 @@ def gini_table(coefficients: Mapping[str, Mapping[int, float]], folder: Path) ->
         name: {seed: None if np.isnan(value) else value for seed, value in by_seed.items()}
         for name, by_seed in coefficients.items()
     }
-    (folder / "gini.json").write_text(json.dumps(finite, indent=1) + "\n")
-    (folder / "gini.md").write_text(table)
+    (folder / "gini.json").write_text(json.dumps(finite, indent=1) + "\n", encoding="utf-8")
+    (folder / "gini.md").write_text(table, encoding="utf-8")
     return table
 
 

@@ -89,7 +89,7 @@ def read_metrics(path: str | os.PathLike, name: str | None = None) -> RunMetrics
     if not file.is_file():
         raise FileNotFoundError(f"{file} does not exist; expected the metrics.json of a training run, or its folder")
     points: dict[str, dict[float, float]] = {}
-    lines = file.read_text().splitlines()
+    lines = file.read_text(encoding="utf-8").splitlines()
     for number, line in enumerate(lines, start=1):
         try:
             entry = json.loads(line)

@@ -129,7 +129,7 @@ class QueryAnalysis(ABC):
         if not self.images:
             raise InvalidInputError(f"{self.name}: the dataset has no images")
         figures = self.figures()
-        (folder / f"{self.name}.json").write_text(json.dumps(figures, indent=1) + "\n")
+        (folder / f"{self.name}.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
         lines, pictures = self.draw(figures, folder)
         return "\n".join([*lines, f"figures and pictures in {folder}: {', '.join([f'{self.name}.json', *pictures])}"])
 

@@ -15,6 +15,9 @@ import yaml
 
 from detrx import config_zoo
 from detrx.atomic import write_atomically
+from detrx.engine import load_config
+from detrx.engine.output_folder import TRAINING_CONFIG
+from detrx.engine.settings import changed_settings, describe_changes, saved_config
 from detrx.errors import InvalidInputError, UserError
 
 from .metrics import read_metrics
@@ -23,6 +26,7 @@ TRAIN = (sys.executable, "-m", "detrx.cli", "lazyconfig_train_net")
 METRICS = ("bbox/AP", "bbox/AP50", "bbox/AP75")
 _KEYS = {"title", "description", "seeds", "variants"}
 _OPTIONAL = {"config", "overrides", "size"}
+_OF_THE_MACHINE = ("train.output_dir", "train.device")  # settings that a run may change
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,10 @@ class Run:
     @property
     def folder(self) -> Path:
         return self.output / self.variant.slug / f"seed{self.seed}"
+
+    @property
+    def overrides(self) -> list[str]:
+        return [f"train.output_dir={self.folder}", f"train.seed={self.seed}", *self.variant.overrides]
 
     @property
     def result_files(self) -> tuple[Path, ...]:
@@ -94,13 +102,17 @@ def load_study(path: str | os.PathLike) -> Study:
     if not path.is_file():
         raise FileNotFoundError(f"study {path} does not exist")
     try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InvalidInputError(f"study {path} is not YAML: {error}") from error
     if not isinstance(content, dict) or not _KEYS <= content.keys() <= _KEYS | _OPTIONAL:
         found = sorted(content) if isinstance(content, dict) else type(content).__name__
         raise InvalidInputError(f"study {path} needs {sorted(_KEYS)} and may have {sorted(_OPTIONAL)}; it has {found}")
     variants = []
+    if not isinstance(content["variants"], dict) or not content["variants"]:
+        raise InvalidInputError(
+            f"study {path}: `variants` must be names with their settings, got {content['variants']}"
+        )
     for name, variant in content["variants"].items():
         if not isinstance(variant, dict) or not variant.keys() <= {"config", "overrides"}:
             raise InvalidInputError(f"study {path}: variant {name!r} may have `config` and `overrides`, got {variant}")
@@ -109,14 +121,53 @@ def load_study(path: str | os.PathLike) -> Study:
             raise InvalidInputError(f"study {path}: neither variant {name!r} nor the study has a `config`")
         if not Path(config).is_file() and config_zoo.name_of(config) is None:
             raise FileNotFoundError(f"study {path}: config {config} of {name!r} does not exist")
-        overrides = (*content.get("overrides", ()), *variant.get("overrides", ()))
-        variants.append(Variant(name, config, overrides))
+        overrides = [*_overrides(content, f"study {path}"), *_overrides(variant, f"study {path}: variant {name!r}")]
+        variants.append(Variant(str(name), config, tuple(overrides)))
+    _check_folders(variants, path)
     size = content.get("size", (128, 128))
-    return Study(content["title"], content["description"], tuple(content["seeds"]), tuple(size), tuple(variants))
+    if not _are_numbers(size, 1) or len(size) != 2:
+        raise InvalidInputError(f"study {path}: `size` must be [height, width] in pixels, got {size}")
+    seeds = check_seeds(content["seeds"], f"study {path}: `seeds`")
+    return Study(content["title"], content["description"], seeds, tuple(size), tuple(variants))
+
+
+def check_seeds(seeds: Any, source: str) -> tuple[int, ...]:
+    """Check the seeds of a study, and return them as a tuple.
+
+    Raises:
+        ValueError: they are not different whole numbers from 0 on; a negative seed would be another one in every run.
+    """
+    if not _are_numbers(seeds, 0) or len(set(seeds)) != len(seeds) or not seeds:
+        raise InvalidInputError(f"{source} must be different whole numbers, 0 or more, got {seeds}")
+    return tuple(seeds)
+
+
+def _are_numbers(values: Any, least: int) -> bool:
+    return isinstance(values, (list, tuple)) and all(
+        isinstance(each, int) and not isinstance(each, bool) and each >= least for each in values
+    )
+
+
+def _overrides(content: dict[str, Any], source: str) -> list[str]:
+    overrides = content.get("overrides") or []
+    if not isinstance(overrides, list) or not all(isinstance(each, str) for each in overrides):
+        raise InvalidInputError(f"{source}: `overrides` must be a list of texts KEY=VALUE, got {overrides}")
+    return overrides
+
+
+def _check_folders(variants: Sequence[Variant], path: Path) -> None:
+    names: dict[str, str] = {}
+    for variant in variants:
+        if (other := names.setdefault(variant.slug, variant.name)) != variant.name:
+            raise InvalidInputError(
+                f"study {path}: variants {other!r} and {variant.name!r} would share the folder {variant.slug}"
+            )
 
 
 def result_of(run: Run, command: Sequence[str] = TRAIN, threads: int | None = None) -> dict[str, float]:
     """Train a variant, from its last checkpoint if there is one, unless it is finished already.
+
+    A run keeps the settings that it has begun with: if its config says something else now, that is an error.
 
     Args:
         command: what trains, given the arguments of tools/lazyconfig_train_net.py.
@@ -126,8 +177,9 @@ def result_of(run: Run, command: Sequence[str] = TRAIN, threads: int | None = No
         `METRICS` of the last evaluation (in percent), `first_loss` and `last_loss` (total, as logged), `iterations`.
 
     Raises:
-        RuntimeError: the training failed; names its log.
+        UserError: the training failed, and the message names its log; or its settings have changed since it began.
     """
+    _check_unchanged(run)
     result = finished_result(run)
     if result is None:
         result = train(run, command, threads)
@@ -138,12 +190,28 @@ def result_of(run: Run, command: Sequence[str] = TRAIN, threads: int | None = No
     return result
 
 
+def _check_unchanged(run: Run) -> None:
+    """Raise UserError if a run has begun with other settings, by the `config.yaml` of its folder."""
+    before = saved_config(str(run.folder / TRAINING_CONFIG))
+    if before is None:
+        return
+    changes = changed_settings(before, load_config(run.variant.config, run.overrides))
+    if lines := describe_changes({key: pair for key, pair in changes.items() if key not in _OF_THE_MACHINE}):
+        raise UserError(
+            f"the run of {run.variant.name!r} with seed {run.seed} began with other settings ({'; '.join(lines)}): "
+            f"change them back, choose another output, or remove {run.folder} to train it anew"
+        )
+
+
 def finished_result(run: Run) -> dict[str, float] | None:
     for file in run.result_files:
         if file.is_file():
-            stored = json.loads(file.read_text())
-            if stored["run"] != run.signature:
-                raise UserError(f"{file} is of another run, {stored['run']}: choose another output, or remove it")
+            stored = json.loads(file.read_text(encoding="utf-8"))
+            own, other = run.signature, stored["run"]
+            if differing := [f"{key}: {other.get(key)} -> {own[key]}" for key in own if other.get(key) != own[key]]:
+                raise UserError(
+                    f"{file} is of another run ({'; '.join(differing)}): choose another output, or remove the file"
+                )
             return stored["result"]
     return None
 
@@ -152,10 +220,10 @@ def train(run: Run, command: Sequence[str], threads: int | None) -> dict[str, fl
     name, folder = run.variant.name, run.folder
     folder.mkdir(parents=True, exist_ok=True)
     command = [*command, "--config-file", run.variant.config, "--resume"]
-    command += [f"train.output_dir={folder}", f"train.seed={run.seed}", *run.variant.overrides]
+    command += run.overrides
     environment = os.environ if threads is None else {**os.environ, "OMP_NUM_THREADS": str(threads)}
     log = folder / "stdout.txt"
-    with log.open("a") as file:
+    with log.open("a", encoding="utf-8") as file:
         code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=environment).returncode
     if code:
         raise UserError(f"training of {name!r} with seed {run.seed} ended with exit status {code}: see {log}")

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from detrx.atomic import TEMPORARY, write_atomically
+from detrx.atomic import write_atomically
 from detrx.d2.checkpoint import DetectionCheckpointer
 
 from .convert import CheckpointConversionError, detect_format, owner_of
@@ -65,7 +65,6 @@ class AtomicCheckpointer(DetectionCheckpointer):
         path = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info("Saving checkpoint to %s", path)
         os.makedirs(self.save_dir, exist_ok=True)
-        self._remove_leftovers()
         write_atomically(path, lambda file: torch.save(checkpoint, file))
         if self._tag_last:
             self.tag_last_checkpoint(f"{name}.pth")
@@ -74,13 +73,6 @@ class AtomicCheckpointer(DetectionCheckpointer):
         """Write the ``last_checkpoint`` tag: the file of this folder to resume from."""
         tag = os.path.join(self.save_dir, "last_checkpoint")
         write_atomically(tag, lambda file: file.write(last_filename_basename.encode()))
-
-    def forget_last_checkpoint(self) -> str:
-        """Delete the ``last_checkpoint`` tag. Returns the path it named, or "" if there was none."""
-        last = self.get_checkpoint_file()
-        if last and self.save_to_disk:
-            os.remove(os.path.join(self.save_dir, "last_checkpoint"))
-        return last
 
     def load(self, path: str, checkpointables: list[str] | None = None, *, strict: bool = False) -> dict[str, Any]:
         """Load the model and those checkpointables whose state is in the file.
@@ -178,12 +170,6 @@ class AtomicCheckpointer(DetectionCheckpointer):
         files = sorted(os.listdir(self.save_dir)) if self.save_dir and os.path.isdir(self.save_dir) else []
         files = [file for file in files if file.endswith(".pth")]
         return f"; {self.save_dir} has {', '.join(files)}" if files else ""
-
-    def _remove_leftovers(self) -> None:
-        """Remove the unfinished files of killed processes."""
-        for file in os.listdir(self.save_dir):
-            if file.endswith(".pth" + TEMPORARY):
-                os.remove(os.path.join(self.save_dir, file))
 
 
 def _in_folder(folder: str) -> str:

@@ -1,7 +1,6 @@
 """Shared by the commands: common arguments, JSON output, and one-line errors for mistakes of the user."""
 
 import argparse
-import io
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -11,14 +10,13 @@ from typing import Any
 import torch
 
 from detrx.atomic import write_atomically
+from detrx.console import print_anything
 from detrx.errors import user_message
 
 
 def run_tool(run: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> None:
     """Run a command. An error caused by the user prints one line and exits with status 1."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # names of files may have characters that cannot be printed here
-            stream.reconfigure(errors="backslashreplace")
+    print_anything()
     try:
         run(args)
     except Exception as error:
@@ -47,7 +45,7 @@ def add_weights(parser: Any) -> None:
 def add_device(parser: Any) -> None:
     """Add `--device`; the parsed value is a device name, never "auto"."""
     parser.add_argument(
-        "--device", type=_device, default="auto", help="cpu, cuda, ... (default: auto, a GPU if there is one)"
+        "--device", type=device, default="auto", help="cpu, cuda, ... (default: auto, a GPU if there is one)"
     )
 
 
@@ -92,6 +90,17 @@ def at_least(minimum: int) -> Callable[[str], int]:
     return number
 
 
+def not_negative(text: str) -> float:
+    """Argument type: a number, 0 or more."""
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be 0 or more, got {text}")
+    return value
+
+
+not_negative.__name__ = "float"  # for argparse's message "invalid float value"
+
+
 def fraction(text: str) -> float:
     """Argument type: a number from 0 to 1."""
     value = float(text)
@@ -107,5 +116,15 @@ def write_json(path: Path, content: Any) -> None:
     print(f"figures: {path}")
 
 
-def _device(name: str) -> str:
-    return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+def device(name: str) -> str:
+    """Argument type: a device that torch has here; "auto" becomes a GPU if there is one, else the CPU."""
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        return "cuda" if gpus else "cpu"
+    try:
+        found = torch.device(name)
+    except RuntimeError as error:
+        raise argparse.ArgumentTypeError(f"{name!r} is not a device of torch, such as cpu, cuda or cuda:1") from error
+    if found.type == "cuda" and (found.index or 0) >= gpus:
+        raise argparse.ArgumentTypeError(f"{name!r} is not here: torch sees {gpus or 'no'} GPU{'s' * (gpus != 1)}")
+    return name

@@ -5,7 +5,16 @@ import json
 from functools import partial
 from pathlib import Path
 
-from detrx.cli._command import add_config, add_overrides, add_size, add_weights, parse, run_tool
+from detrx.cli._command import (
+    add_config,
+    add_overrides,
+    add_size,
+    add_weights,
+    device,
+    not_negative,
+    parse,
+    run_tool,
+)
 from detrx.engine.config import load_config
 from detrx.engine.trained import load_model
 from detrx.export import (
@@ -47,13 +56,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--tolerance",
-        type=float,
+        type=not_negative,
         default=1e-3,
         metavar="D",
         help="largest allowed difference to the detector, in scores and in boxes as fractions of the image size "
         "(default: 0.001)",
     )
-    parser.add_argument("--device", default="cpu", help="device of a .pt2 program: cpu, cuda, ... (default: cpu)")
+    parser.add_argument(
+        "--device", type=device, default="cpu", help="device of a .pt2 program: cpu, cuda, ... (default: cpu)"
+    )
     add_overrides(parser)
     args = parse(parser, argv)
     suffixes = {suffix: name for name, suffix in SUFFIXES.items()}

@@ -5,8 +5,9 @@
     lazyconfig_train_net.py --config-file ... --eval-only train.init_checkpoint=output/a/model_final.pth
 
 With --eval-only, --resume evaluates the last checkpoint in train.output_dir. Start several processes with --num-gpus or
-torchrun. Results are written to train.output_dir: config.yaml, log.txt, metrics.json, TensorBoard events, checkpoints,
-and inference/coco_instances_results.json with the detections of the last evaluation.
+torchrun. Results are written to train.output_dir: config.yaml (eval_config.yaml by --eval-only), log.txt, metrics.json,
+TensorBoard events, checkpoints, and inference/coco_instances_results.json with the detections of the last evaluation. A
+new training moves what an earlier one has left there to previous-1 in it.
 """
 
 import argparse
@@ -20,13 +21,11 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
-from detrx import collect_env
 from detrx.checkpoint.checkpointer import AtomicCheckpointer
-from detrx.d2 import provider
 from detrx.d2.config import instantiate
-from detrx.d2.engine import create_ddp_model, default_argument_parser, default_setup, hooks
+from detrx.d2.engine import create_ddp_model, default_argument_parser, hooks
 from detrx.d2.evaluation import inference_on_dataset, print_csv_format
-from detrx.d2.utils import comm, setup_logger
+from detrx.d2.utils import comm
 from detrx.engine import (
     BestCheckpoint,
     CheckpointHook,
@@ -43,6 +42,10 @@ from detrx.engine import (
     resolve_seed,
     run_job,
 )
+from detrx.engine.fit import check_classes, warn_of_too_many_boxes
+from detrx.engine.limits import check_settings
+from detrx.engine.output_folder import EVALUATION_CONFIG, TRAINING_CONFIG, in_main_process, write_config
+from detrx.engine.setup import set_up
 from detrx.modeling import DetectionTransformer
 
 logger = logging.getLogger("detrx.train_net")
@@ -52,6 +55,7 @@ def do_test(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
     """Evaluate a model (not wrapped for distributed training) and print the table of its metrics."""
     if "evaluator" not in cfg.dataloader:
         return {}
+    check_classes(cfg, "test")
     loader, evaluator, amp = instantiate(cfg.dataloader.test), build_evaluator(cfg), cfg.train.amp
     precision = (
         torch.autocast(torch.device(cfg.train.device).type, getattr(torch, amp.dtype))
@@ -67,11 +71,16 @@ def do_test(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
 def do_train(args: argparse.Namespace, cfg: DictConfig) -> None:
     """Train, from the last checkpoint in the output folder if ``--resume`` is given, and evaluate."""
     settings = cfg.train
+    if "evaluator" in cfg.dataloader:
+        check_classes(cfg, "test")
     model = instantiate(cfg.model)
     logger.info("Model:\n%s", model)
     model.to(settings.device)
     optimizer = build_optimizer(cfg.optimizer, model)
     train_loader = instantiate(cfg.dataloader.train)
+    check_classes(cfg, "train")
+    if comm.is_main_process():
+        warn_of_too_many_boxes(model, train_loader)
 
     ddp = {"device_ids": [comm.get_local_rank()], **settings.ddp}
     if torch.device(settings.device).type != "cuda":
@@ -126,6 +135,7 @@ def do_train(args: argparse.Namespace, cfg: DictConfig) -> None:
         writers = build_writers(settings.output_dir, settings.max_iter, start_iter, resumed)
         trainer.register_hooks([hooks.PeriodicWriter(writers, period=settings.log_period)])
     trainer.register_hooks([StopHook(checkpoint_hook)])
+    _save_config(cfg, TRAINING_CONFIG)
     trainer.train(start_iter, settings.max_iter)
 
 
@@ -133,8 +143,12 @@ def _start_anew(args: argparse.Namespace, settings: DictConfig, checkpointer: At
     if args.resume:
         logger.warning("--resume: there is no checkpoint in %s; starting from scratch", settings.output_dir)
     checkpointer.load(settings.init_checkpoint, checkpointables=[])
-    if last := checkpointer.forget_last_checkpoint():
-        logger.warning("Starting a new training without --resume; --resume will no longer continue %s", last)
+
+
+def _save_config(cfg: DictConfig, name: str) -> None:
+    path = os.path.join(cfg.train.output_dir, name)
+    in_main_process(lambda: write_config(cfg, path))
+    logger.info("Full config saved to %s", path)
 
 
 def do_eval(args: argparse.Namespace, cfg: DictConfig) -> None:
@@ -150,6 +164,7 @@ def do_eval(args: argparse.Namespace, cfg: DictConfig) -> None:
             else "--eval-only needs train.init_checkpoint=FILE, or --resume for the last one in train.output_dir"
         )
     checkpointer.load(path, strict=True)
+    _save_config(cfg, EVALUATION_CONFIG)
     do_test(cfg, model)
 
 
@@ -163,14 +178,9 @@ def run(args: argparse.Namespace, cfg: DictConfig) -> None:
         torch.use_deterministic_algorithms(True, warn_only=True)
     if not args.eval_only:
         check_evaluation(cfg)
+    check_settings(cfg, comm.get_world_size())
     resolve_seed(cfg, args.resume)
-
-    default_setup(cfg, args)
-    if not logging.getLogger("detrx").handlers:  # Detectron2 sets up its own logger
-        setup_logger(settings.output_dir, comm.get_rank(), name="detrx")
-    logger.info("Detectron2's API comes from: %s", provider())
-    if comm.is_main_process():
-        logger.info("Environment:\n%s", "\n".join(f"{name}: {value}" for name, value in collect_env.collect().items()))
+    set_up(cfg, args)
     if args.eval_only:
         do_eval(args, cfg)
     else:

@@ -75,10 +75,10 @@ def main(argv: list[str] | None = None) -> None:
         "--check", action="store_true", help="write nothing; exit with status 1 if the page is out of date"
     )
     args = parser.parse_args(argv)
-    records = [json.loads(path.read_text()) for path in sorted(RECORDS.glob("*.json"))]
-    text = page(records, yaml.safe_load(PAPERS.read_text()))
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RECORDS.glob("*.json"))]
+    text = page(records, yaml.safe_load(PAPERS.read_text(encoding="utf-8")))
     if not args.check:
-        PAGE.write_text(text)
+        PAGE.write_text(text, encoding="utf-8")
         print(f"model zoo: {PAGE}")
-    elif not PAGE.is_file() or PAGE.read_text() != text:
+    elif not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != text:
         sys.exit("error: MODEL_ZOO.md is out of date: run tools/make_model_zoo.py")

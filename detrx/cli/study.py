@@ -1,6 +1,8 @@
 """Train the variants of a study with several seeds and compare them."""
 
 import argparse
+import shlex
+import sys
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
@@ -8,7 +10,17 @@ import torch
 from tqdm import tqdm
 
 from detrx.analysis import model_cost, random_image, random_model
-from detrx.analysis.study import Run, Study, Variant, load_study, markdown_table, plot_study, result_of, summarise
+from detrx.analysis.study import (
+    Run,
+    Study,
+    Variant,
+    check_seeds,
+    load_study,
+    markdown_table,
+    plot_study,
+    result_of,
+    summarise,
+)
 from detrx.cli._command import at_least, run_tool, write_json
 from detrx.collect_env import machine
 from detrx.errors import InvalidInputError
@@ -18,13 +30,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Train every variant of a study with every seed, print a table of means and standard deviations, "
         "and write all results as JSON, Markdown and PNG. Run the command again to continue an interrupted study: "
-        "finished runs are kept, others resume from their last checkpoint. Writes OUTPUT/<variant>/seed<N>/ and "
-        "OUTPUT/study.*.",
+        "finished runs are kept, others resume from their last checkpoint, and settings that have changed since are an "
+        "error. Writes OUTPUT/<variant>/seed<N>/ and OUTPUT/study.*.",
         epilog="example: study.py benchmarks/studies/detectors_digits.yaml --output output/detectors",
     )
     parser.add_argument("study", type=Path, help="YAML file of the study")
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
-    parser.add_argument("--seeds", type=int, nargs="+", metavar="N", help="seeds, instead of the study's")
+    parser.add_argument("--seeds", type=at_least(0), nargs="+", metavar="N", help="seeds, instead of the study's")
     parser.add_argument("--variants", nargs="+", metavar="NAME", help="train only these variants")
     parser.add_argument(
         "--jobs", type=at_least(1), default=1, metavar="N", help="number of parallel trainings (default: 1)"
@@ -53,7 +65,7 @@ def select(study: Study, names: list[str] | None) -> list[Variant]:
     known = {variant.name: variant for variant in study.variants}
     if unknown := [name for name in names or () if name not in known]:
         raise InvalidInputError(f"the study has no variant {', '.join(unknown)}; it has {', '.join(known)}")
-    return [known[name] for name in names or known]
+    return [known[name] for name in dict.fromkeys(names or known)]
 
 
 def train(runs: list[Run], jobs: int, threads: int | None) -> dict[Run, dict[str, float]]:
@@ -73,7 +85,7 @@ def train(runs: list[Run], jobs: int, threads: int | None) -> dict[Run, dict[str
 def run(args: argparse.Namespace) -> None:
     study = load_study(args.study)
     variants = select(study, args.variants)
-    seeds = args.seeds or list(study.seeds)
+    seeds = list(check_seeds(args.seeds, "--seeds") if args.seeds else study.seeds)
     kept = args.record and args.record.with_suffix("")
     # Seed by seed, so that an unfinished study has results of every variant.
     runs = {(v, seed): Run(v, seed, args.output, kept) for seed in seeds for v in variants}
@@ -89,15 +101,16 @@ def run(args: argparse.Namespace) -> None:
             "result": summarise([results[runs[variant, seed]] for seed in seeds]),
             **{key: cost[key] for key in ("parameters", "flops", "ms_per_image")},
         }
-    command = f"python tools/study.py {args.study} --output {args.output}"
-    head = {"title": study.title, "description": study.description, "command": command}
+    head = {"title": study.title, "description": study.description, "command": args.command}
     record = {**head, "size": study.size, **machine("cuda" if torch.cuda.is_available() else "cpu"), "variants": rows}
     print(markdown_table(record))
     for path in filter(None, (args.output / "study.json", args.record)):
         write_json(path, record)
-        path.with_suffix(".md").write_text(markdown_table(record))
+        path.with_suffix(".md").write_text(markdown_table(record), encoding="utf-8")
         plot_study(record, path.with_suffix(".png"))
 
 
 def main(argv: list[str] | None = None) -> None:
-    run_tool(run, parse_args(argv))
+    args = parse_args(argv)
+    args.command = shlex.join(["python", "tools/study.py", *(sys.argv[1:] if argv is None else argv)])
+    run_tool(run, args)

@@ -12,11 +12,22 @@ from detrx.d2.config import LazyConfig
 from detrx.errors import InvalidInputError
 
 from .catalog import config_root, find, get_config_file, list_models, name_of, similar
+from .overrides import apply_overrides
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-__all__ = ["config_root", "find", "get_config", "get_config_file", "list_models", "name_of", "read_config", "similar"]
+__all__ = [
+    "apply_overrides",
+    "config_root",
+    "find",
+    "get_config",
+    "get_config_file",
+    "list_models",
+    "name_of",
+    "read_config",
+    "similar",
+]
 
 
 def get_config(name: str) -> "DictConfig":
@@ -38,9 +49,9 @@ def get_config(name: str) -> "DictConfig":
     overrides = changes.pop("overrides", [])
     try:
         variant(cfg, **changes)
+        return apply_overrides(cfg, overrides)
     except (TypeError, ValueError) as error:
         raise InvalidInputError(f"{where}: {error}") from error
-    return LazyConfig.apply_overrides(cfg, overrides)
 
 
 def read_config(config: str | os.PathLike) -> "DictConfig":

@@ -132,7 +132,7 @@ def _entries() -> dict[str, Entry]:
 
 def _variants(table: Path) -> list[Entry]:
     try:
-        content = yaml.load(table.read_text(), _YAMLLoader)
+        content = yaml.load(table.read_text(encoding="utf-8"), _YAMLLoader)
         return [
             Entry(table.with_name(f"{name}.py"), table.with_name(f"{base}.py"), dict(changes))
             for base, variants in content.items()

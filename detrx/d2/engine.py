@@ -8,13 +8,12 @@ if USE_DETECTRON2:
         TrainerBase,
         create_ddp_model,
         default_argument_parser,
-        default_setup,
         hooks,
         launch,
     )
 else:
     from detrx.d2.embedded import hooks
-    from detrx.d2.embedded.defaults import create_ddp_model, default_argument_parser, default_setup
+    from detrx.d2.embedded.defaults import create_ddp_model, default_argument_parser
     from detrx.d2.embedded.launch import launch
     from detrx.d2.embedded.train_loop import HookBase, TrainerBase
 
@@ -23,7 +22,6 @@ __all__ = [
     "TrainerBase",
     "create_ddp_model",
     "default_argument_parser",
-    "default_setup",
     "hooks",
     "launch",
 ]

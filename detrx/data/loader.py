@@ -34,6 +34,9 @@ class TrainLoader:
     What the mapper does at random depends only on the seed and on the position of the sample in that stream. So the
     batches are the same whatever `num_workers` is, and the same after `set_position`. The stream has no end, so that an
     iteration keeps its workers.
+
+    Attributes:
+        num_boxes: (images,), the annotated boxes of each image without crowds.
     """
 
     def __init__(
@@ -49,6 +52,9 @@ class TrainLoader:
         pin_memory: bool = False,
     ) -> None:
         groups = [int(d["width"] <= d["height"]) for d in dataset] if aspect_ratio_grouping else [0] * len(dataset)
+        self.num_boxes = np.array(
+            [sum(not each.get("iscrowd") for each in d.get("annotations", ())) for d in dataset], dtype=np.int64
+        )
         self._batches = _BatchSampler(sampler, groups, batch_size)
         self._samples = _MappedSamples(dataset, mapper, seed)
         self._num_workers = num_workers
@@ -58,6 +64,10 @@ class TrainLoader:
     def set_position(self, num_batches: int) -> None:
         """Let the next iteration begin after the first `num_batches` batches of this process, without loading them."""
         self._batches.skip = num_batches
+
+    def file_name(self, index: int) -> str:
+        """File of an image of the dataset."""
+        return str(self._samples.records[index].get("file_name", "an image without a file name"))
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
         loader = DataLoader(

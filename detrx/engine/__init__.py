@@ -8,10 +8,10 @@ from detrx.engine.job import run_job
 from detrx.engine.lr_factors import LRFactors
 from detrx.engine.optimizer import build_optimizer
 from detrx.engine.rng import preserved_rng
-from detrx.engine.step_log import NonFiniteError
 from detrx.engine.trained import load_model
 from detrx.engine.trainer import Trainer
 from detrx.engine.writers import build_writers
+from detrx.errors import NonFiniteError
 
 __all__ = [
     "BestCheckpoint",

@@ -7,16 +7,15 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from detrx.config_zoo import read_config
+from detrx.config_zoo import apply_overrides, read_config
+from detrx.config_zoo.overrides import escaped, parse_override
 from detrx.d2.config import LazyConfig
 from detrx.d2.utils import comm
 from detrx.data.datasets.custom import without_files
 from detrx.engine.dataset_config import DATASET_DEFAULTS, check_dataset, use_dataset
-from detrx.engine.renamed import rename_targets
+from detrx.engine.renamed import RENAMED_TARGETS, rename_targets
 from detrx.errors import InvalidInputError
 
 __all__ = [
@@ -69,7 +68,8 @@ def configured_device(path: str, overrides: list[str]) -> str:
         ConfigError: the config does not exist or cannot be read, or the device cannot be set.
     """
     cfg = _load(path)
-    _apply(cfg, [text for text in overrides if text.lstrip("+").startswith(("train.device=", "train="))])
+    with _as_config_error():
+        apply_overrides(cfg, [text for text in overrides if text.lstrip("+").startswith(("train.device=", "train="))])
     return str(OmegaConf.select(cfg, "train.device", default="cpu"))
 
 
@@ -82,6 +82,8 @@ def _load(path: str) -> DictConfig:
         raise ConfigError(f"config file {error.filename} does not exist" if error.filename else str(error)) from error
     except SyntaxError as error:
         raise ConfigError(f"config file {path} cannot be read: {error}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"config file {path} is not UTF-8: {error}") from error
     rename_targets(cfg)
     return cfg
 
@@ -110,12 +112,15 @@ def override_config(cfg: DictConfig, overrides: list[str], source: str = "config
     check_overrides(cfg, overrides)
     of_dataset = [text for text in overrides if text.lstrip("+").startswith(("dataset.", "dataset="))]
     before = dict(cfg.dataset)
-    _apply(cfg, of_dataset)
     with _as_config_error():
+        apply_overrides(cfg, of_dataset)
         use_dataset(cfg, changed={key for key, value in cfg.dataset.items() if before.get(key) != value})
-    _apply(cfg, [text for text in overrides if text not in of_dataset])
-    with _as_config_error():
+        apply_overrides(cfg, [text for text in overrides if text not in of_dataset])
         check_dataset(cfg)
+    rename_targets(cfg)
+    for key in ("output_dir", "init_checkpoint"):
+        if cfg.train.get(key) is not None:
+            cfg.train[key] = escaped(os.path.expanduser(str(cfg.train[key])))
     return cfg
 
 
@@ -127,37 +132,64 @@ def _as_config_error() -> Iterator[None]:
         raise ConfigError(str(error)) from error
 
 
-def _apply(cfg: DictConfig, overrides: list[str]) -> None:
-    try:
-        LazyConfig.apply_overrides(cfg, overrides)
-    except Exception as error:  # hydra, omegaconf and the provider raise many types if a value does not fit
-        raise ConfigError(f"overrides {' '.join(overrides)} cannot be applied: {error}") from error
-
-
 def check_overrides(cfg: DictConfig, overrides: list[str]) -> None:
-    """Check that the key of every override is known.
+    """Check that the key of every override is known, and what its value calls.
 
     A key is known if the config has it, or if it is a parameter of the call that the config describes at this place.
     Any other key can be added with ``+key=value``.
 
     Raises:
-        ConfigError: an override is malformed or its key is unknown; the message suggests similar keys.
+        ConfigError: an override is malformed or its key is unknown, in which case the message suggests similar keys; or
+            a ``_target_`` in its value does not exist or has no such argument.
     """
     for text in overrides:
-        if text.startswith("--"):
+        if str(text).startswith("--"):
             raise ConfigError(f"{text} must come before the first key=value")
-        try:
-            (override,) = OverridesParser.create().parse_overrides([text])
-        except HydraException as error:
-            raise ConfigError(f"override {text!r} is not of the form key=value: {error}") from error
-        if override.is_delete():
-            raise ConfigError(f"override {text!r}: keys cannot be removed")
-        key = override.key_or_group
-        if override.is_add() or override.is_force_add() or _is_known(cfg, key):
-            continue
-        similar = _similar(key, _all_keys(cfg))
-        hint = f"; did you mean {' or '.join(similar)}?" if similar else ""
-        raise ConfigError(f"unknown config key {key!r}{hint} (+{key}=... adds a key)")
+        with _as_config_error():
+            override = parse_override(text, cfg)
+        if not override.adds:
+            _check_key(cfg, override.key)
+            _check_keys_in(override.value, OmegaConf.select(cfg, override.key, default=None), cfg, override.key)
+        _check_calls(override.value, text)
+
+
+def _check_key(cfg: DictConfig, key: str) -> None:
+    if _is_known(cfg, key):
+        return
+    similar = _similar(key, _all_keys(cfg))
+    hint = f"; did you mean {' or '.join(similar)}?" if similar else ""
+    raise ConfigError(f"unknown config key {key!r}{hint} (+{key}=... adds a key)")
+
+
+def _check_keys_in(value: Any, present: Any, cfg: DictConfig, key: str) -> None:
+    """Check the keys of a dict that is merged into a call, or into a part of the config that has fixed keys."""
+    if not isinstance(value, dict) or "_target_" in value or not isinstance(present, DictConfig):
+        return
+    fixed = "_target_" in present or "." not in key or key.startswith("train.")
+    for name, each in value.items():
+        if fixed:
+            _check_key(cfg, f"{key}.{name}")
+        _check_keys_in(each, present.get(name), cfg, f"{key}.{name}")
+
+
+def _check_calls(value: Any, text: str) -> None:
+    """Check that what a value of an override calls exists and has the arguments that are given."""
+    if isinstance(value, list):
+        for each in value:
+            _check_calls(each, text)
+    elif isinstance(value, dict):
+        if "_target_" in value:
+            target = RENAMED_TARGETS.get(value["_target_"], value["_target_"])
+            try:
+                known = call_parameters(OmegaConf.create({"_target_": target}))
+            except Exception as error:  # whatever the import of a module of the user raises
+                raise ConfigError(f"override {text!r}: _target_ {target} cannot be imported: {error}") from error
+            if "**" not in known and (unknown := [key for key in value if key not in (*known, "_target_")]):
+                raise ConfigError(
+                    f"override {text!r}: {target} has no argument {unknown[0]!r}; it has {', '.join(known)}"
+                )
+        for each in value.values():
+            _check_calls(each, text)
 
 
 def _is_known(cfg: DictConfig, key: str) -> bool:
@@ -237,11 +269,11 @@ def resolve_seed(cfg: DictConfig, resume: bool) -> None:
     """Replace a negative ``train.seed`` by that of the run to resume, or by a new one. All processes must call it."""
     if cfg.train.seed >= 0:
         return
+    seed = int.from_bytes(os.urandom(4), "little") >> 1
     saved = os.path.join(cfg.train.output_dir, "config.yaml")
-    if resume and os.path.isfile(saved):
-        cfg.train.seed = LazyConfig.load(saved).train.seed
-    if cfg.train.seed < 0:
-        cfg.train.seed = int(comm.all_gather(int.from_bytes(os.urandom(4), "little") >> 1)[0])
+    if resume and os.path.isfile(saved) and (before := LazyConfig.load(saved).train.seed) >= 0:
+        seed = before
+    cfg.train.seed = int(comm.all_gather(seed)[0])
 
 
 def without_pretrained(model: DictConfig) -> DictConfig:

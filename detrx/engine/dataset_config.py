@@ -8,10 +8,11 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from detrx.coco.records import categories_of, read_categories
 from detrx.coco.values import Id, id_order
+from detrx.config_zoo.overrides import escaped
 from detrx.data.datasets.custom import register_custom
 from detrx.errors import InvalidInputError
 
-__all__ = ["DATASET_DEFAULTS", "check_dataset", "use_dataset"]
+__all__ = ["DATASET_DEFAULTS", "check_dataset", "numbers_of_classes", "use_dataset"]
 
 DATASET_DEFAULTS = {"name": "custom", "train_json": "", "train_images": "", "val_json": "", "val_images": ""}
 _LOADERS = {"train": "train", "val": "test"}
@@ -72,9 +73,16 @@ def check_dataset(cfg: DictConfig) -> None:
     if "dataset" not in cfg:
         return
     dataset, count = cfg.dataset, len(cfg.dataset.categories)
-    for key, value in _values(cfg.model, "num_classes", "model"):
-        if value != count and not key.startswith("model.backbone."):  # the backbone's are those of ImageNet
+    for key, value in numbers_of_classes(cfg):
+        if value != count:
             raise InvalidInputError(f"{key}={value}, but dataset {dataset.name!r} has {count} classes")
+
+
+def numbers_of_classes(cfg: DictConfig) -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of every number of classes in the model."""
+    for key, value in _values(cfg.model, "num_classes", "model"):
+        if not key.startswith("model.backbone."):  # the backbone's are those of ImageNet
+            yield key, value
 
 
 def _keys(split: str) -> set[str]:
@@ -91,7 +99,7 @@ def _files(dataset: DictConfig, split: str, must_exist: bool) -> tuple[str, str]
     if not dataset[json_key]:
         return "", ""
     for key in (json_key, images_key):
-        dataset[key] = os.path.abspath(os.path.expanduser(str(dataset[key])))
+        dataset[key] = escaped(os.path.abspath(os.path.expanduser(str(dataset[key]))))
     if must_exist and not os.path.isfile(dataset[json_key]):
         raise FileNotFoundError(f"dataset.{json_key}={dataset[json_key]}: there is no such file")
     if must_exist and not os.path.isdir(dataset[images_key]):

@@ -4,6 +4,7 @@ import os
 
 from omegaconf import DictConfig, ListConfig, open_dict
 
+from detrx.config_zoo.overrides import escaped
 from detrx.d2.config import instantiate
 from detrx.d2.evaluation import DatasetEvaluator
 from detrx.engine.config import call_parameters
@@ -22,5 +23,5 @@ def build_evaluator(cfg: DictConfig) -> DatasetEvaluator | list[DatasetEvaluator
     for each in evaluator if isinstance(evaluator, ListConfig) else [evaluator]:
         if "output_dir" in call_parameters(each) and "output_dir" not in each:
             with open_dict(each):
-                each.output_dir = os.path.join(cfg.train.output_dir, "inference")
+                each.output_dir = escaped(os.path.join(cfg.train.output_dir, "inference"))
     return instantiate(evaluator)

@@ -173,7 +173,10 @@ class _Aborted(Exception):
 
 
 class BestCheckpoint(hooks.BestCheckpointer):
-    """The provider's `BestCheckpointer`, whose best value survives a resume. Register it in every process."""
+    """The provider's `BestCheckpointer`, whose best value survives a resume. Register it in every process.
+
+    After a resume with another metric the search begins anew.
+    """
 
     def after_step(self) -> None:
         if comm.is_main_process() and not self.trainer.stop_signal:
@@ -184,9 +187,12 @@ class BestCheckpoint(hooks.BestCheckpointer):
             super().after_train()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best_metric": self.best_metric, "best_iter": self.best_iter}
+        return {"metric": self._val_metric, "best_metric": self.best_metric, "best_iter": self.best_iter}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if state_dict.get("metric", self._val_metric) != self._val_metric:
+            logger.warning("The best %s does not count, now that it is %s", state_dict["metric"], self._val_metric)
+            return
         self.best_metric, self.best_iter = state_dict["best_metric"], state_dict["best_iter"]
 
 

@@ -14,18 +14,22 @@ import torch.distributed as dist
 from omegaconf import DictConfig
 from torch.multiprocessing import ProcessExitedException
 
+from detrx.console import print_anything
 from detrx.d2.engine import launch
 from detrx.d2.utils import comm
 from detrx.engine.config import ConfigError, configured_device, load_config
 from detrx.engine.devices import check_device
+from detrx.engine.limits import TORCHRUN, check_job
 from detrx.errors import user_message
 
 __all__ = ["run_job"]
 
 Function = Callable[[argparse.Namespace, DictConfig], None]
 
-_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _WAIT_FOR_RANK_0 = 3  # seconds
+_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
+"""What gloo and NCCL say if another process is gone."""
+_OTHER_HAS_ENDED = "another process of the job has ended, see its error"
 
 
 def run_job(function: Function, args: argparse.Namespace) -> int:
@@ -40,7 +44,12 @@ def run_job(function: Function, args: argparse.Namespace) -> int:
         The exit code: 0; 2 if the config cannot be used or its device does not exist; 1 for other mistakes of the user;
         128 + the number of the signal that ended the training.
     """
-    if all(name in os.environ for name in _TORCHRUN):
+    try:
+        check_job(args)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 2
+    if all(name in os.environ for name in TORCHRUN):
         try:
             return _guarded(_in_torchrun, function, args, rank=int(os.environ["RANK"]))
         finally:
@@ -118,6 +127,7 @@ def _connected(function: Function, args: argparse.Namespace) -> None:
 def _guarded(
     run: Callable[[Function, argparse.Namespace], None], function: Function, args: argparse.Namespace, rank: int = 0
 ) -> int:
+    print_anything()
     try:
         run(function, args)
     except KeyboardInterrupt:
@@ -125,7 +135,7 @@ def _guarded(
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     except Exception as error:
-        message = user_message(error)
+        message = _OTHER_HAS_ENDED if _is_lost_connection(error) else user_message(error)
         if message is None:
             raise
         if rank:  # rank 0 usually has the same error, and its end also ends this process
@@ -133,6 +143,11 @@ def _guarded(
         print(f"error{f' (process {rank})' if rank else ''}: {message}", file=sys.stderr, flush=True)
         return 2 if isinstance(error, ConfigError) else 1
     return 0
+
+
+def _is_lost_connection(error: Exception) -> bool:
+    """Whether a process that this one waits for has ended, which has reported why."""
+    return isinstance(error, RuntimeError) and dist.is_initialized() and any(each in str(error) for each in _LOST)
 
 
 def _pass_on(number: int, frame) -> None:

@@ -12,15 +12,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from detrx.d2.utils import EventStorage, comm
-from detrx.errors import UserError
+from detrx.errors import NonFiniteError
 
-__all__ = ["NonFiniteError", "StepLog"]
+__all__ = ["StepLog"]
 
 _BLOCK = 512  # exchanged vectors are padded to a multiple, so sizes usually agree even if processes have other losses
-
-
-class NonFiniteError(UserError, FloatingPointError):
-    """A loss or the gradient became infinite or NaN."""
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from detrx.engine.hooks import CheckpointHook
 from detrx.engine.optimizer import load_optimizer_state, step_if_finite
 from detrx.engine.rng import get_rng_state, set_rng_state
 from detrx.engine.signals import StopSignals
-from detrx.engine.step_log import NonFiniteError, StepLog
-from detrx.errors import InvalidInputError, UnknownNameError
+from detrx.engine.step_log import StepLog
+from detrx.errors import InvalidInputError, NonFiniteError, NonFinitePredictionError, UnknownNameError
 
 __all__ = ["Trainer"]
 
@@ -97,6 +97,7 @@ class Trainer(TrainerBase):
         self._signals = StopSignals()
         self._agreed_signal = 0
         self._loaded: dict[str, Any] | None = None
+        self._num_batches = 0  # that were trained
         self.completed = False
 
     @property
@@ -147,7 +148,7 @@ class Trainer(TrainerBase):
                 self.storage.put_scalar(name, value, smoothing_hint=smoothing_hint, cur_iter=iteration)
         if self.start_iter < self.max_iter:
             if hasattr(self.data_loader, "set_position"):
-                self.data_loader.set_position(self.start_iter * self._accumulate)
+                self.data_loader.set_position(self._num_batches)
             else:
                 logger.warning("The data loader has no set_position: it starts again with its first batch")
             self._open_loader()  # before the generators are restored: DataLoader may draw from them
@@ -159,10 +160,15 @@ class Trainer(TrainerBase):
         self.iter = self.storage.iter = self.start_iter
 
         rank, states = comm.get_rank(), state["rng"]
+        if len(states) != comm.get_world_size():
+            logger.warning(
+                "The checkpoint is of a training with %d processes, this one has %d: it continues with other random "
+                "numbers",
+                len(states),
+                comm.get_world_size(),
+            )
         if rank < len(states):
             set_rng_state(states[rank])
-        else:
-            logger.warning("The checkpoint has no generator state for rank %d", rank)
 
     def _open_loader(self) -> Prefetcher:
         if self._batches is None:
@@ -171,7 +177,7 @@ class Trainer(TrainerBase):
 
     def _look_for_cause(self, error: Exception) -> None:
         """Raise NonFiniteError if values that are not finite may be the cause of a failed step."""
-        if isinstance(error, NonFiniteError):
+        if isinstance(error, NonFiniteError) and not isinstance(error, NonFinitePredictionError):
             return
         try:
             if comm.get_world_size() == 1:
@@ -190,6 +196,7 @@ class Trainer(TrainerBase):
         self.optimizer.zero_grad(set_to_none=True)
         batches, losses, data_time = [], [], 0.0
         names: list[str] = []
+        self._num_batches += self._accumulate
         for index in range(self._accumulate):
             last = index == self._accumulate - 1
             batches.append(next(loader))
@@ -253,6 +260,9 @@ class Trainer(TrainerBase):
         self.fetch_scalars()
         state = super().state_dict()
         state["optimizer"] = self.optimizer.state_dict()
+        state["optimizer_class"] = type(self.optimizer).__qualname__
+        state["parameter_names"] = self._parameter_names()
+        state["num_batches"] = self._num_batches
         state["grad_scaler"] = self._scaler.state_dict()
         state["rng"] = comm.all_gather(get_rng_state())
         state["seed"] = self._seed
@@ -268,20 +278,37 @@ class Trainer(TrainerBase):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state; parts of it are restored only when :meth:`train` begins.
 
+        Settings are those of this trainer and its optimizer, not those of the state. Those of the optimizer that differ
+        are logged.
+
         Raises:
             KeyError: an entry is missing.
-            ValueError: it is the state of a training with another seed or other parameter groups.
+            ValueError: it is the state of a training with another seed, other parameters or another kind of optimizer.
         """
         for key in ("iteration", "optimizer", "rng", "scalars", "seed"):
             if key not in state_dict:
                 raise UnknownNameError(f"no {key!r}: it was saved by another script")
         if state_dict["seed"] != self._seed:
             raise InvalidInputError(f"it was trained with seed {state_dict['seed']}, not {self._seed}")
+        own, saved = type(self.optimizer).__qualname__, state_dict.get("optimizer_class")
+        if saved not in (None, own):
+            raise InvalidInputError(f"it was trained with the optimizer {saved}, not {own}")
+        changes = load_optimizer_state(
+            self.optimizer, state_dict["optimizer"], self._parameter_names(), state_dict.get("parameter_names")
+        )
+        for key, pairs in sorted(changes.items()):
+            logger.info("Optimizer: %s changes: %s", key, ", ".join(f"{a} -> {b}" for a, b in sorted(pairs, key=repr)))
         super().load_state_dict(state_dict)
-        load_optimizer_state(self.optimizer, state_dict["optimizer"])
+        self._num_batches = state_dict.get("num_batches", (state_dict["iteration"] + 1) * self._accumulate)
         if self._scaler.is_enabled() and state_dict["grad_scaler"]:
             self._scaler.load_state_dict(state_dict["grad_scaler"])
         self._loaded = state_dict
+
+    def _parameter_names(self) -> list[str] | None:
+        """Names of the optimizer's parameters, in the order of its groups; None if the model lacks one of them."""
+        names = {parameter: name for name, parameter in _unwrapped(self.model).named_parameters()}
+        found = [names.get(each) for group in self.optimizer.param_groups for each in group["params"]]
+        return None if None in found else [name for name in found if name is not None]
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

@@ -13,6 +13,8 @@ from detrx.d2.utils import CommonMetricPrinter, EventWriter, JSONWriter, Tensorb
 
 __all__ = ["build_writers"]
 
+logger = logging.getLogger(__name__)
+
 _NO_GPU_MEMORY = re.compile(r"max_mem: 0M\s*$")
 
 
@@ -20,18 +22,16 @@ def build_writers(output_dir: str, max_iter: int, start_iter: int, resumed: bool
     """Writers to the console, ``metrics.json`` and TensorBoard.
 
     A resumed training drops what was written about iteration ``start_iter - 1`` and later ones, because the hooks after
-    :class:`CheckpointHook` run again for that iteration. A new training renames an existing ``metrics.json`` to
-    ``metrics.previous.json``.
+    :class:`CheckpointHook` run again for that iteration.
     """
     first = start_iter - 1 if resumed else 0
     metrics = os.path.join(output_dir, "metrics.json")
-    if not resumed and os.path.exists(metrics):
-        os.replace(metrics, os.path.join(output_dir, "metrics.previous.json"))
-    return [
-        _ConsoleWriter(max_iter),
-        _ContinuedJSONWriter(metrics, first),
-        TensorboardXWriter(output_dir, **({"purge_step": first} if resumed else {})),
-    ]
+    writers: list[EventWriter] = [_ConsoleWriter(max_iter), _ContinuedJSONWriter(metrics, first)]
+    try:
+        writers.append(TensorboardXWriter(output_dir, **({"purge_step": first} if resumed else {})))
+    except UnicodeEncodeError:
+        logger.warning("No TensorBoard events are written: the locale has no characters for the name %r", output_dir)
+    return writers
 
 
 class _ConsoleWriter(CommonMetricPrinter):

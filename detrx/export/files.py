@@ -29,7 +29,8 @@ def save_program(program: ExportedProgram, file: Path, metadata: Mapping[str, st
     Returns:
         the result of `check`.
     """
-    with replacing(file, _temporary(file)) as temporary:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(file, suffix=file.suffix) as temporary:
         with _quiet():
             torch.export.save(program, temporary, extra_files={"metadata.json": json.dumps(dict(metadata))})
             loaded = torch.export.load(temporary).module()
@@ -74,7 +75,8 @@ def save_onnx(program: ExportedProgram, file: Path, metadata: Mapping[str, str],
             onnx_program.rename_axes({batch: "batch"})
         ClearMetadataAndDocStringPass()(onnx_program.model)  # source locations of nodes, with paths of this machine
     onnx_program.model.metadata_props.update(metadata)
-    with replacing(file, _temporary(file)) as temporary:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(file, suffix=file.suffix) as temporary:
         onnx_program.save(temporary)
         return check(onnx_runner(temporary)) if is_installed("onnxruntime") else None
 
@@ -101,12 +103,6 @@ def check_onnx_packages() -> None:
 
 def is_installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
-
-
-def _temporary(file: Path) -> Path:
-    """A path beside a file, of the same suffix, which says the format; the folder is made."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    return file.with_name(f".{file.stem}.{os.getpid()}{file.suffix}")
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import pytest
 from plotly.offline import get_plotlyjs
 
 from detrx.analysis.report import Options, build_report, read_run
-from detrx.analysis.report.run_folder import Log, parse_log
+from detrx.analysis.report.run_folder import Log, config_file_of, parse_log
 from tests.analysis.report_runs import EVIL, LOG, PLAIN, SECTIONS, Page, small_dataset, write_run
 
 ON_DISK = Options(use_model=False)
@@ -233,6 +233,17 @@ def test_no_run_at_all(tmp_path):
     (tmp_path / "log.txt").write_text(LOG)
     with pytest.raises(FileNotFoundError, match=r"neither config\.yaml nor metrics\.json"):
         read_run(tmp_path)
+
+
+def test_a_folder_of_an_evaluation_alone(folder):
+    config = folder / "config.yaml"
+    text = config.read_text(encoding="utf-8")
+    (folder / "eval_config.yaml").write_text(text.replace("detrx_test_report", "other"), encoding="utf-8")
+    assert read_run(folder).config_text == text, "that of the training, if there is one"
+    config.unlink()
+    (folder / "metrics.json").unlink()
+    run = read_run(folder)
+    assert run.test_datasets == ["other"] and config_file_of(folder).name == "eval_config.yaml"
 
 
 def test_log():

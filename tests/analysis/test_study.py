@@ -1,9 +1,14 @@
+import json
+import shlex
 import sys
 
 import pytest
 import yaml
 
 from detrx.analysis.study import METRICS, Run, Variant, load_study, markdown_table, plot_study, result_of, summarise
+from detrx.cli import study as cli
+from detrx.engine import load_config
+from detrx.engine.output_folder import write_config
 from detrx.errors import UserError
 
 SCRIPT = """
@@ -37,8 +42,52 @@ def test_a_finished_run_is_not_repeated(tmp_path, command):
     (first_run.folder / "result.json").unlink()
     assert result_of(first_run, command) == first, "what is kept elsewhere is not repeated either"
     assert (first_run.folder / "calls").read_text().count("call") == 1
-    with pytest.raises(UserError, match="of another run"):
+    with pytest.raises(UserError, match=r"of another run \(overrides: \['ap=10'\] -> \['ap=20'\]\)"):
         result_of(Run(Variant("a, b", "config.py", ("ap=20",)), 1, tmp_path / "out"), command)
+
+
+def test_an_interrupted_run_keeps_the_settings_that_it_began_with(tmp_path, command):
+    """The folder of a run that was killed: a config, and no result."""
+
+    def run(*overrides, seed=1):
+        variant = Variant("größe", "deformable_detr/deformable_detr_digits", ("+ap=10", *overrides))
+        return Run(variant, seed, tmp_path / "out")
+
+    begun = run("optimizer.lr=0.5")
+    begun.folder.mkdir(parents=True)
+    write_config(load_config(begun.variant.config, begun.overrides), str(begun.folder / "config.yaml"))
+    message = (
+        r"the run of 'größe' with seed 1 began with other settings \(optimizer\.lr: 0\.5 -> 0\.25\): change them back"
+    )
+    with pytest.raises(UserError, match=message):
+        result_of(run("optimizer.lr=0.25"), command)
+    with pytest.raises(UserError, match=r"optimizer\.lr: 0\.5 -> .*; train\.max_iter: \d+ -> 7"):
+        result_of(run("train.max_iter=7"), command)
+    assert not (begun.folder / "calls").exists()
+    code = SCRIPT.replace('values["ap"]', "10").replace('a.split("=")', 'a.split("=", 1)')
+    (tmp_path / "train.py").write_text(code)
+    assert result_of(run("optimizer.lr=0.5", "train.device=meta"), command)["bbox/AP"] == 11
+    with pytest.raises(UserError, match="began with other settings"):  # finished or not
+        result_of(run("optimizer.lr=0.25"), command)
+
+
+def test_the_recorded_command_has_all_arguments(tmp_path, monkeypatch, capsys):
+    study_file = tmp_path / "größe (neu).yaml"
+    study_file.write_text("title: t\ndescription: d\nseeds: [1]\nconfig: deformable_detr/deformable_detr_digits\n"
+                          "variants: {x: {}, y: {}}\n", encoding="utf-8")  # fmt: skip
+    result = {**dict.fromkeys(METRICS, 1.0), "first_loss": 2.0, "last_loss": 1.0, "iterations": 3}
+    monkeypatch.setattr(cli, "result_of", lambda run, threads: result)
+    output = tmp_path / "out put"
+    arguments = [str(study_file), "--output", str(output), "--seeds", "3", "4", "--variants", "x", "--rounds", "0"]
+    cli.main(arguments)
+    record = json.loads((output / "study.json").read_text(encoding="utf-8"))
+    assert shlex.split(record["command"]) == ["python", "tools/study.py", *arguments]
+    assert list(record["variants"]) == ["x"] and record["variants"]["x"]["seeds"] == [3, 4]
+    with pytest.raises(SystemExit, match="--seeds must be different whole numbers, 0 or more"):
+        cli.main([*arguments, "--seeds", "3", "3"])
+    with pytest.raises(SystemExit) as error:
+        cli.main([*arguments, "--seeds", "-1"])
+    assert error.value.code == 2
 
 
 def test_a_failed_run_names_its_log(tmp_path, command):
@@ -92,6 +141,22 @@ def test_study_files(tmp_path):
         load_study(path)
     path.write_text(yaml.safe_dump({**content, "variants": {"x": {"config": "nowhere.py"}}}))
     with pytest.raises(FileNotFoundError, match=r"nowhere\.py of 'x'"):
+        load_study(path)
+    for changes, message in (
+        ({"seeds": [1, 1]}, "`seeds` must be different whole numbers"),
+        ({"seeds": [-1]}, "`seeds` must be different whole numbers"),
+        ({"seeds": 3}, "`seeds` must be different whole numbers"),
+        ({"size": [0, 8]}, "`size` must be"),
+        ({"variants": ["x"]}, "`variants` must be names"),
+        ({"overrides": [{"a": 1}]}, "`overrides` must be a list of texts KEY=VALUE"),
+        ({"variants": {"x": {"overrides": "a=1"}}}, "variant 'x': `overrides` must be a list of texts KEY=VALUE"),
+        ({"variants": {"a, b": {}, "a b": {}}}, r"variants '.*' and '.*' would share the folder a_b"),
+    ):
+        path.write_text(yaml.safe_dump({**content, "config": str(config), **changes}))
+        with pytest.raises(ValueError, match=message):
+            load_study(path)
+    path.write_bytes("title: größe".encode("latin-1"))
+    with pytest.raises(ValueError, match="is not YAML"):
         load_study(path)
     with pytest.raises(FileNotFoundError, match=r"missing\.yaml"):
         load_study(tmp_path / "missing.yaml")

@@ -50,7 +50,7 @@ def check(tmp_path, monkeypatch):
 
 def is_alive(pid: int) -> bool:
     state = Path(f"/proc/{pid}/stat")
-    return state.is_file() and state.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    return state.is_file() and state.read_text(encoding="utf-8").rsplit(")", 1)[1].split()[0] != "Z"
 
 
 def test_a_crash_takes_nothing_along(check, capsys):

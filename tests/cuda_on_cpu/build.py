@@ -61,7 +61,7 @@ def unavailable() -> str:
     """Why kernels cannot be emulated on this machine; empty where they can."""
     if sys.platform != "linux" or platform.machine() != "x86_64":
         return f"kernels are emulated on x86-64 Linux only, this is {platform.machine()} {sys.platform}"
-    flags = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    flags = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
     missing = [name for name in ISA if flags and name not in flags[1].split()]
     if missing:
         return f"emulated kernels need a processor with {', '.join(missing)}"
@@ -97,7 +97,7 @@ def compiler() -> list[str]:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
+    with path.open("w", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

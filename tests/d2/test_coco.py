@@ -224,7 +224,7 @@ def _two_ranks(rank, port, folder):
         "repeated": [next(repeated) for _ in range(7)],
         "seeds_agree": TrainingSampler(7)._seed,
     }
-    with open(f"{folder}/{rank}.json", "w") as f:
+    with open(f"{folder}/{rank}.json", "w", encoding="utf-8") as f:
         json.dump(report, f)
     dist.destroy_process_group()
     os._exit(0)  # without the interpreter's end, in which threads of gloo that are left may abort the process

@@ -266,7 +266,7 @@ def test_save_and_reload(tmp_path):
     path = str(tmp_path / "config.yaml")
     LazyConfig.save(cfg, path)
     assert cfg.model._target_ is torch.nn.Linear  # the config itself is untouched
-    assert Path(path).read_text() == SAVED
+    assert Path(path).read_text(encoding="utf-8") == SAVED
     loaded = LazyConfig.load(path)
     assert loaded.depth == 3 and list(loaded.betas) == [0.9, 0.999]
     assert instantiate(loaded.model).weight.shape == (2, 3)

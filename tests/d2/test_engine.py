@@ -2,7 +2,6 @@
 
 import os
 import sys
-import types
 
 import pytest
 import torch
@@ -10,13 +9,11 @@ from fvcore.common.param_scheduler import LinearParamScheduler
 from torch import nn
 
 from detrx.d2.checkpoint import DetectionCheckpointer
-from detrx.d2.config import LazyConfig
 from detrx.d2.engine import (
     HookBase,
     TrainerBase,
     create_ddp_model,
     default_argument_parser,
-    default_setup,
     hooks,
     launch,
 )
@@ -221,20 +218,6 @@ def test_arguments():
     assert (args.num_machines, args.machine_rank, args.opts) == (1, 0, ["train.max_iter=3", "model.x=1"])
     assert args.dist_url == parse([]).dist_url
     assert args.dist_url.startswith("tcp://127.0.0.1:")
-
-
-def test_setup_seeds_and_saves_the_config(tmp_path):
-    file = tmp_path / "config.py"
-    file.write_text(f"train = dict(output_dir={str(tmp_path / 'out')!r}, seed=3)\n")
-    cfg = LazyConfig.load(str(file))
-    args = types.SimpleNamespace(config_file=str(file), eval_only=False)
-    numbers = []
-    for _ in range(2):
-        default_setup(cfg, args)
-        numbers.append(torch.rand(1).item())
-    assert numbers[0] == numbers[1]
-    assert LazyConfig.load(str(tmp_path / "out" / "config.yaml")).train.seed == 3
-    assert "output_dir" in (tmp_path / "out" / "log.txt").read_text()
 
 
 def test_one_process_needs_no_group():

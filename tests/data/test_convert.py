@@ -209,7 +209,7 @@ def write_voc(folder, objects, sets=("trainval",), stem="000005", size=(60, 40))
     head = f"<annotation>\n<size><width>{size[0]}</width><height>{size[1]}</height></size>\n"
     (folder / "Annotations" / f"{stem}.xml").write_text(head + "".join(objects) + "</annotation>")
     for split in sets:
-        with open(folder / "ImageSets" / "Main" / f"{split}.txt", "a") as file:
+        with open(folder / "ImageSets" / "Main" / f"{split}.txt", "a", encoding="utf-8") as file:
             file.write(f"{stem}\n")
     return folder
 

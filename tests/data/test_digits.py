@@ -126,7 +126,7 @@ def generate_and_log(root: Path, log: Path) -> None:
     real = generate._generate
 
     def logged(*args):
-        with open(log, "a") as file:
+        with open(log, "a", encoding="utf-8") as file:
             file.write(f"{os.getpid()}\n")
         real(*args)
 
@@ -207,7 +207,7 @@ def test_registered_datasets_are_generated_when_first_asked_for(tmp_path, monkey
     assert all(Path(record["file_name"]).is_file() for record in records)
     metadata = MetadataCatalog.get("digits_train")
     assert metadata.thing_classes == [str(i) for i in range(10)]
-    assert json.loads(Path(metadata.json_file).read_text())["images"][0]["file_name"] == "000000.png"
+    assert json.loads(Path(metadata.json_file).read_text(encoding="utf-8"))["images"][0]["file_name"] == "000000.png"
 
 
 def test_command_line(tmp_path, capsys, monkeypatch):

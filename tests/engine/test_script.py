@@ -167,6 +167,18 @@ def test_two_processes_agree_that_a_loss_is_not_finite(script):
     assert not list(script.folder.glob("*.pth"))
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_predictions_that_are_not_finite_are_one_line_in_every_process(script, processes):
+    """With two processes, only the second one has them; the first then waits for its gradients in vain."""
+    run = script("train.max_iter=12", "train.log_period=20", processes=processes, TOY_DIVERGE_AT=6)
+    assert run.code == 1, run.output
+    assert "Traceback" not in run.output
+    lines = [line for line in run.output.splitlines() if line.startswith("error")]
+    assert len(lines) == processes
+    assert lines[-1].endswith("iteration 6: predictions are NaN or infinite for image ids [3]")
+    assert not (script.folder / "model_final.pth").exists()
+
+
 def test_two_processes_with_different_losses_are_told(script):
     run = script("train.max_iter=4", processes=2, TOY_LOSS="loss_other")
     assert run.code == 70
@@ -215,7 +227,7 @@ def test_eval_only_takes_averaged_weights_unless_told_otherwise(script, uninterr
 def test_new_run_in_a_used_folder_does_not_resume_the_old_one(script):
     assert script("train.max_iter=6").code == 0
     assert script(TOY_KILL_AT=2).code == -signal.SIGKILL
-    assert (script.folder / "metrics.previous.json").exists()
+    assert "metrics.json" in os.listdir(script.folder / "previous-1")
     run = script("--resume", "train.max_iter=2")
     assert "there is no checkpoint" in run.output
     assert "Starting training from iteration 0" in run.output
@@ -235,8 +247,12 @@ ERRORS = {
     "no assignment": (["train.max_iter"], 2, "override 'train.max_iter' is not of the form key=value"),
     "wrong place": (["train.lr=0.1"], 2, "did you mean optimizer.lr"),
     "amp dtype": (["train.amp.dtype=int8"], 2, "neither bfloat16 nor float16"),
-    "accumulate": (["train.accumulate=0"], 1, "train.accumulate must be 1 or more"),
-    "batch size": (["dataloader.train.total_batch_size=0"], 1, "total_batch_size 0 must be"),
+    "accumulate": (["train.accumulate=0"], 2, "train.accumulate=0: expected a whole number, 1 or more"),
+    "batch size": (
+        ["dataloader.train.total_batch_size=0"],
+        2,
+        "total_batch_size=0: expected a whole number, 1 or more",
+    ),
     "init checkpoint": (["train.init_checkpoint=/nowhere.pth"], 1, "checkpoint /nowhere.pth does not exist"),
     "nothing to evaluate": (["--eval-only"], 2, "--eval-only needs train.init_checkpoint=FILE"),
 }

@@ -202,7 +202,8 @@ def test_overrides_name_similar_keys():
         ("train.nothing_like_it=3", r"unknown config key 'train\.nothing_like_it' \(\+"),
         ("--resume", "--resume must come before"),
         ("train.lr.x=3", r"unknown config key 'train\.lr\.x'"),
-        ("train.lr=[", "is not of the form key=value"),
+        ("train.lr=[", r"override 'train\.lr=\[': expected a number, and '\[' cannot be read as one$"),
+        ("train.lr", "is not of the form key=value"),
         ("~train.lr", "cannot be removed"),
     ):
         with pytest.raises(ConfigError, match=message):

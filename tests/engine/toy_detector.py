@@ -13,6 +13,7 @@ from torch import nn
 from detrx.d2.evaluation import DatasetEvaluator
 from detrx.d2.utils import comm
 from detrx.data import read_image
+from detrx.errors import NonFinitePredictionError
 
 
 def toy_dataset(size: int = 32) -> list[dict]:
@@ -67,6 +68,8 @@ class ToyModel(nn.Module):
             os.kill(os.getpid(), signal.SIGKILL)
         if step == int(os.environ.get("TOY_SIGNAL_AT", -1)):
             os.kill(os.getpid(), getattr(signal, os.environ["TOY_SIGNAL"]))
+        if step == int(os.environ.get("TOY_DIVERGE_AT", -1)):
+            raise NonFinitePredictionError("predictions are NaN or infinite for image ids [3]")
         time.sleep(float(os.environ.get("TOY_SLEEP", 0)))
 
 

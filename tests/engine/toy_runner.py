@@ -10,8 +10,8 @@ import traceback
 from pathlib import Path
 
 import torch
-import torch._dynamo  # which optimizers import
-import torch.utils.tensorboard
+import torch._dynamo  # noqa: F401  which optimizers import
+import torch.utils.tensorboard  # noqa: F401
 
 from detrx.cli import lazyconfig_train_net
 from detrx.engine import load_config

@@ -431,7 +431,7 @@ def _two_ranks(rank, port, folder):
         "result": evaluate("coco_ranks", mine, output_dir=f"{folder}/out"),
         "own": evaluate("coco_ranks", mine, distributed=False)["bbox"]["AP"],
     }
-    with open(f"{folder}/{rank}.json", "w") as f:
+    with open(f"{folder}/{rank}.json", "w", encoding="utf-8") as f:
         json.dump(report, f)
     dist.destroy_process_group()
     os._exit(0)  # without the interpreter's end, in which threads of gloo that are left may abort the process

@@ -236,7 +236,7 @@ def _two_ranks(rank, port, file):
     torch.set_num_threads(1)
     MetadataCatalog.get("lvis_ranks").set(json_file=f"{file}.json", thing_dataset_id_to_contiguous_id=IDS)
     mine = {image: found for image, found in outputs(HAND_RESULTS, IDS).items() if image == rank + 1}
-    with open(f"{file}.{rank}", "w") as f:
+    with open(f"{file}.{rank}", "w", encoding="utf-8") as f:
         json.dump(evaluate("lvis_ranks", mine), f)
     dist.destroy_process_group()
     os._exit(0)  # without the interpreter's end, in which threads of gloo that are left may abort the process

@@ -52,7 +52,7 @@ def build_guard() -> Path:
     if library.is_file():
         return library
     FOLDER.mkdir(parents=True, exist_ok=True)
-    with open(FOLDER / "lock", "w") as lock:  # several test processes may want it at the same time
+    with open(FOLDER / "lock", "w", encoding="utf-8") as lock:  # several test processes may want it at the same time
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not library.is_file():
             partial = library.with_suffix(".partial")

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from detrx.analysis.metrics import RunMetrics, read_metrics
+from detrx.engine.output_folder import EVALUATION_CONFIG, TRAINING_CONFIG
 from detrx.errors import InvalidInputError
 
 _ENTRY = re.compile(r"^\[\d\d/\d\d \d\d:\d\d:\d\d\] ", re.MULTILINE)
@@ -125,7 +126,7 @@ def read_run(path: Path) -> RunFolder:
     """
     if not path.is_dir():
         raise FileNotFoundError(f"{path} does not exist; expected the output folder of a training (train.output_dir)")
-    config_file, metrics_file, log_file = (path / name for name in ("config.yaml", "metrics.json", "log.txt"))
+    config_file, metrics_file, log_file = config_file_of(path), path / "metrics.json", path / "log.txt"
     if not config_file.is_file() and not metrics_file.is_file():
         raise FileNotFoundError(
             f"{path} has neither config.yaml nor metrics.json; expected the output folder of a training "
@@ -133,12 +134,18 @@ def read_run(path: Path) -> RunFolder:
         )
     config, text = read_config(config_file) if config_file.is_file() else (None, "")
     metrics = read_metrics(metrics_file, path.resolve().name) if metrics_file.is_file() else None
-    log = parse_log(log_file.read_text(errors="replace")) if log_file.is_file() else Log()
+    log = parse_log(log_file.read_text(errors="replace", encoding="utf-8")) if log_file.is_file() else Log()
     return RunFolder(path, config, text, metrics, log)
 
 
+def config_file_of(folder: Path) -> Path:
+    """The config of the training; of the evaluation, in a folder that has only that."""
+    training, evaluation = folder / TRAINING_CONFIG, folder / EVALUATION_CONFIG
+    return evaluation if evaluation.is_file() and not training.is_file() else training
+
+
 def read_config(file: Path) -> tuple[DictConfig, str]:
-    text = file.read_text(errors="replace")
+    text = file.read_text(errors="replace", encoding="utf-8")
     try:
         content = yaml.safe_load(text)
         if not isinstance(content, dict) or not content:

@@ -12,7 +12,7 @@ from detrx.engine.config import load_config
 from detrx.errors import user_message
 
 from .detections import Absent, Dataset, Detections, load_dataset, read_detections, run_model
-from .run_folder import RunFolder
+from .run_folder import RunFolder, config_file_of
 
 RESULTS = ("coco_instances_results.json", "lvis_instances_results.json")
 """Files that evaluations write to the folder `inference` of a run."""
@@ -62,7 +62,7 @@ def observe(run: RunFolder, options: Options, bad: BadFiles) -> Observed:
         absent = Absent(why, f"{command(run, options, model=True)} --config-file FILE")
         return Observed(absent, absent)
     try:
-        cfg = load_config(options.config_file or str(run.path / "config.yaml"), list(options.overrides))
+        cfg = load_config(options.config_file or str(config_file_of(run.path)), list(options.overrides))
         names = cfg.dataloader.test.dataset.names
         dataset = load_dataset(names if isinstance(names, str) else names[0], _max_dets(cfg))
     except Exception as error:

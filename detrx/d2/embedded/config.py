@@ -98,7 +98,7 @@ class LazyConfig:
         if suffix == ".py":
             content = _run(filename)
         elif suffix in (".yaml", ".yml"):
-            with PathManager.open(filename) as f:
+            with open(PathManager.get_local_path(filename), encoding="utf-8") as f:
                 content = OmegaConf.create(yaml.unsafe_load(f), flags=_FLAGS)
         else:
             raise InvalidInputError(f"Config file {filename} is neither a .py nor a .yaml file")
@@ -140,7 +140,7 @@ class LazyConfig:
         except Exception:
             logger.exception("The config cannot be written as YAML; %s is not saved:", filename)
             return
-        with PathManager.open(filename, "w") as f:
+        with PathManager.open(filename, "w", encoding="utf-8") as f:
             f.write(text)
         try:
             yaml.unsafe_load(text)
@@ -203,7 +203,7 @@ def _run(filename: str) -> dict[str, Any]:
             content[wanted] = _as_config(content[wanted])
         return SimpleNamespace(**content)
 
-    with PathManager.open(filename) as f:
+    with open(PathManager.get_local_path(filename), encoding="utf-8") as f:
         source = f.read()
     try:
         code = compile(source, filename, "exec")

@@ -1,22 +1,15 @@
-"""Command line and set-up that most training scripts share."""
+"""Command line and model wrapper that most training scripts share."""
 
 import argparse
-import logging
 import os
 import sys
 
-import torch
-from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from detrx.d2.embedded import comm
-from detrx.d2.embedded.config import LazyConfig
-from detrx.d2.embedded.env import seed_all_rng
-from detrx.d2.embedded.file_io import PathManager
-from detrx.d2.embedded.logger import setup_logger
 
-__all__ = ["create_ddp_model", "default_argument_parser", "default_setup"]
+__all__ = ["create_ddp_model", "default_argument_parser"]
 
 
 def create_ddp_model(model: nn.Module, *, fp16_compression: bool = False, **kwargs) -> nn.Module:
@@ -61,33 +54,3 @@ def default_argument_parser(epilog: str | None = None) -> argparse.ArgumentParse
         "opts", default=None, nargs=argparse.REMAINDER, help="config values to change, as path.key=value"
     )
     return parser
-
-
-def default_setup(cfg: DictConfig, args: argparse.Namespace) -> None:
-    """Set up logging and seeds, log the environment, the command line and the config, save ``config.yaml``.
-
-    Reads ``train.output_dir``, ``train.seed`` (negative: random; each rank adds its own number) and
-    ``train.cudnn_benchmark``.
-    """
-    output_dir = OmegaConf.select(cfg, "train.output_dir", default=None)
-    rank = comm.get_rank()
-    if output_dir and comm.is_main_process():
-        PathManager.mkdirs(output_dir)
-    setup_logger(output_dir, rank, name="fvcore")
-    setup_logger(output_dir, rank)
-    logger = logging.getLogger(__name__)
-    logger.info("Rank of current process: %d. World size: %d", rank, comm.get_world_size())
-    logger.info("Command line arguments: %s", args)
-    config_file = getattr(args, "config_file", "")
-    if config_file:
-        with PathManager.open(config_file) as f:
-            logger.info("Contents of args.config_file=%s:\n%s", config_file, f.read())
-    if output_dir and comm.is_main_process():
-        path = os.path.join(output_dir, "config.yaml")
-        LazyConfig.save(cfg, path)
-        logger.info("Full config saved to %s", path)
-
-    seed = OmegaConf.select(cfg, "train.seed", default=-1)
-    seed_all_rng(None if seed < 0 else seed + rank)
-    if not getattr(args, "eval_only", False):
-        torch.backends.cudnn.benchmark = OmegaConf.select(cfg, "train.cudnn_benchmark", default=False)

@@ -123,7 +123,7 @@ class JSONWriter(_NewScalarsWriter):
 
     def __init__(self, json_file: str, window_size: int = 20):
         super().__init__(window_size)
-        self._file_handle = PathManager.open(json_file, "a")
+        self._file_handle = PathManager.open(json_file, "a", encoding="utf-8")
 
     def write(self) -> None:
         lines: dict[int, dict] = defaultdict(dict)

@@ -58,6 +58,6 @@ def setup_logger(output: str | None = None, distributed_rank: int = 0, *, name: 
 
 @functools.cache  # several loggers share one file
 def _log_stream(filename: str):
-    stream = PathManager.open(filename, "a")
+    stream = PathManager.open(filename, "a", encoding="utf-8", errors="backslashreplace")
     atexit.register(stream.close)
     return stream

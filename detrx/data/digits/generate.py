@@ -81,7 +81,7 @@ def _is_ready(root: Path, spec: DigitsSpec) -> bool:
         return False
     wanted = spec.as_json()
     try:
-        found = json.loads((root / "spec.json").read_text())
+        found = json.loads((root / "spec.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise FileExistsError(
             f"{root} exists but has no readable spec.json, so it is not a generated digits dataset; "
@@ -124,8 +124,8 @@ def _generate(folder: Path, spec: DigitsSpec, name: str, progress: bool) -> None
                 "annotations": annotations,
                 "categories": [{"id": i + 1, "name": name} for i, name in enumerate(CLASSES)],
             }
-            (folder / "annotations" / f"{split}.json").write_text(json.dumps(coco))
-    (folder / "spec.json").write_text(json.dumps(spec.as_json(), indent=2) + "\n")
+            (folder / "annotations" / f"{split}.json").write_text(json.dumps(coco), encoding="utf-8")
+    (folder / "spec.json").write_text(json.dumps(spec.as_json(), indent=2) + "\n", encoding="utf-8")
 
 
 def _annotations(image_id: int, boxes: np.ndarray, classes: np.ndarray, first_id: int) -> list[dict[str, Any]]:
