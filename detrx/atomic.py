@@ -6,16 +6,12 @@ import os
 import re
 import secrets
 import stat
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import IO, Any
 
 from detrx.errors import UnavailableError
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 __all__ = ["TEMPORARY", "replacing", "write_atomically"]
 
@@ -23,6 +19,7 @@ TEMPORARY = ".tmp"
 """What the name of a file ends in while `write_atomically` writes it."""
 
 _LEFTOVER = re.compile(r"\..+\.[0-9a-f]{12}\.tmp(\.\w+)?")
+_SECONDS_OF_A_LEFTOVER = 24 * 60 * 60
 
 
 def write_atomically(path: str | os.PathLike, write: Callable[[IO[bytes]], Any]) -> None:
@@ -48,7 +45,8 @@ def replacing(path: str | os.PathLike, suffix: str = "") -> Iterator[str]:
 
     Every writer has a name of its own, so that of several at once one leaves its file, whole. A link stays, and the
     file that it leads to is replaced. The file has the permissions that `open(path, "w")` would leave it. What is not a
-    regular file, such as /dev/stdout, is written as it is. Files that killed writers left in the folder are removed.
+    regular file, such as /dev/stdout, is written as it is. What killed writers left in the folder is removed
+    after a day.
 
     Args:
         path: the file to write, in a folder that exists.
@@ -122,43 +120,22 @@ def _mode(path: str | os.PathLike, target: str) -> int | None:
 
 
 def _create(folder: str, name: str, suffix: str) -> tuple[str, int]:
-    """Make a file with a name that nobody else has, and lock it, which says that its writer lives."""
+    """Make a file with a name that nobody else has, with the permissions that `open` gives a new file."""
     while True:
         path = os.path.join(folder, f".{name[:50]}.{secrets.token_hex(6)}{TEMPORARY}{suffix}")
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-        except FileExistsError:
-            continue
-        _lock(descriptor, wait=True)
-        if fcntl is None or os.fstat(descriptor).st_nlink:  # not removed as a leftover before it was locked
-            return path, descriptor
-        os.close(descriptor)
-
-
-def _lock(descriptor: int, wait: bool) -> bool:
-    """Lock a file for as long as it is open. Returns whether that was possible."""
-    if fcntl is None:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # locked by another process, or a file system without locks
-        return False
-    return True
+        with contextlib.suppress(FileExistsError):
+            return path, os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
 
 
 def _remove_leftovers(folder: str) -> None:
-    """Remove the temporary files of writers that were killed: those that nobody has locked."""
+    """Remove the temporary files of writers that were killed: those that nobody has written to for a day."""
     for name in os.listdir(folder):
         if not _LEFTOVER.fullmatch(name):
             continue
         path = os.path.join(folder, name)
         with contextlib.suppress(OSError):  # another process has removed it, or it is not ours
-            descriptor = os.open(path, os.O_RDWR)
-            try:
-                if _lock(descriptor, wait=False):
-                    os.remove(path)
-            finally:
-                os.close(descriptor)
+            if time.time() - os.stat(path).st_mtime > _SECONDS_OF_A_LEFTOVER:
+                os.remove(path)
 
 
 def _sync(folder: str) -> None:

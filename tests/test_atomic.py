@@ -5,6 +5,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 import torch
@@ -95,7 +96,7 @@ def test_permissions_are_those_of_open(tmp_path, umask):
     assert stat.S_IMODE((tmp_path / "old").stat().st_mode) == 0o640
 
 
-def test_what_a_killed_writer_leaves_is_removed_and_what_a_living_one_writes_is_not(tmp_path):
+def test_what_a_killed_writer_leaves_is_removed_after_a_day_and_what_a_living_one_writes_is_not(tmp_path):
     code = (
         "import os, sys; from detrx.atomic import write_atomically\n"
         "write_atomically(sys.argv[1], lambda file: (file.write(b'half'), file.flush(), os.kill(os.getpid(), 9)))"
@@ -105,6 +106,10 @@ def test_what_a_killed_writer_leaves_is_removed_and_what_a_living_one_writes_is_
     (leftover,) = tmp_path.iterdir()
     assert leftover.name.startswith(".a.txt.") and leftover.name.endswith(".tmp")
     (tmp_path / ".mine.tmp").write_text("not of a writer")
+    write(tmp_path / "a.txt")
+    assert leftover.exists()
+    yesterday = time.time() - 25 * 60 * 60
+    os.utime(leftover, (yesterday, yesterday))
     with replacing(tmp_path / "b.txt") as living:
         write(tmp_path / "a.txt")
         assert not leftover.exists() and os.path.exists(living)

@@ -42,7 +42,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
         **checkpointables: Any,
     ):
         super().__init__(model, save_dir, **checkpointables)
-        self.model = getattr(self.model, "_orig_mod", self.model)  # of torch.compile
+        self.model: nn.Module = getattr(self.model, "_orig_mod", self.model)  # of torch.compile
         self._tag_last = tag_last
         self._prefer_ema = prefer_ema
         self._strict = False
