@@ -246,9 +246,9 @@ class DetectionTransformer(nn.Module):
                 for image_id, (height, width) in zip(targets.image_ids, images.image_sizes, strict=True)
             )
             raise InvalidInputError(
-                "a normalisation in training needs more than one value per channel, but a map of this batch has only one: "
-                f"image ids {shown}, in height x width. Use larger images, several images per batch and process, or frozen "
-                "batch norm (model.backbone.frozen_batch_norm=True)"
+                "normalisation in training needs more than one value per channel, but a map of this batch has only one: "
+                f"image ids {shown}, in height x width. Use larger images, several images per batch and process, or "
+                "frozen batch norm (model.backbone.frozen_batch_norm=True)"
             ) from error
 
     def predict(self, images: Tensor, padding_mask: Tensor | None) -> dict[str, Predictions]:
