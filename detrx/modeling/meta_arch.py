@@ -246,7 +246,7 @@ class DetectionTransformer(nn.Module):
                 for image_id, (height, width) in zip(targets.image_ids, images.image_sizes, strict=True)
             )
             raise InvalidInputError(
-                "normalisation in training needs more than one value per channel, but a map of this batch has only one: "
+                "normalisation in training needs more than one value per channel, but a map of this batch has one: "
                 f"image ids {shown}, in height x width. Use larger images, several images per batch and process, or "
                 "frozen batch norm (model.backbone.frozen_batch_norm=True)"
             ) from error
