@@ -75,8 +75,8 @@ class Supervision:
     def split(self, layer: int, num_layers: int) -> tuple[list[Supervision], list[Supervision]]:
         """Split into supervisions of the layers before `layer` and of the other ones, of `num_layers`. A list is empty
         if it would have no layers."""
-        first, stop, _ = self.layers.indices(num_layers)
-        before, after = slice(first, min(stop, layer)), slice(max(first, layer), stop)
+        layers = self.numbers(num_layers)
+        before, after = slice(layers.start, min(layers.stop, layer)), slice(max(layers.start, layer), layers.stop)
         parts = [[self.replace(layers=part)] if part.start < part.stop else [] for part in (before, after)]
         return parts[0], parts[1]
 

@@ -138,6 +138,7 @@ class Denoising(Method):
         labels = self.noise_labels(labels) if self.label_noise else labels
         return labels, self.noise_boxes(boxes) if self.box_noise else boxes
 
+    @torch.compiler.disable  # random numbers on the host, and shapes that depend on data
     def branches(self, step: Step) -> list[Branch]:
         targets = step.targets
         num_groups = self.num_groups(max(1, *targets.counts))

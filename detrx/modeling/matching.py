@@ -200,6 +200,7 @@ class KnownPairs(Assigner):
 Request = tuple[Assigner, Predictions, Targets]
 
 
+@torch.compiler.disable  # it works on the host: a graph of torch.compile ends here
 def assign_all(requests: Sequence[Request]) -> list[Assignment]:
     """Compute all assignments of a training step with one synchronising copy to the host: of all costs, and of the
     numbers of pairs that were chosen on the device.

@@ -97,7 +97,7 @@ class DetectionTransformer(nn.Module):
             are on the model's device; the host waits for it once per batch.
 
         Raises:
-            ValueError: in training, if there is no criterion.
+            ValueError: in training, if there is no criterion, or the images are too small for trained normalisation.
             FloatingPointError: at inference, if boxes are NaN or infinite.
         """
         if self.training:
@@ -107,7 +107,9 @@ class DetectionTransformer(nn.Module):
             instances = [each["instances"] for each in batched_inputs]
             image_ids = [each.get("image_id", index) for index, each in enumerate(batched_inputs)]
             targets = Targets.from_instances(instances, image_ids, self.device)
-            predictions, supervisions, step = self.train_step(images, targets)
+            # A graph of torch.compile could not end inside of `try`.
+            run = self.train_step if torch.compiler.is_compiling() else self.train_step_on_named_images
+            predictions, supervisions, step = run(images, targets)
             losses = self.training_criterion()(predictions, targets, supervisions)
             for method in self.methods:
                 own = method.extra_losses(step, predictions)
@@ -216,7 +218,8 @@ class DetectionTransformer(nn.Module):
         step = replace(step, branches=tuple(branches))
         with ExitStack() as watching:
             for method in self.methods:
-                watching.enter_context(method.during_decoder(step))
+                if type(method).during_decoder is not Method.during_decoder:  # a graph of torch.compile would end here
+                    watching.enter_context(method.during_decoder(step))
             predictions = predictions | self.decoder([main, *groups], memory)
         for method in self.methods:
             for branch in named_apart(method, method.after_decoder(step, predictions), names):
@@ -224,6 +227,29 @@ class DetectionTransformer(nn.Module):
                 branches.append(branch)
         of_branches = (each for branch in branches for each in branch.supervisions)
         return predictions, [*supervisions, *of_branches], step
+
+    def train_step_on_named_images(
+        self, images: ImageList, targets: Targets
+    ) -> tuple[dict[str, Predictions], list[Supervision], Step]:
+        """`train_step`, whose error about too few values for a normalisation names the images.
+
+        Raises:
+            ValueError: a map has a single value per channel.
+        """
+        try:
+            return self.train_step(images, targets)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            shown = ", ".join(
+                f"{image_id!r} ({height} x {width})"
+                for image_id, (height, width) in zip(targets.image_ids, images.image_sizes, strict=True)
+            )
+            raise InvalidInputError(
+                "normalisation in training needs more than one value per channel, but a map of this batch has one: "
+                f"image ids {shown}, in height x width. Use larger images, several images per batch and process, or "
+                "frozen batch norm (model.backbone.frozen_batch_norm=True)"
+            ) from error
 
     def predict(self, images: Tensor, padding_mask: Tensor | None) -> dict[str, Predictions]:
         """Inference on normalised, padded images (B, 3, H, W); the backbone sees the padding, as in training."""

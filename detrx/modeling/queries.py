@@ -303,5 +303,5 @@ def put(parts: Sequence[tuple[Sequence[slice], Tensor]]) -> Tensor:
     pieces: list[tuple[int, Tensor]] = []
     for slices, x in parts:
         sizes = [s.stop - s.start for s in slices]
-        pieces += zip((s.start for s in slices), x.split(sizes, dim=1), strict=True)
+        pieces.extend(zip((s.start for s in slices), x.split(sizes, dim=1), strict=True))
     return torch.cat([piece for _, piece in sorted(pieces, key=lambda item: item[0])], dim=1)

@@ -85,6 +85,16 @@ class RoutedDecoderLayer(DecoderLayer):
 
     def forward(self, queries: Queries, memory: MultiScaleTokens, layout: QueryLayout, index: int) -> Tensor:
         """See `DecoderLayer`."""
+        if self.training and torch.compiler.is_compiling():
+            return self.uncompiled(queries, memory, layout, index)
+        return self.run(queries, memory, layout, index)
+
+    @torch.compiler.disable
+    def uncompiled(self, queries: Queries, memory: MultiScaleTokens, layout: QueryLayout, index: int) -> Tensor:
+        """`run` outside of compiled graphs: in training, the number of computed queries depends on the data."""
+        return self.run(queries, memory, layout, index)
+
+    def run(self, queries: Queries, memory: MultiScaleTokens, layout: QueryLayout, index: int) -> Tensor:
         with torch.no_grad():
             keep, _ = self.router(self.read(queries))
         self.note(queries, keep, layout)

@@ -7,6 +7,7 @@ import torch
 
 from detrx import model_zoo
 from detrx.d2.structures import Instances
+from detrx.errors import UserError
 from detrx.modeling import DetectionTransformer
 from detrx.projects.qr_detr import FixedRouter, QueryRouting
 from tests.modeling.small import make_input, make_model, with_boxes
@@ -71,3 +72,15 @@ def test_training_with_fewer_tokens_than_queries(method: str, detector: str, sha
     sum(losses.values()).backward()
     trained = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
     assert all(grad is not None and grad.isfinite().all() for grad in trained.values())
+
+
+@pytest.mark.parametrize("shape", [(24, 24), (1, 1)])
+def test_images_too_small_for_batch_norm_are_named(shape: tuple[int, int]):
+    config = "deformable_detr/deformable_detr_digits.py"
+    image = with_boxes(make_input(*shape, image_id="tiny"), 1)
+    message = rf"image ids 'tiny' \({shape[0]} x {shape[1]}\).*frozen_batch_norm=True"
+    with pytest.raises(UserError, match=message):
+        make_model(config).train()([image])
+    losses = make_model(config, lambda cfg: cfg.backbone.update(frozen_batch_norm=True)).train()([image])
+    assert all(loss.isfinite() for loss in losses.values())
+    assert make_model(config).train()([image, image])

@@ -1,0 +1,103 @@
+"""torch.compile of a detector in training: the losses and gradients of eager mode, however the graphs are cut."""
+
+import copy
+import shutil
+from collections.abc import Callable
+
+import pytest
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
+
+from detrx import model_zoo
+from tests.modeling.small import make_input, make_model, with_boxes
+from tests.projects.contract import ONCE, losses_of, with_and_without
+
+DIGITS = [
+    name
+    for name in model_zoo.list_models("*_digits")
+    if not name.startswith("d3etr/") and "student" not in name and "teacher" not in name
+]
+QUICK = ("dino/dino_digits.py", "qr_detr/qr_deformable_detr_digits.py")
+
+
+def shallow(cfg: DictConfig) -> None:
+    cfg.encoder.num_layers, cfg.decoder.num_layers = 1, 2
+
+
+def gradients(model: nn.Module, losses: dict[str, Tensor]) -> list[Tensor | None]:
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return list(torch.autograd.grad(sum(losses.values()), trained, allow_unused=True))
+
+
+def assert_same_step(model: nn.Module, compile: Callable[[nn.Module], nn.Module], tolerance: float) -> None:
+    batch = [with_boxes(make_input(64, 96), 3), with_boxes(make_input(64, 64), 1)]
+    eager = copy.deepcopy(model)
+    expected, found = losses_of(eager, batch), losses_of(compile(model), batch)
+    assert found.keys() == expected.keys()
+    for name, loss in expected.items():
+        torch.testing.assert_close(found[name], loss, atol=tolerance, rtol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
+    for grad, other in zip(gradients(model, found), gradients(eager, expected), strict=True):
+        assert (grad is None) == (other is None)
+        if grad is not None:
+            torch.testing.assert_close(grad, other, atol=tolerance, rtol=tolerance)
+
+
+@pytest.fixture(autouse=True)
+def new_compiler():
+    torch.compiler.reset()
+    counters.clear()
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        yield
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize(
+    "config", [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in DIGITS]
+)
+def test_every_detector(config: str):
+    model = make_model(config, shallow if "layer_digits" not in config else None)
+    assert_same_step(model, lambda model: torch.compile(model, backend="eager"), 1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "detector"), ONCE)
+def test_every_method(method: str, detector: str):
+    model, _ = with_and_without(method, detector)
+    assert_same_step(model, lambda model: torch.compile(model, backend="eager"), 1e-5)
+
+
+def test_one_graph_up_to_the_assignment():
+    """Of the detector itself: from the images to the predictions of the decoder."""
+    sizes = []
+
+    def count(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable:
+        sizes.append(len(graph.graph.nodes))
+        return graph.forward
+
+    model = make_model(change=shallow)
+    losses_of(
+        torch.compile(model, backend=count), [with_boxes(make_input(64, 96), 2), with_boxes(make_input(64, 64), 1)]
+    )
+    assert sizes[0] > 300 and max(sizes[1:]) < 200
+    assert len(counters["graph_break"]) == 1 and "assign_all" in next(iter(counters["graph_break"]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["deformable_detr/deformable_detr_digits.py", "dino/dino_digits.py"])
+def test_new_sizes_are_not_compiled_forever(config: str):
+    model = torch.compile(make_model(config, shallow), backend="eager")
+    graphs = []
+    for index in range(10):
+        sizes = [(40 + 9 * index, 64 + 5 * index), (64, 70 - 3 * index)]
+        losses_of(model, [with_boxes(make_input(*size), 1 + (index + i) % 4) for i, size in enumerate(sizes)])
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs[-1] == graphs[6], graphs
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor compiles C++")
+def test_inductor():
+    model = make_model(change=shallow)
+    assert_same_step(model, torch.compile, 1e-3)
