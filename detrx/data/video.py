@@ -26,7 +26,8 @@ class Video:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no video, or broken; names the file. Iterating raises it, too.
+        ValueError: it is no video, or broken; names the file. Iterating raises it, too, after all frames that can be
+            read.
         ImportError: PyAV is not installed.
     """
 
@@ -42,12 +43,11 @@ class Video:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         with self._opened() as container:
-            stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
-            count = 0
-            for index, frame in enumerate(container.decode(stream)):
-                count += 1
-                if index % self.every == 0:
+            index = damaged = 0
+            for frame in self._decoded(container):
+                if frame is None:
+                    damaged += 1
+                elif index % self.every == 0:
                     image = frame.to_image().rotate(frame.rotation, expand=True)
                     time = frame.time if frame.time is not None else index / (self.rate * self.every)
                     yield {
@@ -56,8 +56,22 @@ class Video:
                         "timestamp": round(float(time), 6),
                         "image": image,
                     }
-            if not count:
-                raise InvalidInputError(f"video {self.file_name} has no frame that can be read")
+                index += 1
+        if damaged == index:
+            raise InvalidInputError(f"video {self.file_name} has no frame that can be read")
+        if damaged:
+            raise InvalidInputError(f"video {self.file_name} cannot be read completely; damaged frames: {damaged}")
+
+    def _decoded(self, container: Any) -> Iterator[Any]:
+        """The frames, with None in place of damaged ones."""
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        for packet in container.demux(stream):
+            try:
+                frames = packet.decode()
+            except _pyav().error.InvalidDataError:  # the decoder goes on with the next
+                frames = [None]
+            yield from frames
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[Any]:

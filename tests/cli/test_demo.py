@@ -1,6 +1,4 @@
 import json
-import os
-import re
 import sys
 from fractions import Fraction
 from pathlib import Path
@@ -9,34 +7,20 @@ import pytest
 import torch
 from PIL import Image, ImageChops
 
-from detrx.cli import demo
 from detrx.d2.data import DatasetCatalog, MetadataCatalog, register_coco_instances
 from detrx.d2.structures import BoxMode
 from detrx.errors import InvalidInputError
-
-CONFIG = str(Path(__file__).with_name("fake_detector_config.py"))
-
-
-def paint(path, box, size=(60, 40)):
-    image = Image.new("RGB", size)
-    image.paste((255, 255, 255), box)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path)
+from tests.cli.demo_files import paint, run, write_images, write_weights
 
 
 @pytest.fixture
 def folder(tmp_path):
-    paint(tmp_path / "images" / "a.png", (10, 10, 30, 24))
-    paint(tmp_path / "images" / "b.png", (20, 4, 44, 36))
-    (tmp_path / "images" / "notes.txt").write_text("no image")
-    return tmp_path / "images"
+    return write_images(tmp_path / "images")
 
 
 @pytest.fixture
 def weights(tmp_path):
-    path = tmp_path / "model.pth"
-    torch.save({"model": {"score": torch.tensor(0.75)}}, path)
-    return str(path)
+    return write_weights(tmp_path / "model.pth")
 
 
 @pytest.fixture
@@ -55,10 +39,6 @@ def dataset(folder):
     yield name
     DatasetCatalog.remove(name)
     MetadataCatalog.remove(name)
-
-
-def run(*arguments):
-    demo.main(["--config-file", CONFIG, *map(str, arguments)])
 
 
 def has_colour(path, colour):
@@ -119,73 +99,6 @@ def test_averaged_weights_are_preferred(folder, tmp_path):
     run("--weights", weights, "--input", folder / "a.png", "--output", tmp_path / "out")
     (result,) = json.loads((tmp_path / "out" / "detections.json").read_text())
     assert result["score"] == pytest.approx(0.9)
-
-
-def test_images_of_the_same_name_do_not_overwrite_each_other(folder, weights, tmp_path):
-    for name in ("more/a.png", "a_3.png", "more/A.webp"):
-        paint(folder.parent / name, (5, 5, 50, 30))
-    files = [folder / "a.png", *(folder.parent / name for name in ("more/a.png", "a_3.png", "more/A.webp"))]
-    run("--weights", weights, "--input", *files, "--output", tmp_path / "out")
-    names = ["A_4.png", "a.png", "a_2.png", "a_3.png", "detections.json"]
-    assert sorted(p.name for p in tmp_path.joinpath("out").iterdir()) == names
-    assert len(json.loads((tmp_path / "out" / "detections.json").read_text())) == 4
-
-
-def test_folders_of_a_pattern_are_kept(folder, weights, tmp_path):
-    paint(tmp_path / "more" / "deep" / "c.png", (5, 5, 50, 30))
-    run("--weights", weights, "--input", tmp_path / "[im]*" / "**" / "*.png", "--output", tmp_path / "out")
-    drawn = sorted(str(p.relative_to(tmp_path / "out")) for p in tmp_path.joinpath("out").rglob("*.png"))
-    assert drawn == ["images/a.png", "images/b.png", "more/deep/c.png"]
-
-
-@pytest.mark.parametrize(
-    "name", ["größe (neu)", "it's 50 %", "a=b", "-dash", "line\nbreak", b"\xff\xfe".decode("utf-8", "surrogateescape")]
-)
-def test_names_of_all_kinds(name, weights, tmp_path, capsys):
-    paint(tmp_path / name / f"{name}.png", (5, 5, 50, 30))
-    run("--weights", weights, "--input", tmp_path / name, "--output", tmp_path / f"{name} out")
-    assert (tmp_path / f"{name} out" / f"{name}.png").is_file()
-    (result,) = json.loads((tmp_path / f"{name} out" / "detections.json").read_text())
-    assert Path(result["file_name"]) == tmp_path / name / f"{name}.png"
-
-
-def test_the_longest_names(weights, tmp_path):
-    stems = ["ä" * 125, "ä" * 124 + "a"]  # with the suffix, 254 and 253 of the 255 bytes that there may be
-    for stem in stems:
-        paint(tmp_path / "images" / f"{stem}.png", (5, 5, 50, 30))
-    run("--weights", weights, "--input", tmp_path / "images", "--output", tmp_path / "out")
-    assert sorted(len(p.stem) for p in tmp_path.joinpath("out").glob("*.png")) == [90, 92]
-
-
-@pytest.mark.parametrize("how", ["same", "link", "linked file", "hard link"])
-def test_originals_are_not_replaced(how, folder, weights, tmp_path):
-    before = (folder / "a.png").read_bytes()
-    output = tmp_path / "out"
-    if how == "same":
-        output = folder
-    elif how == "link":
-        output.symlink_to(folder)
-    else:
-        output.mkdir()
-        link = os.symlink if how == "linked file" else os.link
-        link(folder / "a.png", output / "a.png")
-    with pytest.raises(SystemExit, match=r"error: drawings in .* could replace .*a\.png.*choose another output folder"):
-        run("--weights", weights, "--input", folder, "--output", output)
-    assert (folder / "a.png").read_bytes() == before and not (output / "detections.json").exists()
-
-
-def test_output_inside_the_input_folder(folder, weights):
-    for _ in range(2):  # the second run does not take the drawings of the first for images
-        run("--weights", weights, "--input", folder, "--output", folder / "out", "--contact-sheet")
-    names = ["a.png", "b.png", "contact_sheet.png", "detections.json"]
-    assert sorted(p.name for p in (folder / "out").iterdir()) == names
-
-
-def test_an_image_called_like_the_contact_sheet(folder, weights, tmp_path):
-    (folder / "a.png").rename(folder / "contact_sheet.png")
-    run("--weights", weights, "--input", folder, "--output", tmp_path / "out", "--contact-sheet")
-    names = ["b.png", "contact_sheet.png", "contact_sheet_2.png", "detections.json"]
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == names
 
 
 def film(path, boxes, rate=5):
@@ -304,25 +217,6 @@ def test_missing_and_foreign_weights(folder, tmp_path):
     torch.save({"model": {"weight": torch.zeros(3)}}, tmp_path / "other.pth")
     with pytest.raises(SystemExit, match=r"error: .*other\.pth"):
         run("--weights", tmp_path / "other.pth", *arguments)
-
-
-@pytest.mark.parametrize("batch_size", [1, 3])
-def test_bad_files_are_named_and_left_out(batch_size, folder, weights, tmp_path, capsys):
-    content = (folder / "a.png").read_bytes()
-    (folder / "b.png").write_bytes(content[:60])
-    (folder / "c.png").write_bytes(b"")
-    (folder / "d.png").write_text("no image")
-    (folder / "e.png").mkdir()
-    (folder / "f.png").symlink_to("nowhere")
-    (folder / "g.png").write_bytes(content)
-    os.mkfifo(folder / "pipe.png")  # opening it would wait for somebody to write
-    with pytest.raises(SystemExit, match=r"error: image .*b\.png cannot be read: .* \(and 4 more, named above\)$"):
-        run("--weights", weights, "--input", folder, "--output", tmp_path / "out", "--batch-size", batch_size)
-    reported = [line for line in capsys.readouterr().err.split("\n") if "left out: " in line]
-    assert [re.search(r"([a-z])\.png", line)[1] for line in reported] == list("bcdef")
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.png", "detections.json", "g.png"]
-    results = json.loads((tmp_path / "out" / "detections.json").read_text())
-    assert [(Path(r["file_name"]).name, r["image_id"]) for r in results] == [("a.png", 1), ("g.png", 7)]
 
 
 def test_bad_file_of_a_dataset(dataset, folder, weights, tmp_path):

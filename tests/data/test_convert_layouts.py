@@ -53,6 +53,7 @@ class TestVOC:
             "".join(f"{name}\n".replace("/", "\\") for name in ODD),
             "".join(f"{name}\n{name}\n" for name in ODD),  # twice
         ],
+        ids=["plain", "windows", "class list", "suffixes", "backslashes", "twice"],
     )
     def test_names_in_lists(self, tmp_path, text):
         labelled = read_voc([voc(tmp_path, ODD, {"train": text})])
@@ -166,7 +167,7 @@ class TestYOLO:
     @pytest.mark.parametrize(
         "prefix", ["./images/train/", "images/train/", "{folder}/images/train/", "images\\train\\"]
     )
-    @pytest.mark.parametrize(("start", "end"), [("", "\n"), ("\ufeff", "\r\n")])
+    @pytest.mark.parametrize(("start", "end"), [("", "\n"), ("\ufeff", "\r\n")], ids=["unix", "windows"])
     def test_names_in_lists(self, tmp_path, prefix, start, end):
         yolo(tmp_path, ODD)
         prefix = prefix.replace("{folder}", str(tmp_path))

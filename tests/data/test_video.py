@@ -69,7 +69,10 @@ def test_rotated_video_is_upright(tmp_path, monkeypatch):
         def __init__(self, inner):
             self.streams, self.inner = inner.streams, inner
 
-        def decode(self, stream):
+        def demux(self, stream):
+            return [self]
+
+        def decode(self):
             return [Turned()]
 
         def __enter__(self):
@@ -94,13 +97,31 @@ def test_broken_video_is_named(kept, tmp_path):
         list(Video(path))
 
 
-def test_damaged_frames_are_an_error_and_not_left_out(tmp_path):
+@pytest.mark.parametrize("every", [1, 3])
+def test_damaged_frames_are_an_error_after_the_others(every, tmp_path):
+    import av
+
+    path = write_video(tmp_path / "clip.mp4")
+    with av.open(str(path)) as container:
+        packets = [packet for packet in container.demux(container.streams.video[0]) if packet.size]
+    content = bytearray(path.read_bytes())
+    start, size = packets[4].pos, packets[4].size
+    content[start : start + size] = b"\xff" * size
+    path.write_bytes(content)
+    frames = []
+    with pytest.raises(ValueError, match=r"video .*clip\.mp4 cannot be read completely; damaged frames: 1$"):
+        for frame in Video(path, every):
+            frames.append(frame["frame"])
+    assert frames == sorted(set(frames)) and len(frames) in (9 // every, 9 // every + 1)
+
+
+def test_nothing_but_damaged_frames(tmp_path):
     path = write_video(tmp_path / "clip.mp4")
     content = bytearray(path.read_bytes())
     start = content.index(b"mdat") + 4
     content[start : start + 600] = bytes(600)
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"video .*clip\.mp4 cannot be read"):
+    with pytest.raises(ValueError, match=r"video .*clip\.mp4 has no frame that can be read"):
         list(Video(path))
 
 
