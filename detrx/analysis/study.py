@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from detrx import config_zoo
 from detrx.atomic import write_atomically
+from detrx.config_zoo.yaml_files import read_yaml
 from detrx.engine import load_config
 from detrx.engine.output_folder import TRAINING_CONFIG
 from detrx.engine.settings import changed_settings, describe_changes, saved_config
@@ -101,10 +100,7 @@ def load_study(path: str | os.PathLike) -> Study:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"study {path} does not exist")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InvalidInputError(f"study {path} is not YAML: {error}") from error
+    content = read_yaml(path)
     if not isinstance(content, dict) or not _KEYS <= content.keys() <= _KEYS | _OPTIONAL:
         found = sorted(content) if isinstance(content, dict) else type(content).__name__
         raise InvalidInputError(f"study {path} needs {sorted(_KEYS)} and may have {sorted(_OPTIONAL)}; it has {found}")

@@ -178,7 +178,7 @@ def run(args: argparse.Namespace, cfg: DictConfig) -> None:
         torch.use_deterministic_algorithms(True, warn_only=True)
     if not args.eval_only:
         check_evaluation(cfg)
-    check_settings(cfg, comm.get_world_size())
+    check_settings(cfg, 1 if args.eval_only else comm.get_world_size())
     resolve_seed(cfg, args.resume)
     set_up(cfg, args)
     if args.eval_only:

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from detrx.errors import InvalidInputError
+
+from .yaml_files import read_yaml
 
 __all__ = ["Entry", "config_root", "find", "get_config_file", "list_models", "name_of", "similar"]
 
 _TABLE = "variants.yaml"
-_YAMLLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @dataclass(frozen=True)
@@ -132,12 +131,12 @@ def _entries() -> dict[str, Entry]:
 
 def _variants(table: Path) -> list[Entry]:
     try:
-        content = yaml.load(table.read_text(encoding="utf-8"), _YAMLLoader)
+        content = read_yaml(table)
         return [
             Entry(table.with_name(f"{name}.py"), table.with_name(f"{base}.py"), dict(changes))
             for base, variants in content.items()
             for name, changes in variants.items()
         ]
-    except (yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError) as error:
         expected = "`config: {variant: {key: value}}`"
         raise InvalidInputError(f"{table} does not list variants as {expected}: {error}") from error

@@ -11,11 +11,11 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from detrx.config_zoo import apply_overrides, read_config
 from detrx.config_zoo.overrides import escaped, parse_override
-from detrx.d2.config import LazyConfig
 from detrx.d2.utils import comm
 from detrx.data.datasets.custom import without_files
 from detrx.engine.dataset_config import DATASET_DEFAULTS, check_dataset, use_dataset
 from detrx.engine.renamed import RENAMED_TARGETS, rename_targets
+from detrx.engine.settings import saved_config
 from detrx.errors import InvalidInputError
 
 __all__ = [
@@ -83,7 +83,8 @@ def _load(path: str) -> DictConfig:
     except SyntaxError as error:
         raise ConfigError(f"config file {path} cannot be read: {error}") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"config file {path} is not UTF-8: {error}") from error
+        hint = "" if error.encoding == "utf-8" else "; PYTHONUTF8=1 makes Python read UTF-8 in any locale"
+        raise ConfigError(f"config file {path} cannot be read as {error.encoding}: {error.reason}{hint}") from error
     rename_targets(cfg)
     return cfg
 
@@ -270,9 +271,9 @@ def resolve_seed(cfg: DictConfig, resume: bool) -> None:
     if cfg.train.seed >= 0:
         return
     seed = int.from_bytes(os.urandom(4), "little") >> 1
-    saved = os.path.join(cfg.train.output_dir, "config.yaml")
-    if resume and os.path.isfile(saved) and (before := LazyConfig.load(saved).train.seed) >= 0:
-        seed = before
+    before = saved_config(os.path.join(cfg.train.output_dir, "config.yaml")) if resume else None
+    if before is not None and (drawn := OmegaConf.select(before, "train.seed", default=-1)) >= 0:
+        seed = drawn
     cfg.train.seed = int(comm.all_gather(seed)[0])
 
 

@@ -66,7 +66,7 @@ def check_settings(cfg: DictConfig, processes: int = 1) -> None:
     """Check the numbers of ``train`` and of the loaders, before anything is built or written.
 
     Args:
-        processes: of the whole job.
+        processes: that share a training batch.
 
     Raises:
         ConfigError: a value is of another type or impossible.

@@ -156,7 +156,10 @@ def test_study_files(tmp_path):
         with pytest.raises(ValueError, match=message):
             load_study(path)
     path.write_bytes("title: größe".encode("latin-1"))
-    with pytest.raises(ValueError, match="is not YAML"):
+    with pytest.raises(ValueError, match=r"study\.yaml cannot be read as YAML: .*utf-8"):
+        load_study(path)
+    path.write_text("title: t\ndescription: d\nseeds: [1]\nvariants:\n  x: {}\n  y: {}\n  x: {config: other}\n")
+    with pytest.raises(ValueError, match=r"study\.yaml cannot be read as YAML: 'x' twice in .*line 7"):
         load_study(path)
     with pytest.raises(FileNotFoundError, match=r"missing\.yaml"):
         load_study(tmp_path / "missing.yaml")

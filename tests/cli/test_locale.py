@@ -10,8 +10,11 @@ import pytest
 import yaml
 from PIL import Image
 
+from detrx.d2 import USE_DETECTRON2
+
 ROOT = Path(__file__).resolve().parents[2]
 TOY = ROOT / "tests" / "engine"
+reads_utf8 = pytest.mark.skipif(USE_DETECTRON2, reason="Detectron2 reads configs in the encoding of the locale")
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess:
@@ -30,6 +33,7 @@ def config(tmp_path: Path) -> Path:
     return path
 
 
+@reads_utf8
 def test_a_training_and_its_resume(tmp_path: Path, config: Path):
     folder = tmp_path / "out"
     trained = run("lazyconfig_train_net", "--config-file", config, f"train.output_dir={folder}")
@@ -47,6 +51,7 @@ def test_a_training_and_its_resume(tmp_path: Path, config: Path):
     assert "note" in yaml.unsafe_load((folder / "config.yaml").read_text(encoding="utf-8"))["train"]
 
 
+@reads_utf8
 def test_a_folder_with_a_name_that_is_not_ascii(tmp_path: Path, config: Path):
     folder = tmp_path / "größe"
     trained = run("lazyconfig_train_net", "--config-file", config, f"train.output_dir={folder}")

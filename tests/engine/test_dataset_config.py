@@ -270,3 +270,27 @@ def test_config_without_such_heads(folder: Path):
     )
     with pytest.raises(ConfigError, match=r"dataset\.\* sets model\.decoder\.heads\.num_classes, which this config"):
         load_config(str(config), FILES)
+
+
+def test_a_config_in_another_encoding_is_one_line(tmp_path):
+    (tmp_path / "config.yaml").write_bytes("train: größe".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"config\.yaml cannot be read as (utf-8|ascii): \w+"):
+        load_config(str(tmp_path / "config.yaml"), [])
+
+
+@pytest.mark.parametrize("name", ["größe (neu)", "it's, [a] {b}=c", "a${b", "2024", "back\\slash", " spaces "])
+def test_folders_of_any_name(folder: Path, name: str):
+    place = folder / name
+    place.mkdir()
+    for split in ("train", "val"):
+        (folder / split).rename(place / split)
+        (folder / f"{split}.json").rename(place / f"{split}.json")
+    files = [f"dataset.{split}_{kind}={name}/{split}{suffix}"
+             for split in ("train", "val") for kind, suffix in (("json", ".json"), ("images", ""))]  # fmt: skip
+    cfg = load(*files, f"train.output_dir={place / 'out'}")
+    (record,) = get_detection_dataset_dicts("custom_train")
+    assert record["file_name"] == str(place / "train" / "a.png")
+    LazyConfig.save(cfg, str(folder / "config.yaml"))
+    again = load_config(str(folder / "config.yaml"), [])
+    assert again.dataset.val_json == str(place / "val.json") and again.train.output_dir == str(place / "out")
+    assert MetadataCatalog.get("custom_val").json_file == str(place / "val.json")

@@ -137,10 +137,11 @@ def test_two_processes_train_resume_and_evaluate_as_one(script, tmp_path):
     assert run.code == 0, run.output
     whole = script.metrics()
     assert whole[12]["toy/count"] == 13
-    # the checkpoint evaluated by one process
-    evaluation = script("--eval-only", f"train.init_checkpoint={tmp_path}/model_final.pth")
-    assert evaluation.code == 0, evaluation.output
-    assert f"copypaste: {whole[12]['toy/AP']:.4f},13.0000" in evaluation.output
+    for processes in (1, 2):
+        options = (f"train.init_checkpoint={tmp_path}/model_final.pth", "dataloader.train.total_batch_size=3")
+        evaluation = script("--eval-only", *options, processes=processes)  # to which training batches are nothing
+        assert evaluation.code == 0, evaluation.output
+        assert f"copypaste: {whole[12]['toy/AP']:.4f},13.0000" in evaluation.output
 
     (tmp_path / "again").mkdir()
     script.folder = tmp_path / "again"
