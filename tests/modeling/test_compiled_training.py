@@ -87,17 +87,20 @@ def test_one_graph_up_to_the_assignment():
 @pytest.mark.slow
 @pytest.mark.parametrize("config", ["deformable_detr/deformable_detr_digits.py", "dino/dino_digits.py"])
 def test_new_sizes_are_not_compiled_forever(config: str):
+    """No function reaches the limit of recompilations, which would be an error here, and new graphs become rare."""
     model = torch.compile(make_model(config, shallow), backend="eager")
     graphs = []
     for index in range(10):
         sizes = [(40 + 9 * index, 64 + 5 * index), (64, 70 - 3 * index)]
         losses_of(model, [with_boxes(make_input(*size), 1 + (index + i) % 4) for i, size in enumerate(sizes)])
         graphs.append(counters["stats"]["unique_graphs"])
-    assert graphs[-1] == graphs[6], graphs
+    assert graphs[-1] - graphs[5] <= (graphs[5] - graphs[0]) / 3, graphs
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor compiles C++")
 def test_inductor():
-    model = make_model(change=shallow)
-    assert_same_step(model, torch.compile, 1e-3)
+    def one_layer(cfg: DictConfig) -> None:
+        cfg.encoder.num_layers = cfg.decoder.num_layers = 1
+
+    assert_same_step(make_model(change=one_layer), torch.compile, 1e-3)
