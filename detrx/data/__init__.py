@@ -2,8 +2,9 @@
 
 `datasets` reads datasets as they are published, `check` finds what is wrong with one, `convert` turns YOLO and Pascal
 VOC folders into COCO files, and `digits` generates handwritten digits. `dataset_dicts` returns the records of
-registered datasets, and `images` and `video` decode their files. `transforms` augments an image with its boxes,
-`mapper` turns a record into the input of a model, `batch` and `loader` form batches, and `prefetch` uploads them.
+registered datasets, `images` and `video` decode their files, and `bad_files` collects those that cannot be read.
+`transforms` augments an image with its boxes, `mapper` turns a record into the input of a model, `batch` and `loader`
+form batches, and `prefetch` uploads them.
 """
 
 from .dataset_dicts import get_detection_dataset_dicts
