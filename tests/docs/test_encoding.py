@@ -21,7 +21,7 @@ def without_encoding(path: Path) -> list[int]:
         positional = node.args[0 if owner else 1 :][:1]
         mode = getattr(positional[0], "value", "b") if positional else keywords.get("mode", "r")
         opens = name == "open" and owner not in BINARY and "b" not in str(mode)
-        if opens or name in ("read_text", "write_text") or keywords.get("text") is True:
+        if opens or (owner and name in ("read_text", "write_text")) or keywords.get("text") is True:
             found.append(node.lineno)
     return found
 
