@@ -8,6 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from detrx.atomic import write_atomically
+from detrx.errors import InvalidInputError
+
+from .problems import printable
 
 __all__ = ["CollectedResults", "instances_on_host", "to_results", "with_category_ids", "write_results"]
 
@@ -85,6 +88,9 @@ def with_category_ids(results: Iterable[dict[str, Any]], id_map: Mapping[Any, in
 
     Args:
         id_map: category id -> class index (``thing_dataset_id_to_contiguous_id``). None: ids are as they are.
+
+    Raises:
+        ValueError: a class index is none of the dataset's.
     """
     if id_map is None:
         return list(results)
@@ -92,9 +98,11 @@ def with_category_ids(results: Iterable[dict[str, Any]], id_map: Mapping[Any, in
     converted = []
     for result in results:
         index = result["category_id"]
-        assert index in ids, (
-            f"A prediction for image {result['image_id']} has class {index}, the dataset has {len(ids)}"
-        )
+        if index not in ids:
+            raise InvalidInputError(
+                f"a prediction for image {printable(result['image_id'])} has class {index}, but the dataset has "
+                f"{len(ids)} classes: the model was trained for others"
+            )
         converted.append({**result, "category_id": ids[index]})
     return converted
 

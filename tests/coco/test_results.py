@@ -5,6 +5,7 @@ import torch
 
 from detrx.coco.results import CollectedResults, to_results, with_category_ids
 from detrx.d2.structures import Boxes, Instances
+from detrx.errors import UserError
 
 
 def instances(label):
@@ -21,7 +22,7 @@ def test_conversion():
     assert found == [result("a", 1)]
     assert with_category_ids(found, {7: 0, 9: 1}) == [result("a", 9)]
     assert with_category_ids(found, None) == found
-    with pytest.raises(AssertionError, match="image a has class 1, the dataset has 1"):
+    with pytest.raises(UserError, match="image a has class 1, but the dataset has 1 classes"):
         with_category_ids(found, {7: 0})
 
 
