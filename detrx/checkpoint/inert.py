@@ -37,6 +37,6 @@ def load_inert(path: str | PathLike, mmap: bool = False) -> Any:
         pickle.UnpicklingError: the file cannot be read in this way.
     """
     names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    stand_ins = [(type(name.rpartition(".")[2], (Inert,), {}), name) for name in names]
+    stand_ins: list[Any] = [(type(name.rpartition(".")[2], (Inert,), {}), name) for name in names]
     with torch.serialization.safe_globals(stand_ins):
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)

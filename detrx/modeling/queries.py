@@ -139,8 +139,8 @@ class Predictions:
 
     def of_layers(self, layers: slice) -> Predictions:
         """The predictions of some layers."""
-        others = (None if part is None else part[layers] for part in (self.anchors, self.quality))
-        return Predictions(self.logits[layers], self.boxes[layers], *others, self.padding)
+        anchors, quality = (None if part is None else part[layers] for part in (self.anchors, self.quality))
+        return Predictions(self.logits[layers], self.boxes[layers], anchors, quality, self.padding)
 
 
 class QueryLayout:
