@@ -41,8 +41,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
         prefer_ema: bool = False,
         **checkpointables: Any,
     ):
-        super().__init__(model, save_dir, **checkpointables)
-        self.model: nn.Module = getattr(self.model, "_orig_mod", self.model)  # of torch.compile
+        super().__init__(getattr(model, "_orig_mod", model), save_dir, **checkpointables)  # as torch.compile calls it
         self._tag_last = tag_last
         self._prefer_ema = prefer_ema
         self._strict = False
