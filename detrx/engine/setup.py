@@ -76,7 +76,7 @@ def _log_changes(cfg: DictConfig) -> None:
     before = saved_config(os.path.join(cfg.train.output_dir, TRAINING_CONFIG))
     changes = {} if before is None else changed_settings(before, cfg)
     if changes:
-        lines = "\n  ".join(describe_changes(changes))
-        logger.warning("--resume: these settings differ from those of the run; the new ones count:\n  %s", lines)
+        listed = "; ".join(describe_changes(changes))
+        logger.warning("--resume: settings differ from those of the run, and the new ones count: %s", listed)
     if "train.init_checkpoint" in changes:
         logger.warning("--resume: train.init_checkpoint has no effect, because the last checkpoint is loaded")
