@@ -99,9 +99,7 @@ def _register_annotated(
         classes: for a dataset whose classes only its annotation file knows.
         facts: further metadata.
     """
-    if (
-        name in DatasetCatalog
-    ):  # Detectron2 has COCO and LVIS already, below the root that it found when it was imported
+    if name in DatasetCatalog:  # Detectron2 has COCO and LVIS, below the root that it found when it was imported
         return
     DatasetCatalog.register(name, lambda: load(datasets_root() / json_file, datasets_root() / image_root))
     lazy: dict[str, Callable[[], Any]] = {
