@@ -75,8 +75,7 @@ def _moved(path: str, folder: str, aside: str) -> str:
 def _log_changes(cfg: DictConfig) -> None:
     before = saved_config(os.path.join(cfg.train.output_dir, TRAINING_CONFIG))
     changes = {} if before is None else changed_settings(before, cfg)
-    if changes:
-        listed = "; ".join(describe_changes(changes))
-        logger.warning("--resume: settings differ from those of the run, and the new ones count: %s", listed)
+    for change in describe_changes(changes):
+        logger.warning("--resume: a setting of the run has changed, and its new value counts: %s", change)
     if "train.init_checkpoint" in changes:
         logger.warning("--resume: train.init_checkpoint has no effect, because the last checkpoint is loaded")

@@ -68,7 +68,9 @@ def test_failed_save_leaves_the_old_file_and_nothing_else(tmp_path):
 
 
 def test_leftover_of_a_killed_process_is_removed(tmp_path):
-    (tmp_path / ".model_0000001.pth.0123456789ab.tmp").write_bytes(b"half")
+    leftover = tmp_path / ".model_0000001.pth.0123456789ab.tmp"
+    leftover.write_bytes(b"half")
+    os.utime(leftover, (0, 0))  # long ago
     checkpointer = AtomicCheckpointer(model(), str(tmp_path))
     assert not checkpointer.has_checkpoint()
     checkpointer.save("a")

@@ -40,7 +40,7 @@ def groups(script):
 
 def changes(output):
     """The lines about settings that `--resume` has changed, as dict."""
-    lines = re.findall(r"^  ([\w.]+): (.+) -> (.+)$", output, re.MULTILINE)
+    lines = re.findall(r"--resume: .*: ([\w.]+): (.+) -> (.+)$", output, re.MULTILINE)
     return {key: (before, after) for key, before, after in lines if key != "train.output_dir"}
 
 
