@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,10 +16,12 @@ from detrx.errors import user_message
 
 
 def run_tool(run: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> None:
-    """Run a command. An error caused by the user prints one line and exits with status 1."""
+    """Run a command. An error caused by the user prints one line and exits with status 1; Ctrl-C, with 130."""
     print_anything()
     try:
         run(args)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
     except Exception as error:
         message = user_message(error)
         if message is None:

@@ -22,7 +22,6 @@ __all__ = [
     "ConfigError",
     "check_evaluation",
     "check_overrides",
-    "configured_device",
     "load_config",
     "override_config",
     "resolve_seed",
@@ -59,18 +58,6 @@ def load_config(path: str, overrides: list[str]) -> DictConfig:
         ConfigError: the config does not exist or cannot be read, or :func:`override_config` raises the error.
     """
     return override_config(_load(path), overrides, f"config file {path}")
-
-
-def configured_device(path: str, overrides: list[str]) -> str:
-    """The ``train.device`` that :func:`load_config` would give, without checking anything else; "cpu" if it is not set.
-
-    Raises:
-        ConfigError: the config does not exist or cannot be read, or the device cannot be set.
-    """
-    cfg = _load(path)
-    with _as_config_error():
-        apply_overrides(cfg, [text for text in overrides if text.lstrip("+").startswith(("train.device=", "train="))])
-    return str(OmegaConf.select(cfg, "train.device", default="cpu"))
 
 
 def _load(path: str) -> DictConfig:

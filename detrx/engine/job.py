@@ -17,9 +17,9 @@ from torch.multiprocessing import ProcessExitedException
 from detrx.console import print_anything
 from detrx.d2.engine import launch
 from detrx.d2.utils import comm
-from detrx.engine.config import ConfigError, configured_device, load_config
+from detrx.engine.config import ConfigError, load_config
 from detrx.engine.devices import check_device
-from detrx.engine.limits import TORCHRUN, check_job
+from detrx.engine.limits import TORCHRUN, check_job, check_settings
 from detrx.errors import user_message
 
 __all__ = ["run_job"]
@@ -78,8 +78,9 @@ def _in_torchrun(function: Function, args: argparse.Namespace) -> None:
 
 
 def _launch(function: Function, args: argparse.Namespace) -> None:
-    name = configured_device(args.config_file, args.opts)
-    device = check_device(name, args.num_gpus, f"--num-gpus={args.num_gpus}")
+    cfg = load_config(args.config_file, args.opts)
+    device = check_device(cfg.train.device, args.num_gpus, f"--num-gpus={args.num_gpus}")
+    check_settings(cfg, 1 if args.eval_only else args.num_gpus * args.num_machines)
     previous = {number: signal.signal(number, _pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         with contextlib.nullcontext() if device.type == "cuda" else _hidden_gpus():

@@ -1,5 +1,6 @@
 """The scripts in `tools/`, and `python -m detrx.cli`: one for each command."""
 
+import argparse
 import pkgutil
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from detrx import cli
+from detrx.cli._command import run_tool
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = sorted(module.name for module in pkgutil.iter_modules(cli.__path__) if not module.name.startswith("_"))
@@ -44,3 +46,12 @@ def test_the_exit_status_is_passed_on():
 def test_an_unknown_command(arguments: tuple[str, ...]):
     result = run("-m", "detrx.cli", *arguments)
     assert result.returncode == 1 and "with one of analyze_model, " in result.stderr
+
+
+def test_ctrl_c_ends_a_command_without_a_traceback():
+    def interrupted(args):
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as error:
+        run_tool(interrupted, argparse.Namespace())
+    assert error.value.code == 130

@@ -8,7 +8,6 @@ import torch
 from toy_runner import CONFIG
 
 from detrx.engine import ConfigError, job
-from detrx.engine.config import configured_device
 from detrx.engine.devices import check_device
 
 
@@ -53,15 +52,8 @@ def test_devices_that_there_are_not(gpus, count, arguments, message):
         check_device(*arguments)
 
 
-def test_device_of_a_config_is_read_without_the_rest():
-    assert configured_device(CONFIG, ["model.nope=1", "dataset.train_json=/nowhere"]) == "cpu"
-    assert configured_device(CONFIG, ["train.device=cuda", "train.max_iter=3"]) == "cuda"
-    with pytest.raises(ConfigError, match="does not exist"):
-        configured_device("/nowhere.py", [])
-
-
 def args(*overrides, **settings):
-    defaults = {"num_gpus": 1, "num_machines": 1, "machine_rank": 0, "dist_url": "auto"}
+    defaults = {"num_gpus": 1, "num_machines": 1, "machine_rank": 0, "dist_url": "auto", "eval_only": False}
     return argparse.Namespace(config_file=CONFIG, opts=list(overrides), **{**defaults, **settings})
 
 

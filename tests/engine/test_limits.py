@@ -5,7 +5,7 @@ import types
 import pytest
 
 from detrx.cli import lazyconfig_train_net
-from detrx.engine import ConfigError, load_config
+from detrx.engine import ConfigError, job, load_config
 from detrx.engine.limits import check_job, check_settings
 
 CONFIG = "deformable_detr/deformable_detr_digits"
@@ -85,3 +85,18 @@ def test_possible_settings_and_processes():
 def test_more_processes_than_gpus(capsys):
     assert lazyconfig_train_net.main(["--config-file", CONFIG, "--num-gpus=99", "train.device=cuda"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_settings_are_checked_before_processes_are_started(monkeypatch, capsys):
+    monkeypatch.setattr(job, "launch", lambda *_, **__: pytest.fail("launched"))
+    command = ["--config-file", CONFIG, "--num-gpus=99", "train.device=cpu"]
+    assert lazyconfig_train_net.main(command) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "expected a multiple of the 99 processes" in line
+
+
+def test_any_number_of_processes_can_evaluate(monkeypatch):
+    started = []
+    monkeypatch.setattr(job, "launch", lambda function, number, **_: started.append(number))
+    assert lazyconfig_train_net.main(["--config-file", CONFIG, "--num-gpus=7", "--eval-only", "train.device=cpu"]) == 0
+    assert started == [7]
