@@ -14,6 +14,7 @@ __all__ = [
     "UnavailableError",
     "UnknownNameError",
     "UserError",
+    "first_line",
     "user_message",
 ]
 
@@ -51,6 +52,11 @@ class NonFinitePredictionError(NonFiniteError):
 # What `open` raises: the message names the file.
 _MISTAKES = (UserError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
 _FRAME = re.compile(r'^ *File ".+", line \d+, in .+\n.*$', re.MULTILINE)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type if it has none: what fits into a message of ours."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def user_message(error: BaseException) -> str | None:

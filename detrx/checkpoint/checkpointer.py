@@ -9,11 +9,12 @@ from torch import nn
 
 from detrx.atomic import write_atomically
 from detrx.d2.checkpoint import DetectionCheckpointer
+from detrx.errors import first_line
 
 from .convert import CheckpointConversionError, detect_format, owner_of
 from .files import load_safely, read_weights
 from .forms import averaged_weights, state_dict_in
-from .messages import CheckpointError, differences, first_line
+from .messages import CheckpointError, differences
 
 __all__ = ["AtomicCheckpointer", "CheckpointError"]
 

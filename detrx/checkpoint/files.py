@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from detrx.atomic import write_atomically
+from detrx.errors import first_line
 
 from .forms import averaged_weights, state_dict_in, without_wrappers
 from .inert import load_inert
-from .messages import CheckpointError, first_line
+from .messages import CheckpointError
 
 __all__ = [
     "CheckpointError",

@@ -4,18 +4,13 @@ from collections.abc import Mapping, Sequence
 
 from detrx.errors import UserError
 
-__all__ = ["CheckpointError", "differences", "first_line"]
+__all__ = ["CheckpointError", "differences"]
 
 _SHOWN = 5
 
 
 class CheckpointError(UserError, RuntimeError):
     """A checkpoint is missing, damaged, or made for something else. The message names the file."""
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, or its type if it has none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def differences(names: Mapping[str, Sequence[str]]) -> str:

@@ -66,7 +66,7 @@ def parse_coco(
 def parse_categories(content: Any, findings: Findings) -> dict[Id, str]:
     """Only the categories of a COCO file: id -> name, ordered by id. Entries with errors are left out and reported."""
     if not isinstance(content, dict):
-        findings.add(Problem.FILE, f"expected an object with {', '.join(_KEYS)}, got a {type(content).__name__}")
+        findings.add(Problem.FILE, f"expected an object with {', '.join(_KEYS)}, got {type(content).__name__}")
         return {}
     categories = _categories(_entries(content, "categories", findings), findings)
     return dict(sorted(categories.items(), key=lambda each: id_order(each[0])))

@@ -57,7 +57,7 @@ def read_annotations(
     content = read_json(path, open_file=open_file)
     if not isinstance(content, dict):
         expected = f"expected an object with {', '.join(sections)}"
-        raise InvalidInputError(f"annotation file {path}: {expected}, got a {type(content).__name__}")
+        raise InvalidInputError(f"annotation file {path}: {expected}, got {type(content).__name__}")
     for section in sections:
         if not isinstance(content.get(section), list):
             raise InvalidInputError(f"annotation file {path}: has no list {section!r}")

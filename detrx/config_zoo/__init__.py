@@ -9,7 +9,7 @@ import os
 from typing import TYPE_CHECKING
 
 from detrx.d2.config import LazyConfig
-from detrx.errors import InvalidInputError
+from detrx.errors import InvalidInputError, first_line
 
 from .catalog import config_root, find, get_config_file, list_models, name_of, similar
 from .overrides import apply_overrides
@@ -51,7 +51,7 @@ def get_config(name: str) -> "DictConfig":
         variant(cfg, **changes)
         return apply_overrides(cfg, overrides)
     except (TypeError, ValueError) as error:
-        raise InvalidInputError(f"{where}: {error}") from error
+        raise InvalidInputError(f"{where}: {first_line(error)}") from error
 
 
 def read_config(config: str | os.PathLike) -> "DictConfig":

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from detrx.errors import InvalidInputError
+from detrx.errors import InvalidInputError, first_line
 
 from .yaml_files import read_yaml
 
@@ -139,4 +139,4 @@ def _variants(table: Path) -> list[Entry]:
         ]
     except (AttributeError, TypeError, ValueError) as error:
         expected = "`config: {variant: {key: value}}`"
-        raise InvalidInputError(f"{table} does not list variants as {expected}: {error}") from error
+        raise InvalidInputError(f"{table} does not list variants as {expected}: {first_line(error)}") from error

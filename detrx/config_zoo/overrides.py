@@ -19,7 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from detrx.errors import InvalidInputError
+from detrx.errors import InvalidInputError, first_line
 
 __all__ = ["TEXT_KEYS", "Override", "apply_overrides", "escaped", "parse_override"]
 
@@ -77,7 +77,7 @@ def apply_overrides(cfg: DictConfig, overrides: Iterable[str]) -> DictConfig:
             try:
                 OmegaConf.select(cfg, each.key)
             except OmegaConfBaseException as error:
-                reason = str(error).splitlines()[0]
+                reason = first_line(error)
                 raise InvalidInputError(f"override {each.text!r}: {reason} (\\${{ is a literal ${{)") from error
     return cfg
 
@@ -101,7 +101,7 @@ def _apply(cfg: DictConfig, text: str) -> Override:
         else:
             OmegaConf.update(cfg, override.key, override.value, merge=False, force_add=True)
     except (OmegaConfBaseException, ValueError, TypeError, IndexError) as error:
-        raise InvalidInputError(f"override {text!r} cannot be applied: {str(error).splitlines()[0]}") from error
+        raise InvalidInputError(f"override {text!r} cannot be applied: {first_line(error)}") from error
     return override
 
 

@@ -16,7 +16,7 @@ from detrx.data.datasets.custom import without_files
 from detrx.engine.dataset_config import DATASET_DEFAULTS, check_dataset, use_dataset
 from detrx.engine.renamed import RENAMED_TARGETS, rename_targets
 from detrx.engine.settings import saved_config
-from detrx.errors import InvalidInputError
+from detrx.errors import InvalidInputError, first_line
 
 __all__ = [
     "ConfigError",
@@ -68,7 +68,7 @@ def _load(path: str) -> DictConfig:
     except FileNotFoundError as error:
         raise ConfigError(f"config file {error.filename} does not exist" if error.filename else str(error)) from error
     except SyntaxError as error:
-        raise ConfigError(f"config file {path} cannot be read: {error}") from error
+        raise ConfigError(f"config file {path} cannot be read: {first_line(error)}") from error
     except UnicodeDecodeError as error:
         hint = "" if error.encoding == "utf-8" else "; PYTHONUTF8=1 makes Python read UTF-8 in any locale"
         raise ConfigError(f"config file {path} cannot be read as {error.encoding}: {error.reason}{hint}") from error
@@ -171,7 +171,8 @@ def _check_calls(value: Any, text: str) -> None:
             try:
                 known = call_parameters(OmegaConf.create({"_target_": target}))
             except Exception as error:  # whatever the import of a module of the user raises
-                raise ConfigError(f"override {text!r}: _target_ {target} cannot be imported: {error}") from error
+                reason = f"_target_ {target} cannot be imported: {first_line(error)}"
+                raise ConfigError(f"override {text!r}: {reason}") from error
             if "**" not in known and (unknown := [key for key in value if key not in (*known, "_target_")]):
                 raise ConfigError(
                     f"override {text!r}: {target} has no argument {unknown[0]!r}; it has {', '.join(known)}"

@@ -3,6 +3,7 @@
 import torch
 
 from detrx.engine.config import ConfigError
+from detrx.errors import first_line
 
 __all__ = ["check_device"]
 
@@ -22,7 +23,9 @@ def check_device(name: str, processes: int | None = None, asked_by: str = "") ->
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ConfigError(f"train.device={name} is not a device of torch, such as cuda or cpu: {error}") from error
+        raise ConfigError(
+            f"train.device={name} is not a device of torch, such as cuda or cpu: {first_line(error)}"
+        ) from error
     if device.type != "cuda":
         return device
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0

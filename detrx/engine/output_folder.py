@@ -42,7 +42,7 @@ def in_main_process(function: Callable[[], Result]) -> Result:
         except UserError as raised:
             error = raised
         except OSError as raised:  # what a folder can refuse
-            error = InvalidInputError(str(raised))
+            error = InvalidInputError(f"{raised.filename}: {raised.strerror}" if raised.filename else str(raised))
     result, error = comm.all_gather((result, error))[0]
     if error is not None:
         raise error

@@ -11,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from detrx.d2.config import LazyConfig
 from detrx.engine.renamed import rename_targets
+from detrx.errors import first_line
 
 __all__ = ["Changes", "changed_settings", "describe_changes", "saved_config"]
 
@@ -30,7 +31,7 @@ def saved_config(path: str) -> DictConfig | None:
     try:
         cfg = LazyConfig.load(path)
     except Exception as error:  # objects in it that YAML cannot hold, or that are gone
-        logger.warning("%s cannot be loaded: %s", path, str(error).splitlines()[0] if str(error) else error)
+        logger.warning("%s cannot be loaded: %s", path, first_line(error))
         return None
     rename_targets(cfg)
     return cfg

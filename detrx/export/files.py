@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from detrx.atomic import replacing
-from detrx.errors import InvalidInputError, MissingImportError
+from detrx.errors import InvalidInputError, MissingImportError, first_line
 
 from .graph import DetectionGraph
 
@@ -64,7 +64,7 @@ def save_onnx(program: ExportedProgram, file: Path, metadata: Mapping[str, str],
             cause: BaseException = error
             while cause.__cause__ is not None:
                 cause = cause.__cause__
-            raise InvalidInputError(f"the detector cannot be written in ONNX: {str(cause).splitlines()[0]}") from error
+            raise InvalidInputError(f"the detector cannot be written in ONNX: {first_line(cause)}") from error
         assert onnx_program is not None  # with `dynamo`
         # Without this, some rewrite rules of the optimizer give two initialisers of a duplicated computation one name.
         CommonSubexpressionEliminationPass()(onnx_program.model)

@@ -9,7 +9,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import ExportGraphSignature, InputKind
 from torch.overrides import TorchFunctionMode
 
-from detrx.errors import InvalidInputError
+from detrx.errors import InvalidInputError, first_line
 
 from .decompositions import decompositions
 from .graph import DetectionGraph
@@ -49,7 +49,7 @@ def export_program(
         try:
             program = torch.export.export(graph, (images,), dynamic_shapes=dynamic, strict=False)
         except torch._dynamo.exc.UserError as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             raise InvalidInputError(f"the detector cannot be traced for export: {reason}") from error
     return prune(program)
 

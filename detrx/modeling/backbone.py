@@ -11,7 +11,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from detrx.errors import InvalidInputError, MissingImportError, UnavailableError
+from detrx.errors import InvalidInputError, MissingImportError, UnavailableError, first_line
 
 if TYPE_CHECKING:
     from timm.models import FeatureInfo
@@ -142,9 +142,7 @@ class TimmBackbone(nn.Module):
         try:
             weights = load_state_dict(path, weights_only=True)
         except Exception as error:  # pickle, zip and safetensors have their own types
-            raise InvalidInputError(
-                f"{path} cannot be read as a file of weights: {str(error).splitlines()[0]}"
-            ) from error
+            raise InvalidInputError(f"{path} cannot be read as a file of weights: {first_line(error)}") from error
         backbone, rest = split_backbone(weights)
         found = self.own_names(backbone)
         expected = self.state_dict()
@@ -274,7 +272,7 @@ def read_strides(name: str, model_args: dict[str, Any]) -> list[int]:
         if "dynamic_img_size" in str(error) and model_args.pop("dynamic_img_size", None):
             return read_strides(name, model_args)
         raise InvalidInputError(
-            f"timm model {name!r} gives no feature maps with model_args {model_args}: {error}"
+            f"timm model {name!r} gives no feature maps with model_args {model_args}: {first_line(error)}"
         ) from error
     return [stage["reduction"] for stage in feature_info(model).info]
 
@@ -300,7 +298,7 @@ def create_body(name: str, pretrained: bool, indices: list[int], model_args: dic
         if not pretrained:
             raise
         raise UnavailableError(
-            f"pretrained weights of timm model {name!r} could not be loaded ({type(error).__name__}: {error}); "
+            f"pretrained weights of timm model {name!r} could not be loaded ({type(error).__name__}: {first_line(error)}); "
             "without a network, set pretrained=False and checkpoint_path to a local file"
         ) from error
     for module in body.modules():

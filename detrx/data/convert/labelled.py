@@ -65,6 +65,8 @@ class ReadErrors:
     def raise_any(self) -> None:
         """Raise a DatasetConversionError if there are any."""
         if self.count:
+            if self.count == 1:
+                raise DatasetConversionError(f"{self._shown[0]}; nothing is written")
             more = [f"and {self.count - len(self._shown)} more"] if self.count > len(self._shown) else []
             raise DatasetConversionError("\n".join([f"{self.count} problems, nothing is written", *self._shown, *more]))
 

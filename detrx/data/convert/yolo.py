@@ -58,7 +58,9 @@ def read_yolo(source: str | os.PathLike, splits: Sequence[str] | None = None, wo
     problems = ReadErrors()
     layout = _find_layout(source, splits, problems)
     if splits is not None and (unknown := [split for split in splits if split not in layout.splits]):
-        raise DatasetConversionError(f"{source} has no split {unknown[0]!r}, but {', '.join(layout.splits) or 'none'}")
+        raise DatasetConversionError(
+            f"{source} has no split {unknown[0]!r}; it has {', '.join(layout.splits) or 'none'}"
+        )
     paths = list(dict.fromkeys(path for files in layout.splits.values() for path in files))
     sizes = sizes_of_images(paths, problems, workers)
     images = {path: _read_image(path, size, layout, problems) for path, (size, _) in sizes.items()}
@@ -107,7 +109,7 @@ def _from_yaml(file: Path, splits: Sequence[str] | None, problems: ReadErrors) -
         raise DatasetConversionError(f"{where}: not valid YAML ({getattr(error, 'problem', error)})") from error
     if not isinstance(content, dict):
         raise DatasetConversionError(
-            f"{file}: expected keys such as train, val and names, got a {type(content).__name__}"
+            f"{file}: expected keys such as train, val and names, got {type(content).__name__}"
         )
     classes = _names(content, names, file)
     root = file.parent / str(content.get("path") or "")

@@ -114,7 +114,7 @@ def nuimages_to_coco(tables: Path) -> dict[str, Any]:
 def _read(file: Path, keys: tuple[str, ...]) -> list[dict[str, Any]]:
     rows = read_source(file)
     if not isinstance(rows, list):
-        raise InvalidInputError(f"annotation file {file}: expected a list, got a {type(rows).__name__}")
+        raise InvalidInputError(f"annotation file {file}: expected a list, got {type(rows).__name__}")
     for position, row in enumerate(rows):
         for key in keys:
             if not isinstance(row, dict) or key not in row:
