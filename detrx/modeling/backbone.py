@@ -298,8 +298,8 @@ def create_body(name: str, pretrained: bool, indices: list[int], model_args: dic
         if not pretrained:
             raise
         raise UnavailableError(
-            f"pretrained weights of timm model {name!r} could not be loaded ({type(error).__name__}: {first_line(error)}); "
-            "without a network, set pretrained=False and checkpoint_path to a local file"
+            f"pretrained weights of timm model {name!r} could not be loaded ({type(error).__name__}: "
+            f"{first_line(error)}); without a network, set pretrained=False and checkpoint_path to a local file"
         ) from error
     for module in body.modules():
         if hasattr(module, "dynamic_img_pad"):  # patch embeddings, which otherwise need multiples of the patch size
