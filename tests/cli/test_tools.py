@@ -55,3 +55,10 @@ def test_ctrl_c_ends_a_command_without_a_traceback():
     with pytest.raises(SystemExit) as error:
         run_tool(interrupted, argparse.Namespace())
     assert error.value.code == 130
+
+
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_help_of_the_package_lists_the_commands(option: str):
+    result = run("-m", "detrx.cli", option)
+    assert result.returncode == 0 and result.stdout.startswith("usage: ") and not result.stderr
+    assert all(name in result.stdout for name in COMMANDS)
