@@ -30,7 +30,7 @@ def last_checkpoints(folder: str | os.PathLike, count: int) -> list[Path]:
     folder = Path(folder)
     files = sorted(file for file in folder.iterdir() if _SAVED_BY_TRAINING.fullmatch(file.name))
     if len(files) < count:
-        raise CheckpointError(f"{folder} has {len(files)} checkpoints (model_*.pth), not {count}")
+        raise CheckpointError(f"{folder}: expected {count} or more checkpoints (model_*.pth), found {len(files)}")
     by_iteration = {}
     for file in files:
         iteration = read_entries(file).get("iteration")

@@ -152,7 +152,7 @@ class Drawings:
 
     def _refuse(self, original: str) -> None:
         raise InvalidInputError(
-            f"drawings in {self.folder} could replace {original}, which they are made of: choose another output folder"
+            f"drawings in {self.folder} could replace the input {original}: choose another output folder"
         )
 
     def __enter__(self) -> "Drawings":

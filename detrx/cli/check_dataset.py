@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> None:
         write_json(args.json, {"datasets": [dataset.as_dict() for dataset in checked]})
     errors, warnings = (sum(dataset.findings.count(kind) for dataset in checked) for kind in ("error", "warning"))
     if errors or (warnings and args.strict):
-        sys.exit(f"error: {errors} errors and {warnings} warnings")
+        sys.exit(f"error: the dataset has problems; errors: {errors}, warnings: {warnings}")
     print(f"no errors, {warnings} warnings")
 
 

@@ -41,7 +41,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_config(parser)
     add_weights(parser)
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--input", nargs="+", metavar="PATH", help="image or video files, folders, or glob patterns")
+    source.add_argument(
+        "--input",
+        nargs="+",
+        metavar="PATH",
+        help="image or video files, folders (without their subfolders), or glob patterns",
+    )
     source.add_argument("--dataset", metavar="NAME", help="a registered dataset, such as digits_val")
     parser.add_argument("--num", type=at_least(1), metavar="N", help="only the first N images and frames")
     parser.add_argument(

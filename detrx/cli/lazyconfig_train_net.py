@@ -44,7 +44,7 @@ from detrx.engine import (
 )
 from detrx.engine.fit import check_classes, warn_of_too_many_boxes
 from detrx.engine.limits import check_settings
-from detrx.engine.output_folder import EVALUATION_CONFIG, TRAINING_CONFIG, in_main_process, write_config
+from detrx.engine.output_folder import EVALUATION_CONFIG, TRAINING_CONFIG, in_main_process, last_set_aside, write_config
 from detrx.engine.setup import set_up
 from detrx.modeling import DetectionTransformer
 
@@ -141,7 +141,9 @@ def do_train(args: argparse.Namespace, cfg: DictConfig) -> None:
 
 def _start_anew(args: argparse.Namespace, settings: DictConfig, checkpointer: AtomicCheckpointer) -> None:
     if args.resume:
-        logger.warning("--resume: there is no checkpoint in %s; starting from scratch", settings.output_dir)
+        earlier = last_set_aside(settings.output_dir)
+        hint = f" (the files of an earlier run are in {earlier})" if earlier else ""
+        logger.warning("--resume: there is no checkpoint in %s%s; starting from scratch", settings.output_dir, hint)
     checkpointer.load(settings.init_checkpoint, checkpointables=[])
 
 

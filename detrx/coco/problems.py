@@ -42,8 +42,11 @@ class Problem(enum.Enum):
     STRAY_ANNOTATION = WARNING, "annotations of an image that is not listed: left out"
     ANNOTATION_ID_0 = WARNING, "an annotation with id 0: pycocotools by itself takes each detection of it for wrong"
     NO_AREA_KEY = WARNING, "annotations without 'area' or 'iscrowd': pycocotools by itself cannot evaluate on them"
-    NO_POLYGON = WARNING, "annotations with a segmentation that cannot be used: only their box is"
-    CATEGORY_NAME_TWICE = WARNING, "categories with the same name: they stay different classes, figures have their ids"
+    NO_POLYGON = WARNING, "annotations with a segmentation that cannot be used: their box is used without it"
+    CATEGORY_NAME_TWICE = (
+        WARNING,
+        "categories with the same name: they stay different classes, and their figures have the ids in the name",
+    )
     FILE_NAME_TWICE = WARNING, "image files that are listed more than once: they are used more often"
     IN_TRAIN_AND_TEST = WARNING, "image files that are in the training data and in the test data"
     NO_EXTENT = WARNING, "boxes without width or height: left out of training, counted in evaluation"

@@ -18,7 +18,15 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["EVALUATION_CONFIG", "TRAINING_CONFIG", "in_main_process", "lock", "set_earlier_run_aside", "write_config"]
+__all__ = [
+    "EVALUATION_CONFIG",
+    "TRAINING_CONFIG",
+    "in_main_process",
+    "last_set_aside",
+    "lock",
+    "set_earlier_run_aside",
+    "write_config",
+]
 
 TRAINING_CONFIG = "config.yaml"
 EVALUATION_CONFIG = "eval_config.yaml"
@@ -80,13 +88,22 @@ def set_earlier_run_aside(folder: str) -> str:
     names = os.listdir(folder)
     if not any(_OF_A_TRAINING.fullmatch(name) for name in names):
         return ""
-    numbers = [int(match[1]) for name in names if (match := re.fullmatch(r"previous-(\d+)", name))]
-    aside = os.path.join(folder, f"previous-{max(numbers, default=0) + 1}")
+    aside = os.path.join(folder, f"previous-{_last_number(names) + 1}")
     os.mkdir(aside)
     moved = [name for name in names if _OF_A_RUN.fullmatch(name)]
     for name in sorted(moved, key=lambda name: name != "last_checkpoint"):  # first, so that nothing resumes a part
         os.rename(os.path.join(folder, name), os.path.join(aside, name))
     return aside
+
+
+def last_set_aside(folder: str) -> str:
+    """Where `set_earlier_run_aside` has moved files the last time; "" if it has not."""
+    number = _last_number(os.listdir(folder))
+    return os.path.join(folder, f"previous-{number}") if number else ""
+
+
+def _last_number(names: list[str]) -> int:
+    return max((int(match[1]) for name in names if (match := re.fullmatch(r"previous-(\d+)", name))), default=0)
 
 
 def write_config(cfg: DictConfig, path: str) -> None:

@@ -32,8 +32,8 @@ def write(tmp_path):
     [
         ([1, 1, 2, 2], [], None, "no errors, 0 warnings"),
         ([1, 1, 0, 2], [], None, "no errors, 1 warnings"),
-        ([1, 1, 0, 2], ["--strict"], "error: 0 errors and 1 warnings", None),
-        ([1, 1, 0], [], "error: 1 errors and 0 warnings", None),
+        ([1, 1, 0, 2], ["--strict"], "error: the dataset has problems; errors: 0, warnings: 1", None),
+        ([1, 1, 0], [], "error: the dataset has problems; errors: 1, warnings: 0", None),
     ],
 )
 def test_exit_status(write, capsys, box, options, status, last):

@@ -68,7 +68,9 @@ def test_originals_are_not_replaced(how, folder, weights, tmp_path):
         output.mkdir()
         link = os.symlink if how == "linked file" else os.link
         link(folder / "a.png", output / "a.png")
-    with pytest.raises(SystemExit, match=r"error: drawings in .* could replace .*a\.png.*choose another output folder"):
+    with pytest.raises(
+        SystemExit, match=r"error: drawings in .* could replace the input .*a\.png.*choose another output folder"
+    ):
         run("--weights", weights, "--input", folder, "--output", output)
     assert (folder / "a.png").read_bytes() == before and not (output / "detections.json").exists()
 

@@ -147,9 +147,9 @@ def test_malformed_yolo_lines(tmp_path, coco, line, reason):
     file = tmp_path / "labels" / "train" / "2.txt"
     file.write_text(file.read_text().strip() + f"\n\n{line}\n")
     write_yaml(tmp_path)
-    with pytest.raises(DatasetConversionError, match="1 problems") as error:
+    with pytest.raises(DatasetConversionError, match="nothing is written") as error:
         read_yolo(tmp_path)
-    first = str(error.value).splitlines()[1]
+    first = str(error.value)
     assert first.startswith(f"{file}:7: ") and reason in first
 
 
@@ -304,7 +304,7 @@ def test_malformed_voc_files(tmp_path, objects, place, reason):
     write_voc(tmp_path, objects)
     with pytest.raises(DatasetConversionError) as error:
         read_voc([tmp_path])
-    line = str(error.value).splitlines()[1]
+    line = str(error.value)
     assert line.startswith(str(tmp_path / "Annotations" / "000005.xml") + place) and reason in line
 
 

@@ -237,7 +237,7 @@ def test_mistakes(folder: Path, overrides: list[str], message: str):
     ("damage", "message"),
     [
         (lambda c: json.dumps(c)[:-5], r"val\.json: not valid JSON"),
-        (lambda c: json.dumps([c]), r"val\.json: expected an object with images, .*, categories, got a list"),
+        (lambda c: json.dumps([c]), r"val\.json: expected an object with images, .*, categories, got list"),
         (lambda c: json.dumps({**c, "categories": []}), r"val\.json: its list 'categories' is empty"),
         (lambda c: json.dumps({**c, "categories": [{"id": 1}]}), r"val\.json: categories\[0\] has no 'name'"),
         (lambda c: json.dumps({**c, "categories": c["categories"] * 2}), r"val\.json: category id 9 occurs twice"),

@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from detrx.d2.config import LazyCall as L
 from detrx.d2.config import LazyConfig
-from detrx.engine.output_folder import set_earlier_run_aside, write_config
+from detrx.engine.output_folder import last_set_aside, set_earlier_run_aside, write_config
 from detrx.engine.settings import changed_settings, describe_changes, saved_config
 from detrx.engine.setup import set_up
 from detrx.errors import InvalidInputError
@@ -78,7 +78,8 @@ def test_only_the_files_of_a_run_are_set_aside(tmp_path):
     (tmp_path / "inference").mkdir()
     (tmp_path / "previous-7").mkdir()
     aside = tmp_path / "previous-8"
-    assert set_earlier_run_aside(str(tmp_path)) == str(aside)
+    assert last_set_aside(str(tmp_path)) != str(aside)
+    assert set_earlier_run_aside(str(tmp_path)) == last_set_aside(str(tmp_path)) == str(aside)
     moved = {"model_0000004.pth", "log.txt.rank1", "events.out.tfevents.1.x", "eval_config.yaml", "config.yaml"}
     assert {path.name for path in aside.iterdir()} == {*moved, "inference"}
     assert {path.name for path in tmp_path.iterdir()} == {

@@ -76,7 +76,7 @@ def test_missing_file(register):
     ("damage", "message"),
     [
         (lambda c: json.dumps(c)[:-20], "not valid JSON"),
-        (lambda c: [c], "expected an object with images, annotations, categories, got a list"),
+        (lambda c: [c], "expected an object with images, annotations, categories, got list"),
         (lambda c: c.pop("images") and c, "no list 'images'"),
         (lambda c: c["images"][0].pop("width") and c, r"images\[0\] has no 'width'"),
         (lambda c: c["annotations"][0].update(category_id=2) or c, "category_id 2, which is not in 'categories'"),
@@ -154,7 +154,10 @@ def test_a_box_whose_segmentation_cannot_be_used_is_kept(register, coco, caplog,
     assert [annotation["bbox"] for annotation in record["annotations"]] == [[1, 2, 3, 4], [5, 5, 6, 4]]
     assert "segmentation" not in record["annotations"][1]
     (warning,) = caplog.messages
-    assert "a segmentation that cannot be used: only their box is (1), such as: annotation 2 of image a.png" in warning
+    assert (
+        "a segmentation that cannot be used: their box is used without it (1), such as: annotation 2 of image a.png"
+        in warning
+    )
 
 
 @pytest.mark.parametrize(

@@ -301,7 +301,7 @@ class TestNuImages:
         ("table", "damage", "message"),
         [
             ("category", lambda rows: "{", "not valid JSON"),
-            ("category", lambda rows: {}, "expected a list, got a dict"),
+            ("category", lambda rows: {}, "expected a list, got dict"),
             ("sample_data", lambda rows: [without(rows[0], "width")], "entry 0 has no 'width'"),
             ("object_ann", lambda rows: [without(rows[0], "bbox")], "entry 0 has no 'bbox'"),
             (
