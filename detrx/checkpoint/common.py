@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from .files import CheckpointError
+from .messages import CheckpointError
 from .rules import Ignore, Rename, Rule, Split, pack
 
 __all__ = [

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import huggingface
 from .messages import CheckpointError
 
 __all__ = ["averaged_weights", "state_dict_in", "without_wrappers"]
@@ -63,6 +64,8 @@ def without_wrappers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Remove what torch.compile, DistributedDataParallel, Lightning and averages add to the names of a model."""
     plain = {name.replace(_COMPILED, ""): tensor for name, tensor in weights.items()}
     while prefix := next((each for each in _PREFIXES if _all_begin(plain, each)), None):
+        if prefix == "model." and huggingface.matches(plain):  # their own name
+            break
         plain = {name.removeprefix(prefix): tensor for name, tensor in plain.items() if name not in _COUNTERS}
     return plain
 

@@ -115,6 +115,13 @@ WRONG: list[tuple[Any, str]] = [
 ]
 
 
+@pytest.mark.parametrize("prefix", ["", "module.", "model.", "_orig_mod."])
+def test_the_names_of_hugging_face_keep_their_own_prefix(prefix: str, tmp_path: Path):
+    names = ["model.encoder.layers.0.self_attn_layer_norm.weight", "model.decoder.class_embed.0.bias"]
+    torch.save({prefix + name: torch.ones(2) for name in names}, tmp_path / "a.pth")
+    assert list(read_weights(tmp_path / "a.pth")) == names
+
+
 @pytest.mark.parametrize(("content", "message"), WRONG, ids=[str(i) for i in range(len(WRONG))])
 def test_anything_else_is_one_line(content: Any, message: str, tmp_path: Path):
     path = tmp_path / "odd.pth"
