@@ -177,7 +177,7 @@ def test_all_malformed_files_are_listed(tmp_path, coco):
         ("path: elsewhere\ntrain: images/train\nnames: [a]", "elsewhere, which does not exist"),
         ("train: images/trian\nnames: [a]", r"train is 'images/trian', but .* does not exist"),
         ("train: data.yaml\nnames: [a]", r"data\.yaml:1: image train: data\.yaml does not exist"),
-        ("names: [a]\nval: images/train", "has no split 'train', but none"),
+        ("names: [a]\nval: images/train", "has no split 'train'; it has none"),
     ],
 )
 def test_malformed_data_yaml(tmp_path, coco, text, message):
