@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
+from detrx.d2 import provider
 from tests.modeling.small import make_input, make_model, with_boxes
 from tests.projects.contract import ONCE, losses_of, with_and_without
 
@@ -82,8 +83,12 @@ def test_one_graph_up_to_the_assignment():
     losses_of(
         torch.compile(model, backend=count), [with_boxes(make_input(64, 96), 2), with_boxes(make_input(64, 64), 1)]
     )
-    assert sizes[0] > 300 and max(sizes[1:]) < 200
-    assert len(counters["graph_break"]) == 1 and "assign_all" in next(iter(counters["graph_break"]))
+    sizes.sort()
+    assert sizes[-1] > 300 and sizes[-2] < 200
+    breaks = list(counters["graph_break"])
+    assert any("assign_all" in each for each in breaks)
+    if provider() == "embedded":  # Detectron2's ImageList ends graphs, too
+        assert len(breaks) == 1
 
 
 @pytest.mark.slow
