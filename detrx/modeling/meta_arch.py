@@ -135,6 +135,7 @@ class DetectionTransformer(nn.Module):
             raise InvalidInputError("model.criterion is None, but training needs a Criterion")
         return self.criterion
 
+    @torch.compiler.disable  # Detectron2's ImageList would be compiled anew for every size
     def preprocess(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         """Normalise the images and pad them at the right and bottom to the largest height and width."""
         return ImageList.from_tensors(
