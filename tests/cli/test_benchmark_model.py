@@ -10,7 +10,7 @@ from detrx.analysis.timing import interleaved_times
 from detrx.cli import benchmark_model as tool
 from detrx.model_zoo import config_root
 from tests.cli.demo_files import CONFIG as LOADER_CONFIG
-from tests.cli.test_demo import dataset, folder, weights  # noqa: F401
+from tests.cli.test_demo import dataset  # noqa: F401
 
 PLUS_PLUS = str(config_root() / "deformable_detr/deformable_detr_digits.py")
 DETR = str(config_root() / "detr/detr_digits.py")

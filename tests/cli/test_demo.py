@@ -10,17 +10,7 @@ from PIL import Image, ImageChops
 from detrx.d2.data import DatasetCatalog, MetadataCatalog, register_coco_instances
 from detrx.d2.structures import BoxMode
 from detrx.errors import InvalidInputError
-from tests.cli.demo_files import paint, run, write_images, write_weights
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return write_images(tmp_path / "images")
-
-
-@pytest.fixture
-def weights(tmp_path):
-    return write_weights(tmp_path / "model.pth")
+from tests.cli.demo_files import paint, run
 
 
 @pytest.fixture

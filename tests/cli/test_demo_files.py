@@ -7,17 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.demo_files import paint, run, write_images, write_weights
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return write_images(tmp_path / "images")
-
-
-@pytest.fixture
-def weights(tmp_path):
-    return write_weights(tmp_path / "model.pth")
+from tests.cli.demo_files import paint, run
 
 
 def test_images_of_the_same_name_do_not_overwrite_each_other(folder, weights, tmp_path):

@@ -28,22 +28,9 @@ from detrx.d2.evaluation import (
     print_csv_format,
 )
 from detrx.d2.structures import BoxMode
+from tests.coco.registered import coco, registering
 
 embedded_only = pytest.mark.skipif(USE_DETECTRON2, reason="Detectron2's own errors are less clear")
-
-
-def coco(images, annotations, categories):
-    """A COCO dictionary. `annotations`: (image id, category id, box, further keys)."""
-    return {
-        "info": {},
-        "licenses": [],
-        "images": [{"id": i, "file_name": f"{i}.png", "height": 100, "width": 200} for i in images],
-        "annotations": [
-            {"id": k + 1, "image_id": i, "category_id": c, "bbox": box, "area": box[2] * box[3], "iscrowd": 0, **extra}
-            for k, (i, c, box, extra) in enumerate(annotations)
-        ],
-        "categories": [{"id": i, "name": name} for i, name in categories.items()],
-    }
 
 
 SMALL = coco(
@@ -60,20 +47,8 @@ SMALL = coco(
 
 @pytest.fixture
 def register(tmp_path):
-    """A function that writes a COCO file and registers it for the time of one test."""
-    names = []
-
-    def add(name, content):
-        path = tmp_path / f"{name}.json"
-        path.write_text(content if isinstance(content, str) else json.dumps(content))
-        names.append(name)
-        register_coco_instances(name, {}, str(path), str(tmp_path / "images"))
-        return name
-
-    yield add
-    for name in names:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+    with registering(tmp_path) as add:
+        yield add
 
 
 def test_registered_file(register, tmp_path, caplog):

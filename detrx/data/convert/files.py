@@ -8,7 +8,18 @@ from pathlib import Path
 
 from detrx.errors import InvalidInputError
 
-__all__ = ["DatasetConversionError", "files_in", "listed_names", "read_classes", "read_text", "spellings"]
+__all__ = [
+    "SPLIT_FOLDERS",
+    "DatasetConversionError",
+    "files_in",
+    "listed_names",
+    "read_classes",
+    "read_text",
+    "spellings",
+]
+
+SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+"""What folders of splits are called -> split."""
 
 
 class DatasetConversionError(InvalidInputError):

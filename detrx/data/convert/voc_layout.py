@@ -8,13 +8,12 @@ from pathlib import Path
 
 from detrx.data.images import IMAGE_SUFFIXES
 
-from .files import files_in, listed_names, spellings
+from .files import SPLIT_FOLDERS, files_in, listed_names, spellings
 from .labelled import ReadErrors
 
 __all__ = ["annotation_name", "annotations_by_split", "pictures_by_name", "voc_folders"]
 
 _SPLITS = ("train", "val", "trainval", "test")
-_FOLDERS = {"train": "train", "val": "val", "valid": "val", "test": "test"}  # of splits, without lists
 
 
 def voc_folders(source: Path) -> list[Path]:
@@ -48,7 +47,7 @@ def annotations_by_split(folder: Path, splits: Sequence[str] | None, problems: R
     by_folder: dict[str, list[Path]] = {}
     for file in files:
         top = file.relative_to(_annotations(folder)).parts[0]
-        by_folder.setdefault(_FOLDERS.get(top, ""), []).append(file)
+        by_folder.setdefault(SPLIT_FOLDERS.get(top, ""), []).append(file)
     return {"train": files} if "" in by_folder else {s: f for s, f in by_folder.items() if not splits or s in splits}
 
 

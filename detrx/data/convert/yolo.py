@@ -15,13 +15,12 @@ import yaml
 from detrx.data.images import IMAGE_SUFFIXES
 from detrx.errors import InvalidInputError
 
-from .files import DatasetConversionError, files_in, listed_names, read_classes, read_text, spellings
+from .files import SPLIT_FOLDERS, DatasetConversionError, files_in, listed_names, read_classes, read_text, spellings
 from .labelled import Box, Labelled, LabelledImage, ReadErrors, checked, sizes_of_images
 
 __all__ = ["read_yolo"]
 
 _SPLITS = ("train", "val", "test")
-_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}  # of splits
 _TOLERANCE = 0.01  # of the image's size, by which coordinates may exceed it
 
 
@@ -87,7 +86,7 @@ def _find_layout(source: Path, splits: Sequence[str] | None, problems: ReadError
     classes = read_classes(names)
     folder = source / "images" if (source / "images").is_dir() else source
     places: dict[str, list[Path]] = {}
-    for name, split in _FOLDERS.items():
+    for name, split in SPLIT_FOLDERS.items():
         if (folder / name).is_dir():
             places.setdefault(split, []).append(folder / name)
     layout = _Layout(source, classes, {})
