@@ -48,7 +48,7 @@ FILES = [*TRAIN, *VAL]
 
 
 def load(*overrides: str, config: str = DINO):
-    return load_config(model_zoo.get_config_file(config), list(overrides))
+    return load_config(config, list(overrides))
 
 
 def test_loaders_evaluator_and_classes(folder: Path):
