@@ -3,8 +3,8 @@
 
 First table: forward, losses and backward of a batch, from the neck's feature maps on (the backbone is the same for
 all), as a multiple of the time of the method's own baseline, which differs from it in the method alone. H-DETR has its
-further queries, Mr. DETR++ its mixtures of experts and calibration. Second table: forward and backward of Mr. DETR's decoder, with the queries of its three routes
-in one pass, and in three passes of the same modules.
+further queries, Mr. DETR++ its mixtures of experts and calibration. Second table: forward and backward of Mr. DETR's
+decoder, with the queries of its three routes in one pass, and in three passes of the same modules.
 
 The candidates take turns, so that a busy moment hits all of them. Weights are random.
 """

@@ -1,4 +1,4 @@
-"""A config with another backbone, dataset, other levels, queries or epochs: what the names in a `variants.yaml` are made by."""
+"""A config with another backbone, dataset, levels, queries or epochs: what a line of a `variants.yaml` does."""
 
 from detrx.errors import InvalidInputError
 

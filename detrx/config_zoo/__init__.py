@@ -2,8 +2,8 @@
 
 Configs in `configs/` are named by their path below it ("dino/dino_r50.py"), those of a project by its name and theirs
 ("h_detr/h_deformable_detr_r50.py"); the ".py" may be left out. Variants, which have no file, are listed in a
-`variants.yaml` and named like a file beside it ("dino/dino_swin_l_36ep.py"). The `pairs.yaml` of a project says which config
-is the baseline of which.
+`variants.yaml` and named like a file beside it ("dino/dino_swin_l_36ep.py"). The `pairs.yaml` of a project says which
+config is the baseline of which.
 """
 
 import os

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from detrx import model_zoo
 from detrx.d2.config import LazyConfig, instantiate
 from detrx.d2.data import DatasetCatalog, MetadataCatalog
 from detrx.data import get_detection_dataset_dicts
