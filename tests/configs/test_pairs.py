@@ -9,11 +9,14 @@ import pytest
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from detrx import config_zoo, model_zoo
+from detrx.analysis.study import load_study
+from detrx.config_zoo.yaml_files import read_yaml
 from detrx.errors import InvalidInputError
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECTS = sorted(path.parent.name for path in ROOT.glob("projects/*/configs"))
 NAMES = [name.removesuffix(".py") for name in model_zoo.list_models()]
+PAPERS = ROOT / "benchmarks" / "results" / "papers.yaml"
 METHODS = [name for name in NAMES if name.split("/")[0] in PROJECTS and "/baseline_" not in name]
 
 
@@ -135,6 +138,29 @@ def test_what_a_method_does_not_set_is_found():
     pair = config_zoo.pair_of(name)
     found = drift(content(name), content(pair.baseline), "mr_detr", ("model.decoder.layer.ffn",))
     assert found == ["model.decoder.layer.ffn is the same"]
+
+
+STUDIES = sorted((ROOT / "benchmarks" / "studies").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("study", STUDIES, ids=lambda path: path.stem)
+def test_studies_have_the_baselines_of_their_methods(study: Path):
+    configs = {config_zoo.name_of(variant.config).removesuffix(".py") for variant in load_study(study).variants}
+    missing = {pair.baseline for name in configs if (pair := config_zoo.pair_of(name))} - configs
+    assert not missing, f"{study.name} has methods, but not their baselines {sorted(missing)}"
+
+
+def test_figures_of_papers_have_those_of_the_baselines():
+    rows = [row["config"] for table in read_yaml(PAPERS) for row in table["rows"]]
+    families = {family(name) for name in rows}
+    for name in rows:
+        if (baseline := model_zoo.baseline(name)) is not None and baseline not in rows:
+            assert family(baseline) in families, f"{PAPERS.name} has {name}, but nothing of its baseline {baseline}"
+
+
+def family(name: str) -> str:
+    """A config without what its name says of backbone, queries and epochs."""
+    return re.split(r"_(r18|r50|r101|swin_t|swin_l|digits)", name)[0]
 
 
 def test_baselines_by_name():
