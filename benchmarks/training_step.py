@@ -2,9 +2,9 @@
 """What one-to-many training costs: a training step of Deformable-DETR++ (R50) without a method and with each of them.
 
 First table: forward, losses and backward of a batch, from the neck's feature maps on (the backbone is the same for
-all). All models have the same main queries, supervised in the same way; H-DETR has its further queries, Mr. DETR++
-its mixtures of experts. Second table: forward and backward of Mr. DETR's decoder, with the queries of its three routes
-in one pass, and in three passes of the same modules.
+all), as a multiple of the time of the method's own baseline, which differs from it in the method alone. H-DETR has its
+further queries, Mr. DETR++ its mixtures of experts and calibration. Second table: forward and backward of Mr. DETR's
+decoder, with the queries of its three routes in one pass, and in three passes of the same modules.
 
 The candidates take turns, so that a busy moment hits all of them. Weights are random.
 """
@@ -28,19 +28,26 @@ from detrx.modeling.methods import Step
 from detrx.modeling.targets import Targets
 from detrx.ops import extension_info
 
-PLAIN, HYBRID, ROUTES = "Deformable-DETR++", "+ H-DETR branch", "+ Mr. DETR"
+HYBRID, ROUTES = "+ H-DETR branch", "+ Mr. DETR"
 CONFIGS = {
-    PLAIN: "deformable_detr/deformable_detr_plus_plus_r50.py",
-    HYBRID: "h_detr/h_deformable_detr_r50.py",
-    ROUTES: "mr_detr/mr_detr_deformable_r50.py",
-    "+ Mr. DETR++": "mr_detr/mr_detr_pp_deformable_r50.py",
+    "Deformable-DETR++": "deformable_detr/deformable_detr_plus_plus_r50",
+    HYBRID: "h_detr/h_deformable_detr_r50",
+    "Deformable-DETR++ of Mr. DETR": "mr_detr/baseline_deformable_r50",
+    ROUTES: "mr_detr/mr_detr_deformable_r50",
+    "+ Mr. DETR++": "mr_detr/mr_detr_pp_deformable_r50",
 }
 STRIDES = (8, 16, 32, 64)
 NUM_CLASSES = 80
 BARS = {HYBRID: 1.35, ROUTES: 1.35}
-"""The time of the step as a multiple of the plain one's, at most."""
+"""The time of the step as a multiple of its baseline's, at most."""
 DECODER_BAR = 1.3
 """How many times faster than three passes one has to be, at least."""
+
+
+def baselines(configs: dict[str, str]) -> dict[str, str]:
+    """For each name of a config, that of its baseline among them; its own if it has no method."""
+    names = {config: name for name, config in configs.items()}
+    return {name: names[model_zoo.baseline(config) or config] for name, config in configs.items()}
 
 
 class FixedMaps(nn.Module):
@@ -57,7 +64,6 @@ class FixedMaps(nn.Module):
 def make_model(args: argparse.Namespace, name: str, queries: int) -> DetectionTransformer:
     torch.manual_seed(0)
     cfg = model_zoo.get_config(CONFIGS[name]).model
-    cfg.criterion = model_zoo.get_config(CONFIGS[PLAIN]).model.criterion
     if name == HYBRID:
         cfg.methods[0].num_queries = args.hybrid_queries
     cfg.backbone = cfg.neck = None
@@ -74,12 +80,13 @@ def measure_steps(args: argparse.Namespace, queries: int) -> list[dict[str, obje
     }
     peaks = {name: peak_mib(step, args.device) for name, step in steps.items()}
     times = medians(steps, args.rounds, args.device, warm_up=False)
+    plain = baselines(CONFIGS)
     return [
         {
             "training step": name,
             "queries": queries,
             "ms": time,
-            "times plain": time / times[PLAIN],
+            "times plain": time / times[plain[name]],
             "peak MiB": peaks[name],
         }
         for name, time in times.items()

@@ -1,4 +1,4 @@
-"""Training steps of whole detectors: Deformable-DETR++ (R50) without a method and with each of them."""
+"""Training steps of whole detectors: Deformable-DETR++ (R50) with each method, and the baseline of each."""
 
 import warnings
 from argparse import Namespace
@@ -11,7 +11,7 @@ from unittest import mock
 import torch
 from harness import medians, peak_mib
 from training import autocast, random_batch
-from training_step import CONFIGS, PLAIN
+from training_step import CONFIGS, baselines
 
 from detrx import model_zoo
 from detrx.d2.config import instantiate
@@ -21,18 +21,12 @@ from detrx.modeling.matching import Assignment
 
 from .context import Context
 
-DIGITS = dict(
-    zip(
-        CONFIGS,
-        (
-            "deformable_detr/deformable_detr_digits.py",
-            "h_detr/h_deformable_detr_digits.py",
-            "mr_detr/mr_detr_deformable_digits.py",
-            "mr_detr/mr_detr_pp_deformable_digits.py",
-        ),
-        strict=True,
-    )
-)
+DIGITS = {
+    "Deformable-DETR++": "deformable_detr/deformable_detr_digits",
+    "+ H-DETR branch": "h_detr/h_deformable_detr_digits",
+    "+ Mr. DETR": "mr_detr/mr_detr_deformable_digits",
+    "+ Mr. DETR++": "mr_detr/mr_detr_pp_deformable_digits",
+}
 
 
 class Training:
@@ -99,9 +93,10 @@ def run(context: Context) -> None:
         context.report.fact(**{f"synchronisations of {name}": dict(places)})
     rounds = 1 if tiny else max(2, min(10, int(0.8 * context.left() / max(seconds, 1e-3)) - 1))
     times = medians(functions, rounds, device, warm_up=not tiny)
+    plain = baselines(configs)
     for name, row in rows.items():
         whole, without = times[name], times[f"{name} without matching"]
-        row = row | {"ms": whole, "images/s": 1e3 * batch / whole, "times plain": whole / times[PLAIN]}
+        row = row | {"ms": whole, "images/s": 1e3 * batch / whole, "times plain": whole / times[plain[name]]}
         context.report.row("steps", row | {"matching %": 100 * (whole - without) / whole})
 
 

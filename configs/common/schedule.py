@@ -1,6 +1,7 @@
 """Learning-rate schedules, as multipliers over the whole training (`train.max_iter`).
 
-The multi-step ones are named after COCO epochs at batch size 16, 7500 iterations each.
+How many iterations an epoch has depends on the dataset, see `datasets.py`. A schedule of so many epochs is the same for
+all: a multiplier of the part of the training that is done.
 """
 
 from fvcore.common.param_scheduler import CosineParamScheduler, MultiStepParamScheduler
@@ -8,14 +9,16 @@ from fvcore.common.param_scheduler import CosineParamScheduler, MultiStepParamSc
 from detrx.d2.config import LazyCall as L
 from detrx.d2.solver import WarmupParamScheduler
 
-EPOCH = 7500
+from .datasets import DATASETS
+
+EPOCH = DATASETS["coco"]["epoch"]
 
 
-def multi_step(epochs: int, drop: int, warmup_iters: int = 0):
-    """Constant, and a tenth of it from epoch `drop` on; for `max_iter = epochs * 7500`."""
+def multi_step(epochs: int, drop: int, warmup_iters: int = 0, epoch: int = EPOCH):
+    """Constant, and a tenth of it from epoch `drop` on; for `max_iter = epochs * epoch` iterations."""
     return L(WarmupParamScheduler)(
-        scheduler=L(MultiStepParamScheduler)(values=[1.0, 0.1], milestones=[drop * EPOCH], num_updates=epochs * EPOCH),
-        warmup_length=warmup_iters / (epochs * EPOCH),
+        scheduler=L(MultiStepParamScheduler)(values=[1.0, 0.1], milestones=[drop * epoch], num_updates=epochs * epoch),
+        warmup_length=warmup_iters / (epochs * epoch),
         warmup_method="linear",
         warmup_factor=0.001,
     )
@@ -31,7 +34,10 @@ def cosine(max_iter: int, warmup_iters: int, end_value: float = 0.0):
     )
 
 
-lr_multiplier_12ep = multi_step(epochs=12, drop=11)
-lr_multiplier_24ep = multi_step(epochs=24, drop=20)
-lr_multiplier_36ep = multi_step(epochs=36, drop=30)
-lr_multiplier_50ep = multi_step(epochs=50, drop=40)
+DROP = {12: 11, 24: 20, 36: 30, 48: 40, 50: 40, 64: 59}
+"""Epochs of a training, and after how many of them the learning rate falls."""
+
+lr_multiplier_12ep = multi_step(12, DROP[12])
+lr_multiplier_24ep = multi_step(24, DROP[24])
+lr_multiplier_36ep = multi_step(36, DROP[36])
+lr_multiplier_50ep = multi_step(50, DROP[50])

@@ -1,9 +1,10 @@
-"""A config with another backbone, other levels, queries or epochs: what the names in a `variants.yaml` are made by."""
+"""A config with another backbone, dataset, levels, queries or epochs: what a line of a `variants.yaml` does."""
 
 from detrx.errors import InvalidInputError
 
+from .datasets import DATASETS, dataset_of, on_dataset
 from .models.backbones import CHANNELS, convnext_tiny, resnet18, resnet50, resnet101, swin_large, swin_tiny
-from .schedule import EPOCH, lr_multiplier_12ep, lr_multiplier_24ep, lr_multiplier_36ep, lr_multiplier_50ep
+from .schedule import DROP, multi_step
 
 BACKBONES = {
     "r18": resnet18,
@@ -15,11 +16,10 @@ BACKBONES = {
 }
 LEVELS = {4: ["res3", "res4", "res5"], 5: ["res2", "res3", "res4", "res5"]}  # the last level is made from res5
 STRIDES = {"c5": 32, "dc5": 16}
-SCHEDULES = {12: lr_multiplier_12ep, 24: lr_multiplier_24ep, 36: lr_multiplier_36ep, 50: lr_multiplier_50ep}
 
 
-def variant(cfg, *, backbone=None, stage=None, levels=None, queries=None, epochs=None):
-    """Change a config for COCO in place; what is None stays.
+def variant(cfg, *, backbone=None, stage=None, levels=None, queries=None, epochs=None, dataset=None):
+    """Change a config in place; what is None stays.
 
     Args:
         cfg: a whole config, as loaded, with a backbone of `models/backbones.py`.
@@ -27,10 +27,12 @@ def variant(cfg, *, backbone=None, stage=None, levels=None, queries=None, epochs
         stage: "c5", a single level at stride 32, or "dc5", dilated, at stride 16.
         levels: 4, strides 8 to 64, or 5, strides 4 to 64.
         queries: their number.
-        epochs: 12, 24, 36 or 50, of 7500 iterations, with the learning rate's drop that belongs to them.
+        epochs: 12, 24, 36, 48, 50 or 64, of the dataset, with the learning rate's drop that belongs to them.
+        dataset: one of `DATASETS`, for as many epochs as it has there if `epochs` is None.
 
     Raises:
-        InvalidInputError: there is no such backbone, stage, number of levels or epochs.
+        InvalidInputError: there is no such backbone, stage, number of levels or epochs, or no such dataset; `epochs` of
+            a dataset that is not among them.
     """
     model = cfg.model
     features = model.backbone.out_features
@@ -51,9 +53,14 @@ def variant(cfg, *, backbone=None, stage=None, levels=None, queries=None, epochs
         model.neck.in_channels = [channels[name] for name in features]
     if queries is not None:
         model.query_source.num_queries = queries
-    if epochs is not None:
-        cfg.lr_multiplier = _one_of("epochs", epochs, SCHEDULES)
-        cfg.train.max_iter = epochs * EPOCH
+    if dataset is not None:
+        _one_of("dataset", dataset, DATASETS)
+        on_dataset(cfg, dataset)
+    if dataset is not None or epochs is not None:
+        counted = dataset_of(cfg)
+        epochs = counted["epochs"] if epochs is None else epochs
+        cfg.lr_multiplier = multi_step(epochs, _one_of("epochs", epochs, DROP), epoch=counted["epoch"])
+        cfg.train.max_iter = epochs * counted["epoch"]
 
 
 def _one_of(name, value, choices):

@@ -2,7 +2,8 @@
 
 Configs in `configs/` are named by their path below it ("dino/dino_r50.py"), those of a project by its name and theirs
 ("h_detr/h_deformable_detr_r50.py"); the ".py" may be left out. Variants, which have no file, are listed in a
-`variants.yaml` and named like a file beside it ("dino/dino_swin_l_36ep.py").
+`variants.yaml` and named like a file beside it ("dino/dino_swin_l_36ep.py"). The `pairs.yaml` of a project says which
+config is the baseline of which.
 """
 
 import os
@@ -13,11 +14,13 @@ from detrx.errors import InvalidInputError, first_line
 
 from .catalog import config_root, find, get_config_file, list_models, name_of, similar
 from .overrides import apply_overrides
+from .pairs import Pair, pair_of
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 __all__ = [
+    "Pair",
     "apply_overrides",
     "config_root",
     "find",
@@ -25,6 +28,7 @@ __all__ = [
     "get_config_file",
     "list_models",
     "name_of",
+    "pair_of",
     "read_config",
     "similar",
 ]

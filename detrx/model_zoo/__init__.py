@@ -5,11 +5,24 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from detrx.config_zoo import config_root, get_config, get_config_file, list_models
+from detrx.config_zoo import config_root, get_config, get_config_file, list_models, pair_of
 from detrx.engine.config import override_config
 from detrx.engine.trained import build_model, load_model
 
-__all__ = ["config_root", "get", "get_config", "get_config_file", "list_models"]
+__all__ = ["baseline", "config_root", "get", "get_config", "get_config_file", "list_models"]
+
+
+def baseline(name: str) -> str | None:
+    """The config to compare a method's config with: the same without the method, such as "mr_detr/baseline_dino_r50".
+
+    Returns:
+        None for the config of a detector without a method.
+
+    Raises:
+        FileNotFoundError: there is no such config.
+    """
+    pair = pair_of(name)
+    return None if pair is None else pair.baseline
 
 
 def get(

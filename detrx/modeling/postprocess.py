@@ -17,10 +17,11 @@ class TopDetections:
 
     Args:
         num_detections: number of pairs per image.
+        score_threshold: pairs with a lower score, in [0, 1], are left out; 0 leaves out none.
     """
 
-    def __init__(self, num_detections: int = 100):
-        self.num_detections = num_detections
+    def __init__(self, num_detections: int = 100, score_threshold: float = 0.0):
+        self.num_detections, self.score_threshold = num_detections, score_threshold
 
     def scores(self, predictions: Predictions) -> Tensor:
         """Scores (B, N, K) in [0, 1]."""
@@ -47,7 +48,8 @@ class TopDetections:
 
         Returns:
             per image `pred_boxes` (xyxy in pixels), `scores`, `pred_classes` and `pred_queries` (the index of the
-            query), in descending order of score. Empty rows of the predictions are not detected.
+            query), in descending order of score. Empty rows of the predictions are not detected. With a
+            `score_threshold`, the host waits once for the numbers of detections also without `frames`.
 
         Raises:
             FloatingPointError: with `frames`, a box is NaN or infinite.
@@ -58,6 +60,9 @@ class TopDetections:
         scores, queries, classes = self.select(scores)
         if predictions.padding is not None:
             real = ~predictions.padding.gather(1, queries)
+        if self.score_threshold > 0:
+            high = scores >= self.score_threshold
+            real = high if real is None else real & high
         boxes = predictions.boxes[-1].float()
         boxes = cxcywh_to_xyxy(boxes).gather(1, queries[..., None].expand(-1, -1, 4))
         boxes = boxes * _per_image([(w, h, w, h) for h, w in image_sizes], boxes)

@@ -77,7 +77,8 @@ class CalibratedDetections(TopDetections):
     """`TopDetections` with the score s_cls^phi * s_iou^(1 - phi), where s_iou is the IoU score of the last layer.
 
     Args:
-        detections: `TopDetections` or `MixedDetections`; provides the class scores and the number of detections.
+        detections: `TopDetections` or `MixedDetections`; provides the class scores, the number of detections and the
+            threshold, which the calibrated score is compared with.
         phi: 1 uses the class score alone, 0 the IoU score alone.
 
     Raises:
@@ -85,7 +86,7 @@ class CalibratedDetections(TopDetections):
     """
 
     def __init__(self, detections: TopDetections, phi: float = 0.5):
-        super().__init__(detections.num_detections)
+        super().__init__(detections.num_detections, detections.score_threshold)
         if not 0 <= phi <= 1:
             raise InvalidInputError(f"phi must be in [0, 1], got {phi}")
         self.detections, self.phi = detections, phi

@@ -16,11 +16,12 @@ class MixedDetections(TopDetections):
     def __init__(
         self,
         num_detections: int = 100,
+        score_threshold: float = 0.0,
         exponent: float = 2.001,
         previous_exponent: float = 1.853,
         eps: float = 1e-3,
     ):
-        super().__init__(num_detections)
+        super().__init__(num_detections, score_threshold)
         self.exponent, self.previous_exponent, self.eps = exponent, previous_exponent, eps
 
     def scores(self, predictions: Predictions) -> Tensor:

@@ -108,7 +108,12 @@ def test_the_config_that_the_readme_shows(tmp_path: Path):
         ("dino_r50: {dino_r9: {backbone: r9}}", r"dino_r9: backbone is 'r9', expected r18, r50, "),
         ("dino_r50: {dino_r9: {stage: c4}}", r"dino_r9: stage is 'c4', expected c5, dc5"),
         ("dino_r50: {dino_r9: {levels: 7}}", r"dino_r9: levels is 7, expected 4, 5"),
-        ("dino_r50: {dino_r9: {epochs: 99}}", r"dino_r9: epochs is 99, expected 12, 24, 36, 50"),
+        ("dino_r50: {dino_r9: {epochs: 99}}", r"dino_r9: epochs is 99, expected 12, 24, 36, 48, 50, 64"),
+        ("dino_r50: {dino_r9: {dataset: kitti}}", r"dino_r9: dataset is 'kitti', expected coco, lvis, objects365, "),
+        (
+            "dino_digits: {dino_r9: {epochs: 24}}",
+            r"dino_r9: dataloader\.train\.dataset\.names is 'digits_train'",
+        ),
         ("dino_r50: {dino_r9: {depth: 9}}", r"dino_r9: .*'depth'"),
         (
             "dino_digits: {dino_r9: {stage: c5}}",

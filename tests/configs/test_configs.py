@@ -18,13 +18,13 @@ from detrx.d2.data import DatasetCatalog
 from detrx.modeling import Predictions
 
 CONFIGS = [name.removesuffix(".py") for name in model_zoo.list_models()]
-COCO = [name for name in CONFIGS if not name.endswith("_digits")]
+COCO = [name for name in CONFIGS if "_digits" not in name]
 
 # <detector>[_<form>]_<backbone>[_c5|_dc5][_5scale][_900q][_50ep][_<dataset>], on COCO for 12 epochs where the name
-# does not say; or <detector>[_<form>]_digits. See configs/README.md.
+# does not say; or <detector>[_<form>]_digits[_200q]. See configs/README.md.
 NAME = re.compile(
-    r"(?P<detector>[a-z0-9_]+?)_(digits|(?P<backbone>r18|r50|r101|swin_t|swin_l|convnext_[tsbl])"
-    r"(_(?P<level>c5|dc5))?(_(?P<levels>5)scale)?(_(?P<queries>\d+)q)?(_(?P<epochs>24|36|50)ep)?"
+    r"(?P<detector>[a-z0-9_]+?)_(digits(_\d+q)?|(?P<backbone>r18|r50|r101|swin_t|swin_l|convnext_[tsbl])"
+    r"(_(?P<level>c5|dc5))?(_(?P<levels>5)scale)?(_(?P<queries>\d+)q)?(_(?P<epochs>24|36|48|50)ep)?"
     r"(_(?P<dataset>lvis|objects365|nuimages|cityscapes))?)"
 )
 TIMM = {
@@ -38,13 +38,14 @@ TIMM = {
     "convnext_b": "convnext_base",
     "convnext_l": "convnext_large",
 }
-DATASETS = {  # training set, number of classes, iterations
-    "lvis": ("lvis_v1_train", 1203, 90000),
-    "objects365": ("objects365_v2_train", 365, 90000),
-    "nuimages": ("nuimages_train", 10, 90000),
-    "cityscapes": ("cityscapes_train", 8, 12000),
+DATASETS = {  # training set, number of classes, iterations of an epoch, detections in an image
+    None: ("coco_2017_train", 80, 7500, 100),
+    "lvis": ("lvis_v1_train", 1203, 7500, 300),
+    "objects365": ("objects365_v2_train", 365, 108894, 300),
+    "nuimages": ("nuimages_train", 10, 4205, 100),
+    "cityscapes": ("cityscapes_train", 8, 186, 100),
 }
-DROP = {12: 11, 24: 20, 36: 30, 50: 40}  # epochs: epoch after which the learning rate falls to a tenth
+DROP = {12: 11, 24: 20, 36: 30, 48: 40, 50: 40, 64: 59}  # epochs: after which the learning rate falls to a tenth
 
 
 @functools.cache
@@ -87,10 +88,13 @@ def test_name(name: str):
 def test_config_is_what_its_name_says(name: str):
     said, cfg = parse(name), load(name)
     backbone = cfg.model.backbone
-    epochs = int(said["epochs"] or 12)
-    dataset, classes, iterations = DATASETS.get(said["dataset"], ("coco_2017_train", 80, epochs * 7500))
+    epochs = int(said["epochs"] or (64 if said["dataset"] == "cityscapes" else 12))
+    dataset, classes, epoch, detections = DATASETS[said["dataset"]]
+    iterations = epochs * epoch
     assert backbone.name.startswith(TIMM[said["backbone"]]) and cfg.dataloader.train.dataset.names == dataset
     assert cfg.model.decoder.heads.num_classes == classes
+    postprocess = cfg.model.postprocess.get("detections", cfg.model.postprocess)
+    assert (postprocess.num_detections, postprocess.score_threshold) == (detections, 0.0)
     dilated = (backbone.get("model_args") or {}).get("output_stride") == 16
     assert dilated == (said["level"] == "dc5")
     if said["level"]:
@@ -101,7 +105,7 @@ def test_config_is_what_its_name_says(name: str):
         assert cfg.model.tokenizer.num_levels == int(said["levels"])
     assert cfg.dataloader.train.total_batch_size == 16 and cfg.train.max_iter == iterations
     multiplier, drop = instantiate(cfg.lr_multiplier), DROP[epochs] / epochs
-    rates = [multiplier(i) for i in (0, drop - 1 / iterations, drop)]
+    rates = [multiplier(i) for i in (0, drop - 2 / iterations, drop)]
     assert rates == pytest.approx([1.0, 1.0, 0.1])
 
 
@@ -144,7 +148,7 @@ def test_model_runs(name: str):
     assert tuple(load(name).model.neck.in_channels) == model.backbone.out_channels
     predictions = predict(model)
     said = parse(name)["dataset"]
-    classes = 10 if "_digits" in name else DATASETS[said][1] if said else 80
+    classes = 10 if "_digits" in name else DATASETS[said][1]
     assert predictions.logits.shape[-1] - classes in (0, 1) and predictions.boxes.shape[-1] == 4  # 1: "no object"
     assert predictions.logits.shape[:-1] == predictions.boxes.shape[:-1]
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from detrx import model_zoo
 from detrx.d2.config import LazyConfig, instantiate
 from detrx.d2.data import DatasetCatalog, MetadataCatalog
 from detrx.data import get_detection_dataset_dicts
@@ -48,7 +47,7 @@ FILES = [*TRAIN, *VAL]
 
 
 def load(*overrides: str, config: str = DINO):
-    return load_config(model_zoo.get_config_file(config), list(overrides))
+    return load_config(config, list(overrides))
 
 
 def test_loaders_evaluator_and_classes(folder: Path):

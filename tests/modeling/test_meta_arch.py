@@ -1,5 +1,6 @@
 """The meta-architecture through Detectron2's interface, on small random models."""
 
+import dataclasses
 from collections.abc import Mapping
 
 import pytest
@@ -43,6 +44,19 @@ def test_detections_tell_their_queries():
     (found,) = TopDetections(num_detections=4)(Predictions(logits[None, None], boxes[None, None]), [(10, 10)])
     assert found.pred_queries.tolist() == [0, 0, 2, 1] and found.pred_classes.tolist() == [1, 2, 2, 0]
     torch.testing.assert_close(found.pred_boxes.area(), torch.tensor([1.0, 1.0, 16.0, 4.0]))
+
+
+def test_detections_below_the_threshold_are_left_out():
+    scores = torch.tensor([[0.9, 0.2, 0.5], [0.1, 0.6, 0.4]])
+    predictions = Predictions(scores.logit()[None, :, :, None], torch.full((1, 2, 3, 4), 0.25))
+    detections = TopDetections(num_detections=3, score_threshold=0.3)
+    for frames in (None, [(10, 10), (20, 20)]):
+        found = detections(predictions, [(10, 10)] * 2, frames)
+        assert [each.pred_queries.tolist() for each in found] == [[0, 2], [1, 2]]
+        assert all(bool((each.scores > 0.3).all()) for each in found)
+    padding = torch.tensor([[True, False, False], [False, False, False]])
+    first, _ = detections(dataclasses.replace(predictions, padding=padding), [(10, 10)] * 2)
+    assert first.pred_queries.tolist() == [2]
 
 
 def test_output_frames_are_those_of_detectron2():

@@ -51,4 +51,4 @@ model.criterion.supervisions = [
         losses=[L(FocalLoss)(weight=2.0), L(L1Loss)(weight=5.0), L(GIoULoss)(weight=2.0)],
     ),
 ]
-model.postprocess = L(TopDetections)(num_detections=100)
+model.postprocess = L(TopDetections)(num_detections=100, score_threshold=0.0)

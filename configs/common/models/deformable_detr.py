@@ -92,6 +92,6 @@ model = L(DetectionTransformer)(
         inverse_sigmoid_eps=1e-3,
     ),
     criterion=L(Criterion)(supervisions=[supervision(group="main")]),
-    postprocess=L(TopDetections)(num_detections=100),
+    postprocess=L(TopDetections)(num_detections=100, score_threshold=0.0),
     methods=[],
 )

@@ -92,6 +92,6 @@ model = L(DetectionTransformer)(
             ),
         ],
     ),
-    postprocess=L(TopQueries)(num_detections=100),
+    postprocess=L(TopQueries)(num_detections=100, score_threshold=0.0),
     methods=[],
 )

@@ -29,5 +29,4 @@ model.decoder.look_forward_twice = True
 model.decoder.heads.shared = False
 model.decoder.heads.initial_size_logit = 0.0
 model.criterion.supervisions.append(supervision(group="encoder", suffix="_enc"))
-model.postprocess.num_detections = 300
 model.methods = [L(ContrastiveDenoising)(num_queries=100, label_noise=0.5, box_noise=1.0)]

@@ -5,6 +5,4 @@ from detrx.projects.h_detr import HybridBranch
 
 from ....configs.deformable_detr.deformable_detr_plus_plus_r50 import dataloader, lr_multiplier, model, optimizer, train
 
-for _supervision in model.criterion.supervisions:
-    _supervision.losses[0].weight = 2.0
 model.methods = [L(HybridBranch)(num_queries=1500, copies=6, weight=1.0)]

@@ -2,13 +2,23 @@
 
 from detrx.d2.config import LazyCall as L
 from detrx.modeling import GIoULoss, IABCELoss, L1Loss, RankWeight
+from detrx.projects.mr_detr import MrDETR
 
-from .mr_detr_dino_r50 import dataloader, lr_multiplier, model, optimizer, train
+from .baseline_align_r50 import dataloader, lr_multiplier, model, optimizer, train
 
-for _supervision in model.criterion.supervisions:
-    _supervision.losses = [L(IABCELoss)(weight=1.0), L(L1Loss)(weight=5.0), L(GIoULoss)(weight=2.0)]
-model.methods[1].losses = [
-    L(IABCELoss)(weight=1.0, pair_weight=L(RankWeight)(tau=1.5)),
-    L(L1Loss)(weight=5.0),
-    L(GIoULoss)(weight=2.0, pair_weight=L(RankWeight)(tau=1.5)),
-]
+model.methods.append(
+    L(MrDETR)(
+        num_instruction_tokens=10,
+        top_k=6,
+        alpha=0.2,
+        threshold=0.4,
+        routes=["instruction", "ffn"],
+        weight=1 / 3,
+        initial_size_logit=-2.0,
+        losses=[
+            L(IABCELoss)(weight=1.0, pair_weight=L(RankWeight)(tau=1.5)),
+            L(L1Loss)(weight=5.0),
+            L(GIoULoss)(weight=2.0, pair_weight=L(RankWeight)(tau=1.5)),
+        ],
+    )
+)

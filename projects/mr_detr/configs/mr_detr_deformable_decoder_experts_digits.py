@@ -1,0 +1,6 @@
+"""The route-aware experts of Mr. DETR++ in the decoder, on the small Mr. DETR on Deformable-DETR++ for digits."""
+
+from .common.mr_detr_pp import decoder_experts
+from .mr_detr_deformable_digits import dataloader, lr_multiplier, model, optimizer, train
+
+decoder_experts(model, hidden_dim=128)
