@@ -1,10 +1,11 @@
-"""Analysis of query routing: how many queries pass the routers of a decoder, and the multiply-adds."""
+"""Analyses: how many queries pass the routers of a decoder, what that saves; and AP with fewer queries."""
 
 from __future__ import annotations
 
 import argparse
 import copy
 import statistics
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +15,31 @@ from torch import Tensor, nn
 from detrx.analysis.figure import new_figure
 from detrx.analysis.flops import count_flops
 from detrx.analysis.queries import QUERY_ANALYSES, QueryAnalysis, QueryTable, Subject
+from detrx.analysis.timing import interleaved_times
 from detrx.d2.config import instantiate
 from detrx.d2.structures import Instances
 from detrx.engine.config import without_pretrained
 from detrx.errors import InvalidInputError
 from detrx.modeling import DetectionTransformer
 
+from .reduction import ReductionAnalysis
+
+__all__ = ["ReductionAnalysis", "RoutingAnalysis", "routed_layers"]
+
+ROUNDS = 3
+"""Timed detections of each image."""
+
 
 @QUERY_ANALYSES.register()
 class RoutingAnalysis(QueryAnalysis):
-    """Counts, for each image, the queries that pass the router of each decoder layer, and the multiply-adds.
+    """Counts, for each image, the queries that pass the router of each decoder layer, the multiply-adds, and the time.
 
     Args:
         model: detector in evaluation mode; its decoder layers have a `router`, whose first output is the (1, N) bool
             mask of the passing queries. It is called with one image at a time.
-        model_cfg: config of the model. Without its methods, it describes the plain detector, whose multiply-adds are
-            counted for comparison.
-        cost_images: count the multiply-adds of the first `cost_images` images.
+        model_cfg: config of the model. Without its methods, it describes the plain detector, whose costs are measured
+            for comparison.
+        cost_images: count the multiply-adds of the first `cost_images` images and time their detection.
 
     Raises:
         ValueError: the model has no routers.
@@ -39,7 +48,8 @@ class RoutingAnalysis(QueryAnalysis):
     name = "routing"
     in_report = True
     help = (
-        "QR-DETR: number of queries that pass the router of each layer, and multiply-adds (routing.json, routing.png)"
+        "QR-DETR: number of queries that pass the router of each layer, multiply-adds and time, also without routing "
+        "(routing.json, routing.png)"
     )
 
     @classmethod
@@ -49,7 +59,7 @@ class RoutingAnalysis(QueryAnalysis):
             type=int,
             default=10,
             metavar="N",
-            help="with --routing: count the multiply-adds of the first N images (default: 10)",
+            help="with --routing: count the multiply-adds of the first N images and time them (default: 10)",
         )
 
     @classmethod
@@ -73,12 +83,14 @@ class RoutingAnalysis(QueryAnalysis):
         self.queries = 0
         self.cost_images = cost_images
         self.macs: dict[str, list[int]] = {"routed": [], "plain": []}
+        self.times: dict[str, list[float]] = {"routed": [], "plain": []}
         self.plain: nn.Module | None = None
         if cost_images:
             plain = without_pretrained(copy.deepcopy(model_cfg))
             plain.methods = []
             self.plain = instantiate(plain).to(model.device).eval()
         self.passing: list[Tensor] = []
+        model.register_forward_pre_hook(lambda *_: self.passing.clear())
         for layer in self.layers:
             layer.router.register_forward_hook(self._note)
 
@@ -87,15 +99,21 @@ class RoutingAnalysis(QueryAnalysis):
 
     def observe(self, inputs: dict[str, Any], instances: Instances) -> None:
         """Process an image after the model was called with it."""
-        for of_layer, keep in zip(self.counts, self.passing, strict=True):
+        of_layers = self.passing[: len(self.layers)]  # others may have run the decoder again since
+        for of_layer, keep in zip(self.counts, of_layers, strict=True):
             of_layer.append(int(keep.sum()))
-        self.queries = self.passing[0].shape[1]
-        if len(self.macs["routed"]) < self.cost_images:
-            image = self.model.preprocess([inputs]).tensor
-            for name, model in (("routed", self.model), ("plain", self.plain)):
-                self.macs[name].append(int(count_flops(model, image).total()))
-        self.passing.clear()
+        self.queries = of_layers[0].shape[1]
+        if self.images < self.cost_images and self.plain is not None:
+            self.measure(inputs, {"routed": self.model, "plain": self.plain})
         self.images += 1
+
+    def measure(self, inputs: dict[str, Any], models: dict[str, nn.Module]) -> None:
+        image = self.model.preprocess([inputs]).tensor
+        for name, model in models.items():
+            self.macs[name].append(int(count_flops(model, image).total()))
+        calls = {name: partial(model, [inputs]) for name, model in models.items()}
+        for name, times in interleaved_times(calls, ROUNDS, str(self.model.device)).items():
+            self.times[name] += times
 
     def figures(self) -> dict[str, Any]:
         """Contents of `routing.json`; counts are queries per image."""
@@ -117,9 +135,9 @@ class RoutingAnalysis(QueryAnalysis):
             ],
         }
         if self.macs["routed"]:
-            result["multiply_adds"] = {"images": len(self.macs["routed"])} | {
-                name: statistics.fmean(values) for name, values in self.macs.items()
-            }
+            images = {"images": len(self.macs["routed"])}
+            result["multiply_adds"] = images | {name: statistics.fmean(values) for name, values in self.macs.items()}
+            result["milliseconds"] = images | {name: statistics.median(times) for name, times in self.times.items()}
         return result
 
     def draw(self, figures: dict[str, Any], folder: Path) -> tuple[list[str], list[str]]:
@@ -135,6 +153,11 @@ class RoutingAnalysis(QueryAnalysis):
             lines.append(
                 f"multiply-adds per image: {macs['routed'] / 1e9:.3f} G, without routing {macs['plain'] / 1e9:.3f} G "
                 f"({ratio:.3f}), over {macs['images']} images"
+            )
+            times = figures["milliseconds"]
+            lines.append(
+                f"median time of a detection: {times['routed']:.1f} ms, without routing {times['plain']:.1f} ms "
+                f"({times['routed'] / times['plain']:.3f}), on {self.model.device.type}"
             )
         return lines, ["routing.png"]
 

@@ -17,7 +17,7 @@ PLAIN = "deformable_detr/deformable_detr_digits.py"
 
 def test_methods_offer_their_analyses():
     assert next(iter(query_analyses())) == "activation"
-    assert {"activation", "pairs", "patterns", "routing"} == set(query_analyses())
+    assert {"activation", "pairs", "patterns", "reduction", "routing"} == set(query_analyses())
 
 
 @pytest.fixture

@@ -353,6 +353,7 @@ def test_tool_counts_what_passes(request, tmp_path, monkeypatch):
     assert figures["mean_passing"] == pytest.approx(17 / 3)
     macs = figures["multiply_adds"]
     assert macs["images"] == 2 and 0 < macs["routed"] < macs["plain"]
+    assert figures["milliseconds"]["images"] == 2 and figures["milliseconds"]["plain"] > 0
     assert (tmp_path / "out" / "routing.png").read_bytes().startswith(b"\x89PNG")
 
 
