@@ -32,8 +32,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--study",
         type=Path,
         metavar="FILE",
-        help="analyse all runs of a study that tools/study.py has trained; writes results to <variant>/seed<N>/ in "
-        "the output folder, and comparisons of the variants to the output folder itself",
+        help="analyse all runs of a study that tools/study.py has trained, but those of models to which no analysis "
+        "applies; writes results to <variant>/seed<N>/ in the output folder, and comparisons of the variants to the "
+        "output folder itself",
     )
     parser.add_argument(
         "--weights",
@@ -79,7 +80,11 @@ def analyse(
     mapper = instantiate(cfg.dataloader.test.mapper)
     make_evaluator = partial(evaluator_for, cfg, dataset) if "evaluator" in cfg.dataloader else None
     subject = Subject(model, cfg.model, class_names, args.score_threshold, options=args, make_evaluator=make_evaluator)
-    analyses = [each.of(subject) for each in dict.fromkeys(args.analyses)]
+    wanted = [each for each in dict.fromkeys(args.analyses) if not args.study or each.applies_to(model)]
+    if not wanted:
+        print("left out: no analysis applies to this model")
+        return []
+    analyses = [each.of(subject) for each in wanted]
     unreadable = 0
     for record in tqdm(records, desc="analysing", unit="img"):
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 import statistics
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ class RoutingAnalysis(QueryAnalysis):
     in_report = True
     help = (
         "QR-DETR: number of queries that pass the router of each layer, multiply-adds and time, also without routing "
-        "(routing.json, routing.png)"
+        "(routing.json, routing.png); with --study also a table (routing.md)"
     )
 
     @classmethod
@@ -174,6 +175,27 @@ class RoutingAnalysis(QueryAnalysis):
         )
         columns = ("layer", "routed part", "mean", "least", "most")
         return QueryTable("Routing", f"Queries of {self.queries} that pass each router, per image", columns, rows)
+
+    @classmethod
+    def compare(cls, analyses: Mapping[str, Mapping[int, RoutingAnalysis]], folder: Path) -> str:
+        """Write `routing.md`: the means of all seeds of each variant."""
+        lines = [
+            "| variant | passing, mean of the layers | by layer | GMACs | without routing | ms | without routing |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        for name, of_seeds in analyses.items():
+            figures = [analysis.figures() for analysis in of_seeds.values()]
+            mean = statistics.fmean(each["mean_passing"] for each in figures)
+            by_layer = zip(*([layer["mean_passing"] for layer in each["layers"]] for each in figures), strict=True)
+            cells = [f"{mean:.1f}", ", ".join(f"{statistics.fmean(values):.1f}" for values in by_layer)]
+            for key, unit in (("multiply_adds", 1e9), ("milliseconds", 1.0)):
+                for which in ("routed", "plain"):
+                    values = [each[key][which] / unit for each in figures if key in each]
+                    cells.append(f"{statistics.fmean(values):.2f}" if values else "-")
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+        table = "\n".join(lines) + "\n"
+        (folder / "routing.md").write_text(table, encoding="utf-8")
+        return table
 
     def plot(self, file: Path) -> None:
         """Draw a histogram of the passing queries per image for each layer."""
