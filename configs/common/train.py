@@ -20,6 +20,7 @@ train = dict(
     log_period=20,  # also: losses are fetched from a GPU, and checked, once in so many iterations
     cudnn_benchmark=False,
     # ours
+    fewer_queries=False,  # if init_checkpoint has more queries than the model, take the first ones
     clip_grad=dict(enabled=True, max_norm=0.1, norm_type=2.0),
     accumulate=1,  # batches per optimizer step
     ema=dict(

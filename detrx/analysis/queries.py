@@ -13,7 +13,7 @@ import importlib.util
 import json
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -22,6 +22,7 @@ from fvcore.common.registry import Registry
 from torch import nn
 
 from detrx import projects
+from detrx.d2.evaluation import DatasetEvaluator
 from detrx.d2.structures import Instances
 from detrx.errors import InvalidInputError
 
@@ -43,6 +44,7 @@ class Subject:
         class_names: by class index; may be empty.
         score_threshold: least score of a confident detection.
         options: what the arguments of the analyses were set to; by default to what `add_arguments` says.
+        make_evaluator: makes the evaluator of the config for the dataset; None if there is none.
     """
 
     model: nn.Module
@@ -50,6 +52,7 @@ class Subject:
     class_names: Sequence[str] = ()
     score_threshold: float = 0.5
     options: argparse.Namespace | None = None
+    make_evaluator: Callable[[], DatasetEvaluator] | None = None
 
     def option(self, name: str, default: Any) -> Any:
         return getattr(self.options, name, default)
@@ -154,4 +157,6 @@ def query_analyses() -> dict[str, type[QueryAnalysis]]:
     for module in modules:
         if importlib.util.find_spec(module):
             importlib.import_module(module)
-    return {analysis.name: analysis for _, analysis in QUERY_ANALYSES}
+    found = [analysis for _, analysis in QUERY_ANALYSES]
+    found.sort(key=lambda analysis: (not analysis.__module__.startswith("detrx.analysis."), analysis.__module__))
+    return {analysis.name: analysis for analysis in found}

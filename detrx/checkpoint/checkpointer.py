@@ -15,6 +15,7 @@ from .convert import CheckpointConversionError, detect_format, owner_of
 from .files import load_safely, read_weights
 from .forms import averaged_weights, state_dict_in
 from .messages import CheckpointError, differences
+from .query_rows import first_queries, more_queries
 
 __all__ = ["AtomicCheckpointer", "CheckpointError"]
 
@@ -45,7 +46,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
         super().__init__(getattr(model, "_orig_mod", model), save_dir, **checkpointables)  # as torch.compile calls it
         self._tag_last = tag_last
         self._prefer_ema = prefer_ema
-        self._strict = False
+        self._strict = self._fewer_queries = False
         self._path = ""
 
     def save(self, name: str, **extra: Any) -> None:
@@ -74,13 +75,21 @@ class AtomicCheckpointer(DetectionCheckpointer):
         tag = os.path.join(self.save_dir, "last_checkpoint")
         write_atomically(tag, lambda file: file.write(last_filename_basename.encode()))
 
-    def load(self, path: str, checkpointables: list[str] | None = None, *, strict: bool = False) -> dict[str, Any]:
+    def load(
+        self,
+        path: str,
+        checkpointables: list[str] | None = None,
+        *,
+        strict: bool = False,
+        fewer_queries: bool = False,
+    ) -> dict[str, Any]:
         """Load the model and those checkpointables whose state is in the file.
 
         Args:
             path: file or URL; nothing is loaded if it is "".
             checkpointables: names of those to load; None: all.
             strict: require that the file fits the model exactly.
+            fewer_queries: if the file has more queries than the model, take the first ones.
 
         Returns:
             The entries of the checkpoint that were not used.
@@ -96,7 +105,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
             raise CheckpointError(f"checkpoint {path} is a folder: {_in_folder(local_path)}")
         if not os.path.isfile(local_path):
             raise CheckpointError(f"checkpoint {path} does not exist{self._others()}")
-        self._strict, self._path = strict, path
+        self._strict, self._fewer_queries, self._path = strict, fewer_queries, path
         return super().load(path, checkpointables)
 
     def resume(self) -> dict[str, Any]:
@@ -117,6 +126,11 @@ class AtomicCheckpointer(DetectionCheckpointer):
             return self.resume()
         return self.load(path, checkpointables=[])
 
+    @property
+    def _resumes(self) -> bool:
+        """Whether the state of a training is to be loaded, too."""
+        return self._strict and "trainer" in self.checkpointables
+
     def _load_file(self, filename: str) -> dict[str, Any]:
         where = f"checkpoint {self._path}"
         if filename.endswith(".safetensors"):
@@ -135,7 +149,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
         if use_ema:
             checkpoint.pop("ema", None)
             self.logger.info("Using the averaged (EMA) weights of %s", self._path)
-        if self._strict and "trainer" in self.checkpointables and "trainer" not in checkpoint:
+        if self._resumes and "trainer" not in checkpoint:
             raise CheckpointError(
                 f"{self._path} has no training state to resume from; train.init_checkpoint takes only its weights"
             )
@@ -143,6 +157,13 @@ class AtomicCheckpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint: dict[str, Any]):
         keys = list(checkpoint["model"])
+        hint, more = "", more_queries(checkpoint["model"], self.model)
+        numbers = ", ".join(map(str, more))
+        if more and self._fewer_queries:
+            checkpoint["model"] = first_queries(checkpoint["model"], more)
+            self.logger.info("Checkpoint %s has %s: taking the first ones", self._path, numbers)
+        elif more and not self._resumes:
+            hint = f". It has {numbers}: train.fewer_queries=True takes the first ones"
         try:
             incompatible = super()._load_model(checkpoint)
         except ValueError as error:
@@ -159,10 +180,12 @@ class AtomicCheckpointer(DetectionCheckpointer):
         matched = len(keys) - len(incompatible.unexpected_keys) - len(wrong_shapes)
         if self._strict or matched <= 0:
             raise CheckpointError(
-                f"checkpoint {self._path} is from another model: {differences(problems)}{_foreign(keys)}"
+                f"checkpoint {self._path} is from another model: {differences(problems)}{hint or _foreign(keys)}"
             )
         lists = "".join(f"\n  {kind}: {', '.join(names)}" for kind, names in problems.items() if names)
-        self.logger.warning("Checkpoint %s fits the model in part: %d tensors loaded.%s", self._path, matched, lists)
+        self.logger.warning(
+            "Checkpoint %s fits the model in part: %d tensors loaded%s.%s", self._path, matched, hint, lists
+        )
         return None
 
     def _others(self) -> str:

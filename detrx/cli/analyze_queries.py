@@ -1,6 +1,7 @@
 """Analyse what the queries of a trained detector do on a dataset."""
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from detrx.d2.data import MetadataCatalog
 from detrx.data import get_detection_dataset_dicts
 from detrx.data.bad_files import UNREADABLE, BadFiles
 from detrx.engine import load_config, load_model
+from detrx.engine.evaluation import evaluator_for
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -30,8 +32,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--study",
         type=Path,
         metavar="FILE",
-        help="analyse all runs of a study that tools/study.py has trained; writes results to <variant>/seed<N>/ in "
-        "the output folder, and comparisons of the variants to the output folder itself",
+        help="analyse all runs of a study that tools/study.py has trained, but those of models to which no analysis "
+        "applies; writes results to <variant>/seed<N>/ in the output folder, and comparisons of the variants to the "
+        "output folder itself",
     )
     parser.add_argument(
         "--weights",
@@ -75,8 +78,13 @@ def analyse(
     class_names = MetadataCatalog.get(dataset).get("thing_classes") or []
     model = load_model(cfg, weights, args.device)
     mapper = instantiate(cfg.dataloader.test.mapper)
-    subject = Subject(model, cfg.model, class_names, args.score_threshold, args)
-    analyses = [each.of(subject) for each in dict.fromkeys(args.analyses)]
+    make_evaluator = partial(evaluator_for, cfg, dataset) if "evaluator" in cfg.dataloader else None
+    subject = Subject(model, cfg.model, class_names, args.score_threshold, options=args, make_evaluator=make_evaluator)
+    wanted = [each for each in dict.fromkeys(args.analyses) if not args.study or each.applies_to(model)]
+    if not wanted:
+        print("left out: no analysis applies to this model")
+        return []
+    analyses = [each.of(subject) for each in wanted]
     unreadable = 0
     for record in tqdm(records, desc="analysing", unit="img"):
         try:

@@ -144,7 +144,7 @@ def _start_anew(args: argparse.Namespace, settings: DictConfig, checkpointer: At
         earlier = last_set_aside(settings.output_dir)
         hint = f" (the files of an earlier run are in {earlier})" if earlier else ""
         logger.warning("--resume: there is no checkpoint in %s%s; starting from scratch", settings.output_dir, hint)
-    checkpointer.load(settings.init_checkpoint, checkpointables=[])
+    checkpointer.load(settings.init_checkpoint, checkpointables=[], fewer_queries=settings.fewer_queries)
 
 
 def _save_config(cfg: DictConfig, name: str) -> None:
@@ -165,7 +165,7 @@ def do_eval(args: argparse.Namespace, cfg: DictConfig) -> None:
             if args.resume
             else "--eval-only needs train.init_checkpoint=FILE, or --resume for the last one in train.output_dir"
         )
-    checkpointer.load(path, strict=True)
+    checkpointer.load(path, strict=True, fewer_queries=settings.fewer_queries)
     _save_config(cfg, EVALUATION_CONFIG)
     do_test(cfg, model)
 

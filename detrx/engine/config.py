@@ -35,6 +35,7 @@ _TRAIN_DEFAULTS = {
     "ddp": {},
     "clip_grad": {"enabled": False, "max_norm": 1.0, "norm_type": 2.0},
     "accumulate": 1,
+    "fewer_queries": False,
     "ema": {"enabled": False, "decay": 0.9997, "warmup": 0, "evaluate": True},
     "best_metric": "",
     "deterministic": False,

@@ -4,6 +4,7 @@ import copy
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 from torch import nn
 
 from detrx.checkpoint.checkpointer import AtomicCheckpointer, CheckpointError
@@ -30,7 +31,8 @@ def load_model(cfg: Any, weights: str, device: str = "auto") -> nn.Module:
     """The model of a config in evaluation mode, with the weights of a checkpoint: the averaged ones if it has them.
 
     Args:
-        cfg: the config that the model was trained with.
+        cfg: the config that the model was trained with. With `train.fewer_queries`, the model may have fewer queries
+            than the checkpoint, of which it takes the first ones.
         weights: file of the checkpoint.
         device: "cpu", "cuda", ...; "auto": a GPU if there is one.
 
@@ -40,5 +42,7 @@ def load_model(cfg: Any, weights: str, device: str = "auto") -> nn.Module:
     if not weights:
         raise CheckpointError("no checkpoint given")
     model = build_model(cfg, device)
-    AtomicCheckpointer(model, prefer_ema=True).load(weights, checkpointables=[], strict=True)
+    fewer_queries = OmegaConf.select(cfg, "train.fewer_queries", default=False)
+    checkpointer = AtomicCheckpointer(model, prefer_ema=True)
+    checkpointer.load(weights, checkpointables=[], strict=True, fewer_queries=fewer_queries)
     return model

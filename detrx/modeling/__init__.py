@@ -3,7 +3,7 @@
 from .backbone import TimmBackbone
 from .criterion import Criterion, Supervision
 from .cross_attention import ConditionalCrossAttention, DeformableCrossAttention, DenseCrossAttention
-from .decoder import Decoder, DecoderLayer
+from .decoder import Decoder, DecoderLayer, LayerOutput
 from .denoising import ContrastiveDenoising, Denoising, GroupDenoising
 from .encoder import DeformableEncoder, DeformableEncoderLayer, TransformerEncoder, TransformerEncoderLayer
 from .encoder_proposals import EncoderProposals, Proposals
@@ -53,6 +53,7 @@ __all__ = [
     "KnownPairs",
     "L1Loss",
     "LabelEmbedding",
+    "LayerOutput",
     "LearnedQueries",
     "MatchingCost",
     "MatchingQuality",

@@ -1,8 +1,10 @@
 """The decoder: runs all query groups through its layers, and calls components that groups share only once."""
 
+from __future__ import annotations
+
 import copy
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +18,21 @@ from .cross_attention import CrossAttention
 from .heads import PredictionHeads
 from .queries import Predictions, Queries, QueryGroup, QueryLayout, portions, put, split_by_name, take
 from .tokens import MultiScaleTokens
+
+
+@dataclass(frozen=True)
+class LayerOutput:
+    """What a decoder layer returns if some queries bypass it.
+
+    Attributes:
+        content: (B, N, C) new content.
+        modified: (B, N) bool, False for queries that keep their references and predictions.
+        order: (B, N) int64, the row in which the query of each row was before; None: all are where they were.
+    """
+
+    content: Tensor
+    modified: Tensor
+    order: Tensor | None = None
 
 
 class DecoderLayer(nn.Module):
@@ -50,7 +67,9 @@ class DecoderLayer(nn.Module):
         self.ffn.reset_parameters()
         self.norm3.reset_parameters()
 
-    def forward(self, queries: Queries, memory: MultiScaleTokens, layout: QueryLayout, index: int) -> Tensor:
+    def forward(
+        self, queries: Queries, memory: MultiScaleTokens, layout: QueryLayout, index: int
+    ) -> Tensor | LayerOutput:
         """
         Args:
             queries: of all groups, N in total.
@@ -58,7 +77,7 @@ class DecoderLayer(nn.Module):
             index: number of this layer, for groups with components of their own.
 
         Returns:
-            (B, N, C) new content.
+            (B, N, C) new content; a `LayerOutput` if some queries bypass the layer.
         """
         queries = replace(queries, content=self.self_attention(queries, layout, index))
         x = self.cross_attention(queries, memory, layout, index)
@@ -170,36 +189,63 @@ class Decoder(nn.Module):
         self.activation_checkpointing = activation_checkpointing
 
     def forward(self, groups: Sequence[QueryGroup], memory: MultiScaleTokens) -> dict[str, Predictions]:
-        """Predictions of all layers for each group, by the name of the group."""
+        """Predictions of all layers for each group, by the name of the group.
+
+        A query that bypasses a layer keeps its reference, and its prediction in this layer is that of the layer before;
+        see `before_layers` for the first layer.
+        """
         layout = QueryLayout(groups)
         queries = layout.queries()
         base = queries.reference
-        logits, boxes, quality = [], [], []
+        predicted: list[dict[str, Tensor]] = []
         for index, layer in enumerate(self.layers):
             if self.position is not None:
                 queries = self.position(queries, index, memory)
-            x = run_layer(layer, queries, memory, layout, index, recompute=self.activation_checkpointing)
-            normed = x if self.norm is None else self.norm(x)
-            layer_logits, delta = self.heads(normed, index)
-            logits.append(layer_logits)
-            quality.append(self.heads.quality(normed, index))
-            boxes.append(self.shift(base, delta))
-            reference = queries.reference
+            out = run_layer(layer, queries, memory, layout, index, recompute=self.activation_checkpointing)
+            x = out if isinstance(out, Tensor) else out.content
+            parts, delta = self.predict(x, base, index)
+            reference, next_base = queries.reference, base
             if self.refine_boxes:
-                if self.norm is not None:
-                    delta = self.heads.boxes(x, index)
-                refined = self.shift(reference, delta)
+                refined = self.shift(reference, delta if self.norm is None else self.heads.boxes(x, index))
                 reference = refined.detach()
-                base = refined if self.look_forward_twice else reference
-            queries = replace(queries, content=x, reference=reference)
-        parts = {"logits": logits, "boxes": boxes}
-        if quality[0] is not None:
-            parts["quality"] = quality
-        split = {part: layout.split(torch.stack(values), dim=2) for part, values in parts.items()}
+                next_base = refined if self.look_forward_twice else reference
+            if not isinstance(out, Tensor):
+                before = predicted[-1] if predicted else self.before_layers(queries)
+                parts = {name: keep(part, before[name], out.modified, out.order) for name, part in parts.items()}
+                if self.refine_boxes and reference is not None and next_base is not None:
+                    kept, kept_base = self.box_references(queries.reference, base, before["boxes"])
+                    reference = keep(reference, kept, out.modified)
+                    next_base = keep(next_base, kept_base, out.modified)
+            predicted.append(parts)
+            queries, base = replace(queries, content=x, reference=reference), next_base
+        split = {name: layout.split(torch.stack([parts[name] for parts in predicted]), dim=2) for name in predicted[0]}
         return {
-            group.name: Predictions(**{part: of[group.name] for part, of in split.items()}, padding=group.padding)
+            group.name: Predictions(**{name: of[group.name] for name, of in split.items()}, padding=group.padding)
             for group in layout.groups
         }
+
+    def predict(self, x: Tensor, base: Tensor | None, index: int) -> tuple[dict[str, Tensor], Tensor]:
+        """Predictions of a layer, by the attribute of `Predictions`, from content (B, N, C) and the references that
+        boxes are relative to; and the output (B, N, 4) of the box head."""
+        normed = x if self.norm is None else self.norm(x)
+        logits, delta = self.heads(normed, index)
+        parts = {"logits": logits, "boxes": self.shift(base, delta)}
+        quality = self.heads.quality(normed, index)
+        return parts if quality is None else parts | {"quality": quality}, delta
+
+    def before_layers(self, queries: Queries) -> dict[str, Tensor]:
+        """Predictions of queries that bypass the first layer.
+
+        The reference is the box. Coordinates that it lacks, such as the size of a reference point, and the logits are
+        those that the heads of the first layer predict from the content with which the queries enter.
+        """
+        parts, delta = self.predict(queries.content, queries.reference, 0)
+        return parts | {"boxes": complete(queries.reference, delta.float().sigmoid())}
+
+    def box_references(self, reference: Tensor | None, base: Tensor | None, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """References that are kept, and what boxes are relative to, both (B, N, 4): behind the first layer, the layers
+        that refine boxes expect boxes, so the predicted `boxes` complete reference points."""
+        return complete(reference, boxes.detach()), complete(base, boxes if self.look_forward_twice else boxes.detach())
 
     def shift(self, reference: Tensor | None, delta: Tensor) -> Tensor:
         """Move points (..., 2) or boxes (..., 4) in [0, 1] by `delta` (..., 4) in logit space -> boxes (..., 4).
@@ -212,3 +258,15 @@ class Decoder(nn.Module):
         if reference.shape[-1] == 2:
             logit = F.pad(logit, (0, 2))
         return (delta.float() + logit).sigmoid()
+
+
+def complete(reference: Tensor | None, boxes: Tensor) -> Tensor:
+    """A reference (..., 4 or 2), and the coordinates that it lacks from `boxes` (..., 4)."""
+    return boxes if reference is None else torch.cat([reference, boxes[..., reference.shape[-1] :]], dim=-1)
+
+
+def keep(new: Tensor, old: Tensor, modified: Tensor, order: Tensor | None = None) -> Tensor:
+    """`new` (B, N, ...) where `modified` (B, N), elsewhere `old`, whose rows are taken in `order` (B, N)."""
+    if order is not None:
+        old = old.take_along_dim(order[..., None], dim=1)
+    return torch.where(modified[..., None], new, old)

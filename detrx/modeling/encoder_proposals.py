@@ -112,6 +112,9 @@ class EncoderProposals(QuerySource):
             return QueryRows(num_queries, query_embed=nn.Embedding(num_queries, self.token_proj.out_features))
         return QueryRows(num_queries)
 
+    def rows_per_query(self) -> dict[str, int]:
+        return {"query_embed.weight": 1} if self.content == "learned" else {}
+
     def groups(
         self, memory: MultiScaleTokens, further: Sequence[QueryRows] = ()
     ) -> tuple[list[QueryGroup], dict[str, Predictions]]:

@@ -37,6 +37,9 @@ class PositionQueries(QuerySource):
     def further(self, num_queries: int) -> QueryRows:
         return QueryRows(num_queries, pos=nn.Embedding(num_queries, self.pos.embedding_dim))
 
+    def rows_per_query(self) -> dict[str, int]:
+        return {"pos.weight": 1}
+
     def groups(
         self, memory: MultiScaleTokens, further: Sequence[QueryRows] = ()
     ) -> tuple[list[QueryGroup], dict[str, Predictions]]:
@@ -119,6 +122,9 @@ class AnchorQueries(QuerySource):
     def further(self, num_queries: int) -> QueryRows:
         centres = nn.Parameter(inverse_sigmoid(torch.rand(num_queries, 2)), requires_grad=self.centres.requires_grad)
         return QueryRows(num_queries, centres=centres, sizes=nn.Parameter(torch.randn(num_queries, 2)))
+
+    def rows_per_query(self) -> dict[str, int]:
+        return {"centres": 1, "sizes": 1}
 
     def groups(
         self, memory: MultiScaleTokens, further: Sequence[QueryRows] = ()

@@ -207,7 +207,8 @@ class DetectionTransformer(nn.Module):
             supervisions = method.supervise(supervisions)
         asking = {method: method.further for method in self.methods if method.further is not None}
         (main, *further), predictions = self.query_source.groups(memory, list(asking.values()))
-        step = Step(self, memory, main, predictions, targets, dict(zip(asking, further, strict=True)), images=images)
+        of_methods = dict(zip(asking, further, strict=True))
+        step = Step(self, memory, main, predictions, targets, of_methods, images=images, supervisions=supervisions)
         branches: list[Branch] = []
         names = {main.name, *predictions}
         for method in self.methods:

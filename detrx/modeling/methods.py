@@ -35,6 +35,7 @@ class Step:
         further: for each method with `further`, the queries that the query source made for it.
         branches: of the methods before this one in `model.methods`.
         images: normalised and padded, as the backbone gets them.
+        supervisions: of the detector itself in this step, after `supervise` of all methods.
     """
 
     model: DetectionTransformer
@@ -45,6 +46,7 @@ class Step:
     further: Mapping[Method, QueryGroup] = field(default_factory=dict)
     branches: tuple[Branch, ...] = ()
     images: ImageList | None = None
+    supervisions: Sequence[Supervision] = ()
 
 
 @dataclass(frozen=True)

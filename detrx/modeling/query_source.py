@@ -31,6 +31,10 @@ class QueryRows(nn.Module):
         for name, value in parameters.items():
             setattr(self, name, value)
 
+    def rows_per_query(self) -> dict[str, int]:
+        """See `QuerySource`."""
+        return {name: 1 for name, _ in self.named_parameters()}
+
 
 class QueryContent(nn.Module):
     """Computes the content of the main queries from the image; passed as `content` to a query source.
@@ -44,6 +48,10 @@ class QueryContent(nn.Module):
     @abstractmethod
     def forward(self, memory: MultiScaleTokens) -> Tensor:
         """Content (B, N, C) of the main queries."""
+
+    def rows_per_query(self) -> dict[str, int]:
+        """See `QuerySource`."""
+        return {}
 
     def check(self, num_queries: int) -> None:
         """Raise ValueError if the query source has a different number of queries."""
@@ -80,6 +88,11 @@ class QuerySource(nn.Module):
     def further(self, num_queries: int) -> QueryRows:
         """Create the parameters of an additional group. The caller owns them and passes them to `groups`."""
 
+    def rows_per_query(self) -> dict[str, int]:
+        """How many rows of which parameters each query has, so that a checkpoint can be loaded into a model of fewer
+        queries. The rows of a query are consecutive."""
+        return {}
+
 
 class LearnedQueries(QuerySource):
     """One-stage queries: learned content and position; a linear layer maps positions to reference points (xy).
@@ -104,6 +117,9 @@ class LearnedQueries(QuerySource):
     def further(self, num_queries: int) -> QueryRows:
         content, pos = (nn.Embedding(num_queries, self.pos.embedding_dim) for _ in range(2))
         return QueryRows(num_queries, content=content, pos=pos)
+
+    def rows_per_query(self) -> dict[str, int]:
+        return {"pos.weight": 1} if isinstance(self.content, QueryContent) else {"content.weight": 1, "pos.weight": 1}
 
     def groups(
         self, memory: MultiScaleTokens, further: Sequence[QueryRows] = ()

@@ -144,14 +144,14 @@ class Distillation(Method):
         if self.auxiliary is None:
             return []
         check_queries(step.main, lesson.queries)
-        return [Branch(replace(lesson.queries, name=GROUP), self.ground_truth(model, lesson))]
+        return [Branch(replace(lesson.queries, name=GROUP), self.ground_truth(step, lesson))]
 
-    def ground_truth(self, model: DetectionTransformer, lesson: Lesson) -> list[Supervision]:
-        """Supervisions of the auxiliary group by the ground truth."""
-        layers, taught = len(model.decoder.layers), len(lesson.predictions.logits)
+    def ground_truth(self, step: Step, lesson: Lesson) -> list[Supervision]:
+        """Supervisions of the auxiliary group by the ground truth: those of the main group in this step."""
+        layers, taught = len(step.model.decoder.layers), len(lesson.predictions.logits)
         start = {"none": layers, "last": layers - 1, "all": layers - taught}[self.constraint]
         result = []
-        for each in model.criterion.supervisions:
+        for each in step.supervisions:
             if each.group != "main":
                 continue
             each = each.replace(

@@ -145,6 +145,10 @@ class PatternContent(QueryContent):
             num_queries, num_patterns, embed_dim, num_levels, channels, hidden_dim, dilation, spread=spread
         )
 
+    def rows_per_query(self) -> dict[str, int]:
+        last = len(self.generator.mlp) - 1
+        return dict.fromkeys((f"generator.mlp.{last}.weight", f"generator.mlp.{last}.bias"), len(self.patterns))
+
     def forward(self, memory: MultiScaleTokens) -> Tensor:
         """Content (B, n, C) of the queries."""
         return cast_like(self.generator(memory), self.patterns) @ self.patterns

@@ -13,7 +13,7 @@ from detrx.layers import cast_like
 from detrx.modeling import Branch, DecoderLayer, Denoising, DetectionTransformer, Method, Predictions, Step, Supervision
 from detrx.modeling.methods import log_storage
 
-from .routed_layer import FFN_ON, REGROUP, WRAPPED, Routed, RoutedDecoderLayer
+from .routed_layer import DEFAULT_FFN, FFN_ON, REGROUP, ROUTER_READS, WRAPPED, Routed, RoutedDecoderLayer
 from .router import QueryRouter
 
 EEQR = ("full", "self_attn", "cross_attn")
@@ -22,17 +22,18 @@ EEQR = ("full", "self_attn", "cross_attn")
 
 class QueryRouting(Method):
     """Adds a router to each decoder layer, which lets some queries pass the layer, or a part of it; the others bypass
-    it. The routers are part of the detector's layers; the exit heads exist in training only.
+    it. Queries that the cross-attention of a layer does not work on keep their references and predictions. The routers
+    are part of the detector's layers; the exit heads exist in training only.
 
     The decision of a router has no gradient. Therefore it has exit heads: a class and a box head like those of its
-    layer, which read sigma * q of the main queries and are supervised like the layer's predictions. They train the
-    router.
+    layer, which read sigma * q of the main queries and are supervised like the layer's predictions in the same step.
+    They train the router.
 
     Args:
         scheme: "eeqr" (full, self-attention, cross-attention in turn); one of "self_attn", "cross_attn" and "full" for
             all layers; or a list of these, which the layers use in turn.
         regroup: "scatter" or "concat", see `RoutedDecoderLayer`.
-        ffn: "processed" or "all", see `RoutedDecoderLayer`.
+        ffn: "processed", "modified" or "all", see `RoutedDecoderLayer`.
         exit_weight: factor of the losses of the exit heads.
         detach_queries: do not propagate gradients of the exit losses to the queries, only to the routers.
         add_pos: routers and exit heads read content + position of the queries, instead of content alone. Some
@@ -40,19 +41,21 @@ class QueryRouting(Method):
         pass_column: the column of W_R that scores passing.
         router: replaces the learned router in every layer, as a copy (`FixedRouter`).
         period: iterations between log entries; each makes the host wait for the device.
+        router_reads: "layer" or "block", see `RoutedDecoderLayer`. Exit heads read the same queries.
     """
 
     def __init__(
         self,
         scheme: str | Sequence[str] = "eeqr",
         regroup: str = "scatter",
-        ffn: str = "processed",
+        ffn: str = DEFAULT_FFN,
         exit_weight: float = 1.0,
         detach_queries: bool = True,
         add_pos: bool = True,
         pass_column: int = 1,
         router: nn.Module | None = None,
         period: int = 20,
+        router_reads: str = "layer",
     ):
         super().__init__()
         schemes = EEQR if scheme == "eeqr" else (scheme,) if isinstance(scheme, str) else tuple(scheme)
@@ -60,7 +63,11 @@ class QueryRouting(Method):
             raise InvalidInputError(
                 f'scheme must be "eeqr", one of {", ".join(WRAPPED)}, or a list of these, got {scheme!r}'
             )
-        for key, value, known in (("regroup", regroup, REGROUP), ("ffn", ffn, FFN_ON)):
+        for key, value, known in (
+            ("regroup", regroup, REGROUP),
+            ("ffn", ffn, FFN_ON),
+            ("router_reads", router_reads, ROUTER_READS),
+        ):
             if value not in known:
                 raise InvalidInputError(f"{key} must be one of {', '.join(known)}, got {value!r}")
         if exit_weight < 0:
@@ -71,7 +78,7 @@ class QueryRouting(Method):
             raise InvalidInputError(f"period must be 1 or more iterations, got {period!r}")
         self.schemes, self.regroup, self.ffn = schemes, regroup, ffn
         self.exit_weight, self.detach_queries, self.add_pos = exit_weight, detach_queries, add_pos
-        self.pass_column, self.period = pass_column, period
+        self.pass_column, self.period, self.router_reads = pass_column, period, router_reads
         self.fixed = (router,)  # not a submodule: it belongs to the layers
         self.class_heads = nn.ModuleList()
         self.box_heads = nn.ModuleList()
@@ -92,7 +99,9 @@ class QueryRouting(Method):
             embed_dim = layer.norm1.normalized_shape[0]
             router = QueryRouter(embed_dim, self.pass_column) if fixed is None else copy.deepcopy(fixed)
             wrapped = self.schemes[index % len(self.schemes)]
-            layers[index] = RoutedDecoderLayer(layer, router, wrapped, self.regroup, self.ffn, self.add_pos)
+            layers[index] = RoutedDecoderLayer(
+                layer, router, wrapped, self.regroup, self.ffn, self.add_pos, self.router_reads
+            )
             self.class_heads.append(copy.deepcopy(heads.class_heads[index % len(heads.class_heads)]))
             self.box_heads.append(copy.deepcopy(heads.box_heads[index % len(heads.box_heads)]))
 
@@ -108,7 +117,7 @@ class QueryRouting(Method):
             boxes.append(decoder.shift(reference, box_head(x)))
         self.log(counts)
         exits = Predictions(torch.stack(logits), torch.stack(boxes))
-        return [Branch(None, self.exit_supervisions(step.model), {"exit": exits})]
+        return [Branch(None, self.exit_supervisions(step.supervisions), {"exit": exits})]
 
     def exit(self, layer: RoutedDecoderLayer, routed: Routed) -> tuple[Tensor, Tensor | None]:
         """Inputs of the exit heads of a layer: sigma * q (B, N, C), and the references (B, N, 4 or 2) of the queries at
@@ -119,8 +128,8 @@ class QueryRouting(Method):
         _, sigma = layer.router(q)
         return cast_like(sigma[..., None] * q, q), reference
 
-    def exit_supervisions(self, model: DetectionTransformer) -> list[Supervision]:
-        """The supervisions of the main group, applied to the exit heads."""
+    def exit_supervisions(self, supervisions: Sequence[Supervision]) -> list[Supervision]:
+        """Those of the main group among the detector's supervisions of a step, applied to the exit heads."""
         return [
             each.replace(
                 group="exit",
@@ -128,7 +137,7 @@ class QueryRouting(Method):
                 numbering="all",
                 weight=each.weight * self.exit_weight,
             )
-            for each in model.criterion.supervisions
+            for each in supervisions
             if each.group == "main"
         ]
 

@@ -9,13 +9,16 @@ from torch import Tensor, nn
 
 from detrx.errors import InvalidInputError
 from detrx.layers import is_recomputing
-from detrx.modeling import DecoderLayer, MultiScaleTokens, Queries
+from detrx.modeling import DecoderLayer, LayerOutput, MultiScaleTokens, Queries
 from detrx.modeling.queries import QueryLayout
 from detrx.ops import query_gather, query_route, query_scatter
 
 WRAPPED = ("self_attn", "cross_attn", "full")
 REGROUP = ("scatter", "concat")
-FFN_ON = ("processed", "all")
+FFN_ON = ("processed", "modified", "all")
+ROUTER_READS = ("layer", "block")
+DEFAULT_FFN = "processed"
+"""The value of `ffn` of `QueryRouting` and its configs."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,11 @@ class Routed:
 
 class RoutedDecoderLayer(DecoderLayer):
     """A decoder layer with a router. Queries that do not pass bypass the wrapped block, including its residual and
-    LayerNorm, and are unchanged.
+    LayerNorm.
+
+    The queries that the layer modifies are those that its cross-attention works on: all in EEQR_SA, the passing ones in
+    EEQR_CA and EEQR_F. The others bypass the layer: they keep reference and prediction, and their content, which
+    nothing changes but the self-attention of EEQR_CA and the FFN if `ffn` is "all".
 
     The layer takes over the components of a plain layer, under the same names. The same router routes every group of
     queries separately. In a wrapped self-attention, a query sees only passing queries, of its own and of other groups.
@@ -45,9 +52,12 @@ class RoutedDecoderLayer(DecoderLayer):
         router: maps queries (B, N, C) to a bool mask (B, N) of those that pass, and to sigma (B, N).
         wrapped: the routed block: "self_attn" (EEQR_SA), "cross_attn" (EEQR_CA), or "full" (EEQR_F).
         regroup: "scatter" puts passing queries back into their places (Eq. 8). "concat" puts them first and bypassing
-            queries after them, while positions and references stay (an ablation of the paper).
-        ffn: queries that the FFN processes: "processed", the passing ones; or "all", as in Eqs. 9 and 10.
+            queries after them, with their predictions, while positions and references stay (an ablation of the paper).
+        ffn: queries that the FFN processes: "processed", the passing ones; "modified", see above; or "all", as in Eqs.
+            9 and 10.
         add_pos: the router reads content + position, instead of content alone.
+        router_reads: the queries that the router reads: "layer", those that enter the layer; or "block", those that
+            enter the wrapped block, in EEQR_CA the self-attended ones, as in Eq. 10.
 
     Attributes:
         routed: record of the last forward pass in training; the consumer resets it to None.
@@ -59,10 +69,16 @@ class RoutedDecoderLayer(DecoderLayer):
         router: nn.Module,
         wrapped: str = "full",
         regroup: str = "scatter",
-        ffn: str = "processed",
+        ffn: str = DEFAULT_FFN,
         add_pos: bool = True,
+        router_reads: str = "layer",
     ):
-        for key, value, known in (("wrapped", wrapped, WRAPPED), ("regroup", regroup, REGROUP), ("ffn", ffn, FFN_ON)):
+        for key, value, known in (
+            ("wrapped", wrapped, WRAPPED),
+            ("regroup", regroup, REGROUP),
+            ("ffn", ffn, FFN_ON),
+            ("router_reads", router_reads, ROUTER_READS),
+        ):
             if value not in known:
                 raise InvalidInputError(f"{key} must be one of {', '.join(known)}, got {value!r}")
         embed_dim = layer.norm1.normalized_shape[0]
@@ -70,6 +86,7 @@ class RoutedDecoderLayer(DecoderLayer):
         self.norm1, self.norm2, self.norm3 = layer.norm1, layer.norm2, layer.norm3
         self.router = router
         self.wrapped, self.regroup, self.ffn_on, self.add_pos = wrapped, regroup, ffn, add_pos
+        self.router_reads = router_reads
         self.routed: Routed | None = None
 
     def reset_parameters(self) -> None:
@@ -83,34 +100,57 @@ class RoutedDecoderLayer(DecoderLayer):
         """The input (B, N, C) of the router."""
         return queries.content + queries.pos if self.add_pos else queries.content
 
-    def forward(self, queries: Queries, memory: MultiScaleTokens, layout: QueryLayout, index: int) -> Tensor:
+    def forward(
+        self, queries: Queries, memory: MultiScaleTokens, layout: QueryLayout, index: int
+    ) -> Tensor | LayerOutput:
         """See `DecoderLayer`."""
         if self.training and torch.compiler.is_compiling():
             return self.uncompiled(queries, memory, layout, index)
         return self.run(queries, memory, layout, index)
 
     @torch.compiler.disable
-    def uncompiled(self, queries: Queries, memory: MultiScaleTokens, layout: QueryLayout, index: int) -> Tensor:
+    def uncompiled(
+        self, queries: Queries, memory: MultiScaleTokens, layout: QueryLayout, index: int
+    ) -> Tensor | LayerOutput:
         """`run` outside of compiled graphs: in training, the number of computed queries depends on the data."""
         return self.run(queries, memory, layout, index)
 
-    def run(self, queries: Queries, memory: MultiScaleTokens, layout: QueryLayout, index: int) -> Tensor:
-        with torch.no_grad():
-            keep, _ = self.router(self.read(queries))
-        self.note(queries, keep, layout)
+    def run(self, queries: Queries, memory: MultiScaleTokens, layout: QueryLayout, index: int) -> Tensor | LayerOutput:
+        read = queries
         if self.wrapped == "cross_attn":
             queries = replace(queries, content=self.self_attention(queries, layout, index))
+        if self.router_reads == "block":
+            read = queries
+        with torch.no_grad():
+            keep, _ = self.router(self.read(read))
+        self.note(read, keep, layout)
         packing = Packing.of(queries, keep, layout)
-        x = queries.content
+        x, order = queries.content, packing.order() if self.regroup == "concat" else None
         if packing.slots:
-            x = packing.regroup(x, self.processed(packing, memory, index), self.regroup)
+            x = packing.scatter(x, self.processed(packing, memory, index))
+        if order is not None:
+            x = x.take_along_dim(order[..., None], dim=1)
         if self.wrapped == "self_attn":
-            x = self.cross_attention(replace(queries, content=x), memory, layout, index)
-            if self.ffn_on == "processed" and packing.slots:
-                front = packing.front() if self.regroup == "concat" else packing
-                rows, *route = query_gather(x, (front.index, front.valid))
-                x = query_scatter(x, self.transform(rows, packing.layout, index), *route)
-        return self.transform(x, layout, index) if self.ffn_on == "all" else x
+            return self.after_self_attention(replace(queries, content=x), packing, memory, layout, index)
+        if self.ffn_on == "all":
+            x = self.transform(x, layout, index)
+        if packing.all_pass:
+            return x
+        modified = packing.keep if order is None else packing.keep.take_along_dim(order, dim=1)
+        return LayerOutput(x, modified, order)
+
+    def after_self_attention(
+        self, queries: Queries, packing: Packing, memory: MultiScaleTokens, layout: QueryLayout, index: int
+    ) -> Tensor:
+        """The rest of EEQR_SA, whose cross-attention works on all queries."""
+        x = self.cross_attention(queries, memory, layout, index)
+        if self.ffn_on != "processed":
+            return self.transform(x, layout, index)
+        if not packing.slots:
+            return x
+        front = packing.front() if self.regroup == "concat" else packing
+        rows, *route = query_gather(x, (front.index, front.valid))
+        return query_scatter(x, self.transform(rows, packing.layout, index), *route)
 
     def processed(self, packing: Packing, memory: MultiScaleTokens, index: int) -> Tensor:
         """The passing queries (B, K, C) after the wrapped block."""
@@ -119,7 +159,7 @@ class RoutedDecoderLayer(DecoderLayer):
             queries = replace(queries, content=self.self_attention(queries, layout, index))
         if self.wrapped != "self_attn":
             queries = replace(queries, content=self.cross_attention(queries, memory, layout, index))
-            if self.ffn_on == "processed":
+            if self.ffn_on != "all":
                 return self.transform(queries.content, layout, index)
         return queries.content
 
@@ -139,6 +179,7 @@ class Packing:
         queries: the queries in the slots.
         layout: positions of the groups in the slots.
         unpacked: positions of the groups in the original queries.
+        all_pass: whether the host knows that all queries pass.
     """
 
     index: Tensor
@@ -147,6 +188,7 @@ class Packing:
     queries: Queries
     layout: QueryLayout
     unpacked: QueryLayout
+    all_pass: bool
 
     @property
     def slots(self) -> int:
@@ -182,18 +224,20 @@ class Packing:
             padding = None if is_full else ~route.valid
             group = replace(group, content=content, pos=None, reference=None, blocked=blocked, padding=padding)
             groups.append(group)
-        return cls(index, valid, torch.cat(masks, dim=1), taken, QueryLayout(groups), layout)
+        all_pass = all(full) and index.shape[1] == keep.shape[1]
+        return cls(index, valid, torch.cat(masks, dim=1), taken, QueryLayout(groups), layout, all_pass)
 
-    def regroup(self, x: Tensor, processed: Tensor, how: str) -> Tensor:
-        """Merge the bypassing queries in `x` (B, N, C) with the processed ones (B, K, C) -> (B, N, C)."""
-        x = query_scatter(x, processed, self.index, self.valid)
-        if how == "scatter":
-            return x
-        order = [
+    def scatter(self, x: Tensor, processed: Tensor) -> Tensor:
+        """Merge the bypassing queries in `x` (B, N, C) with the processed ones (B, K, C) -> (B, N, C), Eq. 8."""
+        return query_scatter(x, processed, self.index, self.valid)
+
+    def order(self) -> Tensor:
+        """(B, N) the queries of each group, the passing ones first."""
+        parts = [
             self.keep[:, place].logical_not().to(torch.uint8).argsort(dim=1, stable=True) + place.start
             for place in self.unpacked.slices.values()
         ]
-        return x.take_along_dim(torch.cat(order, dim=1)[..., None], dim=1)
+        return torch.cat(parts, dim=1)
 
     def front(self) -> Packing:
         """The same slots, with indices for queries in which the passing ones of each group come first."""

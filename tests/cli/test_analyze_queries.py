@@ -13,11 +13,12 @@ from detrx.cli import analyze_queries
 
 PATTERNS = "paq_detr/paq_deformable_detr_patterns_digits.py"
 PLAIN = "deformable_detr/deformable_detr_digits.py"
+ROUTED = "qr_detr/qr_deformable_detr_digits.py"
 
 
 def test_methods_offer_their_analyses():
     assert next(iter(query_analyses())) == "activation"
-    assert {"activation", "pairs", "patterns", "routing"} == set(query_analyses())
+    assert {"activation", "pairs", "patterns", "reduction", "routing"} == set(query_analyses())
 
 
 @pytest.fixture
@@ -72,6 +73,28 @@ def test_tool_on_a_study(tmp_path: Path, digits: str, capsys: pytest.CaptureFixt
     assert {"patterns.json", "patterns.png", "embedding.png"} < {path.name for path in folder.iterdir()}
     usage = json.loads((folder / "patterns.json").read_text())["usage"]
     assert usage and all(name.startswith("digit ") for name in usage)
+
+
+def test_variants_of_a_study_without_what_is_analysed_are_left_out(
+    tmp_path: Path, digits: str, capsys: pytest.CaptureFixture
+):
+    """And the table of those that have routers."""
+    from detrx import model_zoo
+    from detrx.d2.config import instantiate
+
+    study, configs = tmp_path / "study.yaml", {"plain": PLAIN, "routed": ROUTED}
+    variants = ", ".join(f"{name}: {{config: {config}}}" for name, config in configs.items())
+    study.write_text(f"title: t\ndescription: d\nseeds: [1]\nvariants: {{{variants}}}\n")
+    for name, config in configs.items():
+        folder = tmp_path / "runs" / name / "seed1"
+        folder.mkdir(parents=True)
+        torch.save({"model": instantiate(model_zoo.get_config(config).model).state_dict()}, folder / "model_final.pth")
+    arguments = ["--routing", "--study", study, "--weights", tmp_path / "runs", "--output", tmp_path / "out"]
+    options = ["--dataset", digits, "--device", "cpu", "--num", 2, "--cost-images", 1]
+    analyze_queries.main([str(each) for each in (*arguments, *options)])
+    assert "left out: no analysis applies to this model" in capsys.readouterr().out
+    table = (tmp_path / "out" / "routing.md").read_text().splitlines()
+    assert len(table) == 3 and table[2].startswith("| routed | ") and "-" not in table[2]
 
 
 def test_images_that_cannot_be_read_are_left_out(tmp_path: Path, digits: str):

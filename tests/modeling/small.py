@@ -16,7 +16,9 @@ SMALL_CHANNELS = {"res2": 8, "res3": 16, "res4": 24, "res5": 32}
 
 
 def make_model(
-    name: str = "deformable_detr/deformable_detr_digits.py", change: Callable[[DictConfig], None] | None = None
+    name: str = "deformable_detr/deformable_detr_digits.py",
+    change: Callable[[DictConfig], None] | None = None,
+    num_queries: int = 10,
 ) -> DetectionTransformer:
     """The detector of a digits config, thinner, with larger weights than at the start of a training; `change` gets the
     config of the model."""
@@ -27,7 +29,7 @@ def make_model(
     cfg.neck.in_channels = [SMALL_CHANNELS[feature] for feature in cfg.neck.in_features]
     cfg.tokenizer.embed_dim = 64
     cfg.tokenizer.position_embedding.num_feats = 32
-    cfg.query_source.num_queries = 10
+    cfg.query_source.num_queries = num_queries
     model = instantiate(cfg)
     for parameter in model.parameters():
         if parameter.ndim > 1:

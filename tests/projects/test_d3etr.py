@@ -113,6 +113,25 @@ def test_layers_with_the_assignment_of_the_teacher(constraint: str, layers: list
             assert each.assigner.teacher.logits.shape == each.select(predictions["teacher"]).logits.shape
 
 
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("method", ["hybrid_epoch", "hybrid_layer", "quality_aware"])
+def test_auxiliary_group_is_supervised_as_the_main_one_in_this_step(method: str, first: bool):
+    """Whatever other methods change of the supervision, before or after Distillation in the list."""
+    other, own = METHODS[method].make(), distillation(constraint="none")
+    model = switch_on(detector("conditional_detr"), *([own, other] if first else [other, own]))
+    supervisions = training_step(model, make_batch())[1]
+    main, group = (
+        [each for each in supervisions if each.group == name and "distill" not in each.losses[0].name]
+        for name in ("main", "teacher")
+    )
+    assert main[0].assigner is not model.criterion.supervisions[0].assigner
+    found, expected = (
+        [(*each.numbers(3), each.assigner, each.losses, each.repeats) for each in of] for of in (group, main)
+    )
+    assert found == expected
+    assert losses_of(model, make_batch()).keys() >= {"loss_class_0_teacher", "loss_class_teacher"}
+
+
 def test_weight_of_the_auxiliary_group():
     batch = make_batch()
     one, half = (

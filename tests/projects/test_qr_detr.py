@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,13 +12,22 @@ from detrx.analysis.flops import count_flops
 from detrx.cli import analyze_queries as tool
 from detrx.d2.config import LazyConfig
 from detrx.d2.utils import EventStorage
-from detrx.modeling import ContrastiveDenoising, DetectionTransformer, Method, Predictions
+from detrx.modeling import ContrastiveDenoising, DetectionTransformer, Method, Predictions, Supervision
 from detrx.projects.h_detr import HybridBranch
 from detrx.projects.mr_detr import MrDETR
 from detrx.projects.qr_detr import FixedRouter, QueryRouting, force_routers
 from detrx.projects.qr_detr.analysis import RoutingAnalysis
 from tests.modeling.small import make_input, make_model
-from tests.projects.contract import DETECTORS, Inference, detector, losses_of, make_batch, switch_on, training_step
+from tests.projects.contract import (
+    DETECTORS,
+    METHODS,
+    Inference,
+    detector,
+    losses_of,
+    make_batch,
+    switch_on,
+    training_step,
+)
 
 QUERIES, LAYERS = 10, 3
 CONFIGS = [f"qr_detr/qr_{name}_digits.py" for name in ("deformable_detr", "conditional_detr", "dab_detr")]
@@ -58,7 +68,7 @@ def masks_of_batch() -> list[Tensor]:
 
 @torch.no_grad()
 @pytest.mark.parametrize("regroup", ["scatter", "concat"])
-@pytest.mark.parametrize("ffn", ["processed", "all"])
+@pytest.mark.parametrize("ffn", ["processed", "modified", "all"])
 @pytest.mark.parametrize("name", ["deformable_detr", "conditional_detr", "dab_detr", "deformable_detr_plus_plus"])
 def test_detections_do_not_depend_on_the_rest_of_the_batch(name: str, ffn: str, regroup: str):
     model, masks = routed(name, ffn=ffn, regroup=regroup).eval(), masks_of_batch()
@@ -116,16 +126,21 @@ def gradients(loss: Tensor, parameters: list[Tensor]) -> list[Tensor | None]:
     return list(torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True))
 
 
-def test_exit_heads_by_hand():
+@pytest.mark.parametrize("router_reads", ["layer", "block"])
+def test_exit_heads_by_hand(router_reads: str):
     """They read sigma * (content + position), and their boxes start from the references that the router sees."""
-    model = routed()
+    model = routed(router_reads=router_reads)
     for head in model.methods[-1].box_heads.parameters():
         nn.init.normal_(head, std=0.1)
     seen = [None] * LAYERS
     for index, layer in enumerate(model.decoder.layers):
         layer.register_forward_pre_hook(lambda module, args, index=index: seen.__setitem__(index, args[0]))
+    attended = {}
+    model.decoder.layers[2].norm1.register_forward_hook(lambda module, args, out: attended.setdefault("content", out))
     predictions, supervisions = training_step(model, make_batch())
     method, exits = model.methods[-1], predictions["exit"]
+    if router_reads == "block":  # in EEQR_CA, the self-attended queries
+        seen[2] = replace(seen[2], **attended)
     for index, queries in enumerate(seen):
         q = queries.content + queries.pos
         score = q @ model.decoder.layers[index].router.weight.T
@@ -141,9 +156,33 @@ def test_exit_heads_by_hand():
 
 def test_exit_losses_of_detectors_with_other_losses_in_the_last_layer():
     """Align-DETR: an exit head is supervised as the layer is that it stands before."""
-    supervisions = training_step(routed("align_detr", exit_weight=0.5), make_batch())[1]
+    assert_exits_are_supervised_as_main(routed("align_detr", exit_weight=0.5), weight=0.5)
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize(("method", "layers"), [("hybrid_epoch", 1), ("hybrid_layer", 2), ("quality_aware", 2)])
+def test_exit_heads_are_supervised_as_their_layer_is_in_this_step(method: str, layers: int, first: bool):
+    """Whatever other methods change of the supervision, before or after QueryRouting in the list."""
+    other, own = METHODS[method].make(), QueryRouting()
+    model = switch_on(detector("deformable_detr"), *([own, other] if first else [other, own]))
+    plain = model.criterion.supervisions[0]
+    changed = assert_exits_are_supervised_as_main(model)
+    assert len(changed) == layers and changed[0].assigner is not plain.assigner
+    (later,) = assert_exits_are_supervised_as_main(model, 9) if method == "hybrid_epoch" else [plain]
+    assert later.assigner is plain.assigner
+
+
+def assert_exits_are_supervised_as_main(
+    model: DetectionTransformer, iteration: int = 0, weight: float = 1.0
+) -> list[Supervision]:
+    """Returns the supervisions of the exit heads."""
+    supervisions = training_step(model, make_batch(), iteration)[1]
     main, exits = ([s for s in supervisions if s.group == group] for group in ("main", "exit"))
-    assert [(s.layers, s.assigner, 0.5 * s.weight) for s in main] == [(s.layers, s.assigner, s.weight) for s in exits]
+    assert [(s.layers, s.assigner, s.losses, s.repeats, weight * s.weight) for s in main] == [
+        (s.layers, s.assigner, s.losses, s.repeats, s.weight) for s in exits
+    ]
+    assert exit_losses(losses_of(model, make_batch(), iteration))
+    return exits
 
 
 @torch.no_grad()
@@ -238,8 +277,9 @@ def test_groups_that_main_does_not_see_do_not_change_it():
 
 @pytest.mark.parametrize("name", ["deformable_detr", "dn_detr"])
 @pytest.mark.parametrize("detach", [True, False])
-def test_activation_checkpointing_changes_nothing(name: str, detach: bool):
-    model, batch = routed(name, detach_queries=detach), make_batch()
+@pytest.mark.parametrize("router_reads", ["layer", "block"])
+def test_activation_checkpointing_changes_nothing(name: str, detach: bool, router_reads: str):
+    model, batch = routed(name, detach_queries=detach, router_reads=router_reads), make_batch()
     recomputing = copy.deepcopy(model)
     recomputing.decoder.activation_checkpointing = True
     for each in (model, recomputing):
@@ -273,7 +313,8 @@ def test_what_it_does_not_work_for():
         QueryRouting(["full", "ffn"])
     for options, message in (
         ({"regroup": "sort"}, "regroup must be one of scatter, concat, got 'sort'"),
-        ({"ffn": "none"}, "ffn must be one of processed, all, got 'none'"),
+        ({"ffn": "none"}, "ffn must be one of processed, modified, all, got 'none'"),
+        ({"router_reads": "memory"}, "router_reads must be one of layer, block, got 'memory'"),
         ({"exit_weight": -1}, "exit_weight must not be negative, got -1"),
         ({"pass_column": 2}, "pass_column must be 0 or 1, got 2"),
         ({"period": 0}, "period must be 1 or more iterations, got 0"),
@@ -312,6 +353,7 @@ def test_tool_counts_what_passes(request, tmp_path, monkeypatch):
     assert figures["mean_passing"] == pytest.approx(17 / 3)
     macs = figures["multiply_adds"]
     assert macs["images"] == 2 and 0 < macs["routed"] < macs["plain"]
+    assert figures["milliseconds"]["images"] == 2 and figures["milliseconds"]["plain"] > 0
     assert (tmp_path / "out" / "routing.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -13,6 +13,7 @@ from detrx.modeling import (
     DecoderLayer,
     DeformableCrossAttention,
     DenseCrossAttention,
+    LayerOutput,
     MultiScaleTokens,
     Queries,
     QueryGroup,
@@ -20,7 +21,7 @@ from detrx.modeling import (
 )
 from detrx.modeling.queries import QueryLayout
 from detrx.projects.qr_detr import FixedRouter, QueryRouter, RoutedDecoderLayer
-from detrx.projects.qr_detr.routed_layer import FFN_ON, REGROUP, WRAPPED, Packing
+from detrx.projects.qr_detr.routed_layer import FFN_ON, REGROUP, ROUTER_READS, WRAPPED, Packing
 
 BATCH, DIM, QUERIES = 4, 16, 6
 SCHEMES = list(itertools.product(WRAPPED, REGROUP, FFN_ON))
@@ -93,6 +94,8 @@ def by_hand(layer: DecoderLayer, groups: list[QueryGroup], memory: MultiScaleTok
         x = queries.content[image]
         if wrapped == "self_attn":
             x = ca(put_back(x, sa(x[rows], rows)), every)
+            if ffn == "modified":  # by cross-attention
+                x = transform(x)
             moved = put_back(mask.float(), mask[rows].float()).bool()  # where the passing ones are now
             if ffn == "processed":
                 x[moved] = transform(x[moved])
@@ -100,7 +103,7 @@ def by_hand(layer: DecoderLayer, groups: list[QueryGroup], memory: MultiScaleTok
             x = sa(x, every) if wrapped == "cross_attn" else x
             processed = x[rows] if wrapped == "cross_attn" else sa(x[rows], rows)
             processed = ca(processed, rows)
-            x = put_back(x, transform(processed) if ffn == "processed" else processed)
+            x = put_back(x, processed if ffn == "all" else transform(processed))
         out.append(transform(x) if ffn == "all" else x)
     return torch.stack(out)
 
@@ -123,7 +126,8 @@ def run(
     wrapped, regroup, ffn = scheme
     routed = RoutedDecoderLayer(layer, FixedRouter(keep), wrapped, regroup, ffn).eval()
     layout = QueryLayout(groups)
-    return routed(layout.queries(), memory, layout, 0)
+    out = routed(layout.queries(), memory, layout, 0)
+    return out.content if isinstance(out, LayerOutput) else out
 
 
 def test_router_by_hand():
@@ -150,8 +154,10 @@ def test_gather_scatter_and_concat_by_hand():
     assert packing.queries.pos[..., 0].tolist() == [[11.5, 13.5], [22.5, 0]]
     assert packing.layout.groups[0].padding.tolist() == [[False, False], [False, True]]
     processed = -packing.queries.content
-    assert packing.regroup(content, processed, "scatter")[..., 0].tolist() == [[10, -11, 12, -13], [20, 21, -22, 23]]
-    assert packing.regroup(content, processed, "concat")[..., 0].tolist() == [[-11, -13, 10, 12], [-22, 20, 21, 23]]
+    scattered = packing.scatter(content, processed)
+    assert scattered[..., 0].tolist() == [[10, -11, 12, -13], [20, 21, -22, 23]]
+    concatenated = scattered.take_along_dim(packing.order()[..., None], dim=1)
+    assert concatenated[..., 0].tolist() == [[-11, -13, 10, 12], [-22, 20, 21, 23]]
     assert packing.front().index[packing.valid].tolist() == [0, 1, 0]
 
 
@@ -222,6 +228,22 @@ def test_forced_open_the_layer_is_the_plain_one(scheme: tuple):
     assert torch.equal(run(layer, groups, memory, 1.0, scheme), layer(layout.queries(), memory, layout, 0))
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("wrapped", WRAPPED)
+def test_what_the_router_reads(wrapped: str):
+    """Eqs. 9 and 10: the queries that enter the wrapped block, in EEQR_CA the self-attended ones; or the layer."""
+    layer, memory, group = make_layer(), make_memory(), make_group()
+    layout, seen = QueryLayout([group]), []
+    attended = layer.self_attention(layout.queries(), layout, 0)
+    router = FixedRouter(0.5)
+    router.register_forward_hook(lambda module, args, out: seen.append(args[0]))
+    for reads in ROUTER_READS:
+        routed = RoutedDecoderLayer(layer, router, wrapped, router_reads=reads, add_pos=False).eval()
+        routed(layout.queries(), memory, layout, 0)
+    expected = [group.content, attended if wrapped == "cross_attn" else group.content]
+    assert all(torch.equal(found, wanted) for found, wanted in zip(seen, expected, strict=True))
+
+
 @pytest.mark.parametrize("wrapped", WRAPPED)
 def test_skipped_queries_are_not_computed(wrapped: str):
     """Without a passing query nothing of the block runs at inference; in training it runs, for its gradients."""
@@ -273,7 +295,7 @@ def test_fixed_router():
         FixedRouter(torch.ones(3, dtype=torch.bool))(queries)
 
 
-@pytest.mark.parametrize("key", ["wrapped", "regroup", "ffn"])
+@pytest.mark.parametrize("key", ["wrapped", "regroup", "ffn", "router_reads"])
 def test_wrong_values(key: str):
     with pytest.raises(ValueError, match=f"{key} must be one of .*, got 'all of it'"):
         RoutedDecoderLayer(make_layer(), QueryRouter(DIM), **{key: "all of it"})
