@@ -227,6 +227,7 @@ def test_mixed_precision_reaches_the_teacher():
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         lesson = teacher.teach(model, images, ["self_attn", "cross_attn"])
     assert {call.q.dtype for calls in lesson.attention.values() for call in calls} == {torch.bfloat16}
+    teacher.forget()
     exact = teacher.teach(model, images, ["cross_attn"])
     assert lesson.predictions.logits.dtype == torch.float32
     for low, high in zip(lesson.attention["cross_attn"], exact.attention["cross_attn"], strict=True):
