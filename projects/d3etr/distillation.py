@@ -118,6 +118,10 @@ class Distillation(Method):
             )
         if auxiliary_queries == "own" and auxiliary is None:
             raise InvalidInputError('auxiliary_queries="own", but there is no auxiliary group: auxiliary is None')
+        if (queries, auxiliary_queries) == ("teacher", "own"):
+            raise InvalidInputError(
+                'queries="teacher" with auxiliary_queries="own" would train queries that are not used at inference'
+            )
         if isinstance(inherit, str):
             raise InvalidInputError(f'inherit must be a list of parts, such as ["encoder", "decoder"], got {inherit!r}')
         weights = {"class": class_weight, "l1": l1_weight, "giou": giou_weight, "auxiliary": auxiliary_weight}

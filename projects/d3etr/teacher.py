@@ -121,7 +121,7 @@ class Teacher:
     def load(self) -> DetectionTransformer:
         if not self.checkpoint and not self.allow_untrained:
             raise InvalidInputError(
-                "Distillation needs the weights of its teacher: set `checkpoint` of the method to a file "
+                "distillation needs the weights of its teacher: set `checkpoint` of the method to a file "
                 "(model.methods.N.checkpoint=FILE)"
             )
         config = self.config
@@ -133,9 +133,9 @@ class Teacher:
             try:
                 AtomicCheckpointer(model, prefer_ema=True).load(self.checkpoint, checkpointables=[], strict=True)
             except CheckpointError as error:
-                raise CheckpointError(f"teacher of Distillation: {error}") from error
+                raise CheckpointError(f"teacher of the distillation: {error}") from error
         else:
-            logger.warning("The teacher of Distillation has random weights.")
+            logger.warning("The teacher of the distillation has random weights.")
         model.methods = nn.ModuleList()
         return model
 

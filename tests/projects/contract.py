@@ -32,7 +32,7 @@ from detrx.modeling import (
     Targets,
     TopKAssigner,
 )
-from detrx.projects.d3etr import Distillation
+from detrx.projects.d3etr import MGD, Distillation, EncoderDistillation
 from detrx.projects.d3etr.teacher import Teacher, freeze
 from detrx.projects.h_detr import HybridBranch, HybridEpoch, HybridLayer
 from detrx.projects.mr_detr import MrDETR
@@ -128,6 +128,22 @@ def distillation(teacher: DetectionTransformer | None = None, **options: object)
     return method
 
 
+class AnyLevels(MGD):
+    """For as many levels as the detector has."""
+
+    def __init__(self):
+        super().__init__(embed_dim=64, num_levels=4)
+
+    def check(self, student: MultiScaleTokens, teacher: MultiScaleTokens) -> None:
+        assert student.shapes == teacher.shapes
+
+
+def encoder_distillation() -> EncoderDistillation:
+    method = EncoderDistillation(AnyLevels(), "", allow_untrained=True)
+    method.teacher = SameKind()
+    return method
+
+
 METHODS: dict[str, Contract] = {
     "hybrid_branch": Contract(lambda: HybridBranch(num_queries=12, copies=3)),
     "hybrid_epoch": Contract(lambda: HybridEpoch(max_iter=10, copies=2)),
@@ -154,6 +170,7 @@ METHODS: dict[str, Contract] = {
         refused=dict.fromkeys(("deformable_detr", *TWO_STAGE), "of cross_attn compares dense attention maps"),
     ),
     "distillation_of_predictions": Contract(lambda: distillation(losses=["prediction"])),
+    "encoder_distillation": Contract(encoder_distillation),
     "encoder_supervision": Contract(
         encoder_supervision, refused=dict.fromkeys(TWO_STAGE, "is for detectors without EncoderProposals")
     ),

@@ -208,6 +208,7 @@ def test_images_are_normalised_again_for_the_teacher():
         ({"queries": "both"}, "queries must be one of"),
         ({"queries": "teacher", "matching": None}, 'matching is None: set matching="index"'),
         ({"auxiliary_queries": "own", "auxiliary": None}, 'auxiliary_queries="own", but there is no auxiliary group'),
+        ({"queries": "teacher", "auxiliary_queries": "own"}, "would train queries that are not used at inference"),
         ({"query_reduction": "max"}, "query_reduction must be one of"),
         ({"inherit": "encoder"}, "inherit must be a list"),
         ({"l1_weight": -1.0}, "l1_weight below 0"),

@@ -202,7 +202,7 @@ def test_teachers_that_cannot_be_loaded(tmp_path: Path, checkpoint: str):
     cpu = torch.device("cpu")
     with pytest.raises(ValueError, match="needs the weights of its teacher: set `checkpoint`"):
         Teacher(small_config(), "").on(cpu)
-    with pytest.raises(CheckpointError, match=r"teacher of Distillation: checkpoint .*nowhere.pth does not exist"):
+    with pytest.raises(CheckpointError, match=r"teacher of the distillation: checkpoint .*nowhere.pth does not exist"):
         Teacher(small_config(), str(tmp_path / "nowhere.pth")).on(cpu)
     with pytest.raises(CheckpointError, match="is from another model"):
         Teacher(DETR, checkpoint).on(cpu)
