@@ -1,4 +1,4 @@
-"""MGD on Conditional DETR, 12 epochs of COCO: the encoder learns from that of ResNet-101. `checkpoint` has to be set."""
+"""MGD on Conditional DETR, 12 epochs of COCO: ResNet-101 teaches the encoder. `checkpoint` has to be set."""
 
 from detrx.d2.config import LazyCall as L
 from detrx.projects.d3etr import MGD, EncoderDistillation
