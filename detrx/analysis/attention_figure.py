@@ -94,8 +94,14 @@ def draw_head(panel: Axes, pixels: np.ndarray, look: Look, query: int, head: int
     panel.imshow(pixels, extent=(0, width, height, 0))
     if look.maps is not None:
         values = look.maps[head, query].numpy()
+        # The image shows through where there is little attention.
         panel.imshow(
-            values, cmap="jet", alpha=0.55, extent=(0, width, height, 0), interpolation="bilinear", aspect="auto"
+            values,
+            cmap="jet",
+            alpha=0.2 + 0.6 * values / values.max(),
+            extent=(0, width, height, 0),
+            interpolation="bilinear",
+            aspect="auto",
         )
         panel.set_aspect(1)
         return

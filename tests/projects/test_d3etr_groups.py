@@ -83,19 +83,19 @@ def test_who_assigns_in_a_row_of_table_5(row: str):
         assert isinstance(by_teacher.assigner, AdaptiveMatcher) == (group in adaptive)
 
 
-@pytest.mark.parametrize("name", ["detr", "conditional_detr", "dab_detr", "dn_detr"])
+@pytest.mark.parametrize("name", ["detr", "conditional_detr", "dab_detr", "dn_detr", "deformable_detr"])
 def test_student_with_the_queries_of_its_teacher(name: str):
     """It keeps them in training, and has them at inference; a second training does not copy them again."""
     teacher = quiet_teacher(name)
-    method = distillation(teacher, **TABLE_5["fixed"])
-    model = switch_on(detector(name), method)
+    options = {**TABLE_5["fixed"], "losses": ["prediction"]}
+    model = switch_on(detector(name), distillation(teacher, **options))
     optimizer = torch.optim.SGD((p for p in model.parameters() if p.requires_grad), lr=0.1)
     sum(losses_of(model, make_batch()).values()).backward()
     optimizer.step()
     expected = teacher.query_source.state_dict()
     assert all(torch.equal(value, expected[key]) for key, value in model.query_source.state_dict().items())
     assert not any(parameter.requires_grad for parameter in model.query_source.parameters())
-    resumed = switch_on(detector(name), distillation(quiet_teacher(name), **TABLE_5["fixed"]))
+    resumed = switch_on(detector(name), distillation(quiet_teacher(name), **options))
     with torch.no_grad():
         for parameter in model.query_source.parameters():
             parameter.add_(1)
@@ -149,7 +149,7 @@ def test_second_set_of_queries_is_trained():
     assert not any(key.endswith("_teacher") for key in losses)
 
 
-@pytest.mark.parametrize("name", ["deformable_detr_plus_plus", "pattern_queries"])
+@pytest.mark.parametrize("name", ["deformable_detr_plus_plus", "dino", "pattern_queries"])
 def test_queries_that_depend_on_the_image_cannot_be_those_of_the_teacher(name: str):
     model = detector(name)
     method = Distillation("", losses=["prediction"], **TABLE_5["fixed"])
