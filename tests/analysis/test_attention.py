@@ -146,7 +146,7 @@ def test_what_cannot_be_drawn():
 
 def test_picture():
     """Panels in the order of rows and heads, the map stretched over the image, and the boxes of each row."""
-    maps = torch.zeros(3, 2, 2, 4)
+    maps = torch.full((3, 2, 2, 4), 0.01)
     maps[2, 1, 0, 3] = 1.0
     predictions = Predictions(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 4))
     scores = torch.tensor([[0.1, 0.2], [0.9, 0.3]])

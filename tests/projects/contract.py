@@ -128,20 +128,16 @@ def distillation(teacher: DetectionTransformer | None = None, **options: object)
     return method
 
 
-class AnyLevels(MGD):
-    """For as many levels as the detector has."""
+class EncoderDistillationOfAnyLevels(EncoderDistillation):
+    """Of as many levels as the detector has."""
 
     def __init__(self):
-        super().__init__(embed_dim=64, num_levels=4)
+        super().__init__(MGD(64), "", allow_untrained=True)
+        self.teacher = SameKind()
 
-    def check(self, student: MultiScaleTokens, teacher: MultiScaleTokens) -> None:
-        assert student.shapes == teacher.shapes
-
-
-def encoder_distillation() -> EncoderDistillation:
-    method = EncoderDistillation(AnyLevels(), "", allow_untrained=True)
-    method.teacher = SameKind()
-    return method
+    def attach(self, model: DetectionTransformer) -> None:
+        super().attach(model)
+        self.loss = MGD(64, num_levels=model.tokenizer.num_levels)
 
 
 METHODS: dict[str, Contract] = {
@@ -170,7 +166,7 @@ METHODS: dict[str, Contract] = {
         refused=dict.fromkeys(("deformable_detr", *TWO_STAGE), "of cross_attn compares dense attention maps"),
     ),
     "distillation_of_predictions": Contract(lambda: distillation(losses=["prediction"])),
-    "encoder_distillation": Contract(encoder_distillation),
+    "encoder_distillation": Contract(EncoderDistillationOfAnyLevels),
     "encoder_supervision": Contract(
         encoder_supervision, refused=dict.fromkeys(TWO_STAGE, "is for detectors without EncoderProposals")
     ),
