@@ -11,40 +11,47 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from detrx.errors import InvalidInputError
-from detrx.layers import SamplingInputs, recording
+from detrx.layers import Recorded, recording
 from detrx.modeling import Criterion, DecoderLayer, DetectionTransformer, MultiScaleTokens, Predictions, Targets
 from detrx.modeling.cross_attention import DeformableCrossAttention, check_part
 
-__all__ = ["Chosen", "Look", "choose_queries", "look_at"]
+__all__ = ["Chosen", "Look", "SamplingPoints", "choose_queries", "look_at"]
+
+
+@dataclass(frozen=True)
+class SamplingPoints:
+    """Where N queries sample with M heads; places are xy in [0, 1] of the image.
+
+    Attributes:
+        places: (M, N, P, 2) points of all levels.
+        weights: (M, N, P).
+        reference: (N, 2) around which the points are.
+    """
+
+    places: Tensor
+    weights: Tensor
+    reference: Tensor
 
 
 @dataclass(frozen=True)
 class Look:
     """What the N main queries attend to with M heads in one decoder layer, for one image.
 
-    Places are xy in [0, 1] of the image; everything but the predictions is on the host.
-
     Attributes:
-        predictions: of all layers.
+        predictions: of all layers, on the model's device; everything else is on the host.
         scores: (N, K) of the last layer, in [0, 1].
         boxes: (N, 4) of the last layer, cxcywh in [0, 1].
-        maps: (M, N, H, W) weights of the cells of the image; None for deformable attention.
-        points: (M, N, P, 2) sampling points of all levels; None for dense attention.
-        weights: (M, N, P) weights of the points.
-        reference: (N, 2) around which the points are.
+        attention: maps (M, N, H, W), the weights of the cells of the image; or the points of deformable attention.
     """
 
     predictions: Predictions
     scores: Tensor
     boxes: Tensor
-    maps: Tensor | None = None
-    points: Tensor | None = None
-    weights: Tensor | None = None
-    reference: Tensor | None = None
+    attention: Tensor | SamplingPoints
 
     @property
     def num_heads(self) -> int:
-        return len(self.weights if self.maps is None else self.maps)
+        return len(self.attention.weights if isinstance(self.attention, SamplingPoints) else self.attention)
 
 
 @dataclass(frozen=True)
@@ -76,20 +83,21 @@ def look_at(model: DetectionTransformer, inputs: dict[str, Any], layer: int = -1
         raise InvalidInputError(
             f"decoder layer {layer} is a {type(layers[layer]).__name__}, in which not all queries attend to the image"
         )
-    attention = layers[layer].cross_attn
+    cross_attn = layers[layer].cross_attn
+    recorded: list[Recorded[Any]] = [cross_attn]
     memory = model.encode(model.preprocess([inputs]))
     main, _ = model.query_source(memory)
-    with recording([attention]) as (calls,):
+    with recording(recorded) as (calls,):
         predictions = model.decoder([main], memory)["main"]
     (call,) = calls
     scores, boxes = model.postprocess.scores(predictions)[0].cpu(), predictions.boxes[-1, 0].float().cpu()
     if predictions.padding is not None:
         scores = scores.masked_fill(predictions.padding[0, :, None].cpu(), -1.0)
-    if isinstance(call, SamplingInputs):
-        points, weights = (each[0].transpose(0, 1).flatten(2, 3).cpu() for each in call.points())
-        return Look(predictions, scores, boxes, None, points, weights, call.reference[0, :, 0, :2].float().cpu())
-    assert not isinstance(attention, DeformableCrossAttention)
-    maps = on_finest_grid(attention.part_of(call, memory, part).weights()[0], memory)
+    if isinstance(cross_attn, DeformableCrossAttention):
+        places, weights = (each[0].transpose(0, 1).flatten(2, 3).cpu() for each in call.points())
+        reference = call.reference[0, :, 0, :2].float().cpu()
+        return Look(predictions, scores, boxes, SamplingPoints(places, weights, reference))
+    maps = on_finest_grid(cross_attn.part_of(call, memory, part).weights()[0], memory)
     return Look(predictions, scores, boxes, maps.cpu())
 
 

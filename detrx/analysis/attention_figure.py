@@ -92,8 +92,9 @@ def draw_head(panel: Axes, pixels: np.ndarray, look: Look, query: int, head: int
     """The image with the map, or the sampling points, of one query and head."""
     height, width = pixels.shape[:2]
     panel.imshow(pixels, extent=(0, width, height, 0))
-    if look.maps is not None:
-        values = look.maps[head, query].numpy()
+    attention = look.attention
+    if isinstance(attention, Tensor):
+        values = attention[head, query].numpy()
         # The image shows through where there is little attention.
         panel.imshow(
             values,
@@ -105,13 +106,13 @@ def draw_head(panel: Axes, pixels: np.ndarray, look: Look, query: int, head: int
         )
         panel.set_aspect(1)
         return
-    points = look.points[head, query] * torch.tensor([width, height])
-    weights = look.weights[head, query]
+    points = attention.places[head, query] * torch.tensor([width, height])
+    weights = attention.weights[head, query]
     order = weights.argsort()  # the largest on top
     share = (weights / weights.max())[order]
     x, y = points[order].T
     panel.scatter(x, y, s=4 + 40 * share, c=weights[order], cmap="autumn", edgecolors="black", linewidths=0.4)
-    x, y = look.reference[query] * torch.tensor([width, height])
+    x, y = attention.reference[query] * torch.tensor([width, height])
     panel.plot([x], [y], marker="+", color="white", markersize=9, markeredgewidth=1.5)
 
 

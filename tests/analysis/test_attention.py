@@ -5,7 +5,7 @@ import torch
 from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 
-from detrx.analysis.attention import Chosen, Look, choose_queries, look_at, on_finest_grid
+from detrx.analysis.attention import Chosen, Look, SamplingPoints, choose_queries, look_at, on_finest_grid
 from detrx.analysis.attention_figure import OTHER_TRUTH, OWN_TRUTH, PREDICTED, Row, draw_attention
 from detrx.modeling import DetectionTransformer, Predictions
 from detrx.projects.qr_detr import FixedRouter, QueryRouting
@@ -54,8 +54,8 @@ def test_maps_of_conditional_detr(part: str, layer: int):
     wanted = pairs.values() if part == "full" else [pairs[part]]
     logits = sum(by_heads(q, 4) @ by_heads(k, 4).transpose(1, 2) for q, k in wanted) / 32**0.5
     look = look_at(model, inputs, layer, part)
-    torch.testing.assert_close(look.maps, logits.softmax(-1).unflatten(-1, (8, 12)), atol=1e-6, rtol=1e-4)
-    assert look.num_heads == 4 and look.points is None
+    torch.testing.assert_close(look.attention, logits.softmax(-1).unflatten(-1, (8, 12)), atol=1e-6, rtol=1e-4)
+    assert look.num_heads == 4
 
 
 @pytest.mark.parametrize("part", ["spatial", "content", "full"])
@@ -72,7 +72,7 @@ def test_maps_of_detr(part: str):
     q = (queries.content + queries.pos) @ wq.T + bq
     keys = {"spatial": memory.pos, "content": memory.tokens, "full": memory.pos + memory.tokens}
     logits = by_heads(q, 4) @ by_heads(keys[part] @ wk.T + bk, 4).transpose(1, 2) / 16**0.5
-    torch.testing.assert_close(look.maps, logits.softmax(-1).unflatten(-1, (8, 12)), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(look.attention, logits.softmax(-1).unflatten(-1, (8, 12)), atol=1e-5, rtol=1e-4)
 
 
 def test_points_of_deformable_attention():
@@ -82,9 +82,10 @@ def test_points_of_deformable_attention():
     attention.reset_parameters()
     look = look_at(model, inputs)
     heads, samples = attention.num_heads, attention.num_levels * attention.num_points
-    assert look.maps is None and look.points.shape == (heads, 10, samples, 2) and look.num_heads == heads
-    torch.testing.assert_close(look.weights, torch.full((heads, 10, samples), 1 / samples))
-    away = look.points - look.reference[None, :, None]
+    points = look.attention
+    assert points.places.shape == (heads, 10, samples, 2) and look.num_heads == heads
+    torch.testing.assert_close(points.weights, torch.full((heads, 10, samples), 1 / samples))
+    away = points.places - points.reference[None, :, None]
     assert (away[0, ..., 0] > 0).all() and away[0, ..., 1].abs().max() < 1e-5, (
         "the ray of the first head is to the right"
     )
@@ -151,15 +152,13 @@ def test_picture():
     predictions = Predictions(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 4))
     scores = torch.tensor([[0.1, 0.2], [0.9, 0.3]])
     boxes = torch.tensor([[0.5, 0.5, 0.5, 0.5], [0.25, 0.5, 0.5, 1.0]])
-    dense = Look(predictions, scores, boxes, maps=maps)
-    deformable = Look(
-        predictions,
-        scores,
-        boxes,
-        points=torch.full((3, 2, 4, 2), 0.5),
+    dense = Look(predictions, scores, boxes, maps)
+    sampling = SamplingPoints(
+        places=torch.full((3, 2, 4, 2), 0.5),
         weights=torch.tensor([0.1, 0.4, 0.3, 0.2]).expand(3, 2, 4),
         reference=torch.tensor([[0.5, 0.5], [0.25, 0.75]]),
     )
+    deformable = Look(predictions, scores, boxes, sampling)
     rows = [Row("dense", dense, Chosen(1, 0)), Row("deformable", deformable, Chosen(1, 1))]
     image = torch.zeros(3, 40, 80, dtype=torch.uint8)
     truth = torch.tensor([[0.5, 0.5, 0.25, 0.5], [0.1, 0.1, 0.1, 0.1]])
