@@ -18,6 +18,7 @@ STABLE = ("detrx", "detrx.model_zoo", "detrx.errors", "detrx.d2.config", "detrx.
 PROVISIONAL = (
     *("detrx.modeling", "detrx.layers", "detrx.ops", "detrx.data", "detrx.evaluation", "detrx.engine"),
     *("detrx.checkpoint", "detrx.export", "detrx.analysis", "detrx.analysis.report", "detrx.analysis.queries"),
+    *("detrx.analysis.attention", "detrx.analysis.attention_figure"),
     *("detrx.projects.h_detr", "detrx.projects.mr_detr", "detrx.projects.qr_detr", "detrx.projects.paq_detr"),
     "detrx.projects.d3etr",
 )

@@ -5,17 +5,17 @@ from .attention import (
     AttentionInputs,
     ConditionalSelfAttention,
     MultiheadAttention,
-    recording,
     reset_linears,
 )
 from .boxes import cxcywh_to_xyxy, inverse_sigmoid, iou_xyxy, xyxy_to_cxcywh
-from .deformable_attention import MultiScaleDeformableAttention
+from .deformable_attention import MultiScaleDeformableAttention, SamplingInputs
 from .linear import Linear
 from .mlp import FFN, MLP
 from .moe import ExpertLoad, Gate, MixtureFFN, MoEFFN
 from .position import SinePositionEmbedding, sine_embedding
 from .precision import cast_like
 from .recompute import is_recomputing, run_layer
+from .record import Recorded, recording
 from .transfer import to_device, to_host
 
 __all__ = [
@@ -31,6 +31,8 @@ __all__ = [
     "MoEFFN",
     "MultiScaleDeformableAttention",
     "MultiheadAttention",
+    "Recorded",
+    "SamplingInputs",
     "SinePositionEmbedding",
     "cast_like",
     "cxcywh_to_xyxy",

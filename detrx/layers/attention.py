@@ -1,7 +1,5 @@
 """Multi-head attention, with projection and attention as separate steps for query groups."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detrx.errors import InvalidInputError
+
+from .record import Recorded
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,10 @@ class AttentionInputs:
         return (scores if self.blocked is None else scores.masked_fill(self.blocked, float("-inf"))).softmax(-1)
 
 
-class Attention(nn.Module):
+class Attention(Recorded[AttentionInputs]):
     """Scaled dot-product attention between queries, keys and values that a subclass projects.
 
-    Attributes:
-        record: list to which every call of `attend` appends its inputs (see `recording`), or None.
+    Every call of `attend` can be recorded.
     """
 
     def __init__(self, embed_dim: int, num_heads: int, dropout: float = 0.0):
@@ -46,7 +45,6 @@ class Attention(nn.Module):
         self.num_heads = num_heads
         self.dropout = dropout
         self.out_proj = nn.Linear(embed_dim, embed_dim)
-        self.record: list[AttentionInputs] | None = None
 
     def split_heads(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, heads, N, C / heads)."""
@@ -70,23 +68,6 @@ class Attention(nn.Module):
             q, k, v, attn_mask=visible, dropout_p=self.dropout if self.training else 0.0
         )
         return out.transpose(1, 2).flatten(2)
-
-
-@contextmanager
-def recording(attentions: Sequence[Attention]) -> Iterator[list[list[AttentionInputs]]]:
-    """Context that records the inputs of every call of `attend` of some modules, and returns a list for each module.
-
-    Attention itself is computed as usual. Attention maps can be computed from the records (`AttentionInputs.weights`).
-    With activation checkpointing only the first of the two runs is recorded.
-    """
-    records: list[list[AttentionInputs]] = [[] for _ in attentions]
-    for attention, record in zip(attentions, records, strict=True):
-        attention.record = record
-    try:
-        yield records
-    finally:
-        for attention in attentions:
-            attention.record = None
 
 
 class MultiheadAttention(Attention):

@@ -1,21 +1,47 @@
 """Multi-scale deformable attention (Deformable DETR, arXiv 2010.04159, Eq. 3)."""
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from detrx.errors import InvalidInputError
 from detrx.ops import has_kernel, ms_deform_attn_fused
+from detrx.ops.ms_deform_attn_fused import locations_and_weights
 
 from .linear import Linear
+from .record import Recorded
 
 # Time to add one channel of a token to a sample, in multiply-adds of a projection; a conservative estimate.
 _SAMPLE_COST = 10
 
 
-class MultiScaleDeformableAttention(nn.Module):
-    """Each query samples `num_points` points around its reference on each feature level.
+@dataclass(frozen=True)
+class SamplingInputs:
+    """Where one call of `MultiScaleDeformableAttention` samples.
+
+    Attributes:
+        reference: (B, Q, L, 2) xy or (B, Q, L, 4) cxcywh, in [0, 1] over each level.
+        offsets: (B, Q, M, L, P, 2), as `ms_deform_attn_fused` takes them.
+        logits: (B, Q, M, L, P) before the softmax over the L * P points.
+        spatial_shapes: (L, 2) height and width of each level.
+    """
+
+    reference: Tensor
+    offsets: Tensor
+    logits: Tensor
+    spatial_shapes: Tensor
+
+    def points(self) -> tuple[Tensor, Tensor]:
+        """Locations (B, Q, M, L, P, 2), xy in [0, 1] over each level, and weights (B, Q, M, L, P), in float32."""
+        return locations_and_weights(
+            self.spatial_shapes, self.reference.float(), self.offsets.float(), self.logits.float()
+        )
+
+
+class MultiScaleDeformableAttention(Recorded[SamplingInputs]):
+    """Each query samples `num_points` points around its reference on each feature level. Its calls can be recorded.
 
     Args:
         embed_dim: channels C of queries and memory.
@@ -74,6 +100,8 @@ class MultiScaleDeformableAttention(nn.Module):
         """
         if tokens.dtype == torch.float64:
             reference = reference.double()
+        if self.record is not None:
+            self.record.append(self.sampling(query, reference, spatial_shapes))
         if self._samples_first(query, tokens):
             out = self._sample_then_project(query, reference, tokens, spatial_shapes, level_start_index, padding_mask)
             return self.output_proj(out)
@@ -85,6 +113,12 @@ class MultiScaleDeformableAttention(nn.Module):
         value = value.unflatten(-1, (self.num_heads, -1))
         out = ms_deform_attn_fused(value, spatial_shapes, level_start_index, reference, offsets, logits)
         return self.output_proj(out)
+
+    def sampling(self, query: Tensor, reference: Tensor, spatial_shapes: Tensor) -> SamplingInputs:
+        """Where queries (B, Q, C) sample; arguments as in `forward`."""
+        shape = (self.num_heads, self.num_levels, self.num_points)
+        offsets = self.sampling_offsets(query).unflatten(-1, (*shape, 2))
+        return SamplingInputs(reference, offsets, self.attention_weights(query).unflatten(-1, shape), spatial_shapes)
 
     def _samples_first(self, query: Tensor, tokens: Tensor) -> bool:
         """Whether sampling all channels for every head is clearly less work than projecting all tokens.

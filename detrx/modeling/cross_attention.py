@@ -1,15 +1,32 @@
 """Cross-attentions of the decoder, from the queries to the encoded tokens."""
 
+from dataclasses import replace
 from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detrx.layers import Attention, MultiheadAttention, MultiScaleDeformableAttention, reset_linears
+from detrx.errors import InvalidInputError
+from detrx.layers import (
+    Attention,
+    AttentionInputs,
+    MultiheadAttention,
+    MultiScaleDeformableAttention,
+    reset_linears,
+)
 
 from .queries import Queries
 from .tokens import MultiScaleTokens
+
+MAP_PARTS = ("spatial", "content", "full")
+"""What a map of dense cross-attention can be made from: places alone, contents alone, or both, as in the model."""
+
+
+def check_part(part: str) -> None:
+    """Raise ValueError if there is no such part of an attention map."""
+    if part not in MAP_PARTS:
+        raise InvalidInputError(f"part of an attention map must be one of {MAP_PARTS}, got {part!r}")
 
 
 class DeformableCrossAttention(MultiScaleDeformableAttention):
@@ -44,6 +61,16 @@ class DenseCrossAttention(MultiheadAttention):
         weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
         q, k, v = (self.split_heads(F.linear(*each)) for each in zip(inputs, weights, biases, strict=True))
         return self.out_proj(self.attend(q, k, v, memory.blocked_keys() if self.mask_padding else None))
+
+    def part_of(self, inputs: AttentionInputs, memory: MultiScaleTokens, part: str) -> AttentionInputs:
+        """The inputs of a call with keys made from the tokens' positions ("spatial") or contents ("content") alone, or
+        from both ("full")."""
+        check_part(part)
+        if part == "full":
+            return inputs
+        key = memory.pos if part == "spatial" else memory.tokens
+        weight, bias = self.in_proj_weight.chunk(3)[1], self.in_proj_bias.chunk(3)[1]
+        return replace(inputs, k=self.split_heads(F.linear(key, weight, bias)))
 
 
 class ConditionalCrossAttention(Attention):
@@ -83,6 +110,16 @@ class ConditionalCrossAttention(Attention):
         k = torch.cat([self.split_heads(key), self.split_heads(key_place)], dim=-1)
         v = self.split_heads(self.value_proj(memory.tokens))
         return self.out_proj(self.attend(q, k, v, memory.blocked_keys() if self.mask_padding else None))
+
+    def part_of(self, inputs: AttentionInputs, memory: MultiScaleTokens, part: str) -> AttentionInputs:
+        """The inputs of a call that compare places ("spatial": the spatial attention of the paper) or contents
+        ("content") alone, on the scale that they have in the sum of both ("full")."""
+        check_part(part)
+        if part == "full":
+            return inputs
+        content, place = inputs.q.chunk(2, dim=-1)
+        kept = (content, torch.zeros_like(place)) if part == "content" else (torch.zeros_like(content), place)
+        return replace(inputs, q=torch.cat(kept, dim=-1))
 
 
 CrossAttention: TypeAlias = DeformableCrossAttention | DenseCrossAttention | ConditionalCrossAttention

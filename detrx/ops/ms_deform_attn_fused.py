@@ -69,14 +69,15 @@ def ms_deform_attn_fused_reference(
     """
     check_arguments(value, spatial_shapes, level_start_index, offsets, logits, reference)
     wide_value, reference, offsets, logits = in_full_precision(value, reference, offsets, logits)
-    locations, weights = _locations_and_weights(spatial_shapes, reference, offsets, logits)
+    locations, weights = locations_and_weights(spatial_shapes, reference, offsets, logits)
     output = ms_deform_attn_reference(wide_value, spatial_shapes, level_start_index, locations, weights, shapes)
     return output.to(value.dtype)
 
 
-def _locations_and_weights(
+def locations_and_weights(
     spatial_shapes: Tensor, reference: Tensor, offsets: Tensor, logits: Tensor
 ) -> tuple[Tensor, Tensor]:
+    """Sampling locations (B, Q, M, L, P, 2) and attention weights (B, Q, M, L, P) of `ms_deform_attn_fused`."""
     weights = logits.flatten(3).softmax(-1).view_as(logits)
     reference = reference[:, :, None, :, None]
     if reference.shape[-1] == 2:
@@ -104,7 +105,7 @@ def _fused_reference_backward(
     wide_grad, wide_value, wide_reference, wide_offsets, wide_logits = in_full_precision(
         grad_output, value, reference, offsets, logits
     )
-    locations, weights = _locations_and_weights(spatial_shapes, wide_reference, wide_offsets, wide_logits)
+    locations, weights = locations_and_weights(spatial_shapes, wide_reference, wide_offsets, wide_logits)
     grad_value, grad_locations, grad_weights = reference_backward(
         wide_grad, wide_value, spatial_shapes, level_start_index, locations, weights
     )

@@ -59,6 +59,7 @@ class PairsAnalysis(QueryAnalysis):
         """Process an image."""
         images = self.model.preprocess([inputs])
         lesson = self.method.teacher.teach(self.model, images, [])
+        self.method.teacher.forget()
         student = self.model.decode(self.model.encode(images))["main"]
         layers = min(len(student.logits), len(lesson.predictions.logits))
         student = student.of_layers(slice(len(student.logits) - layers, None))

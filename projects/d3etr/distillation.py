@@ -10,19 +10,29 @@ import torch
 
 from detrx.errors import InvalidInputError
 from detrx.layers import AttentionInputs, recording
-from detrx.modeling import Branch, DetectionTransformer, Method, Predictions, QueryGroup, Step, Supervision
+from detrx.modeling import (
+    Branch,
+    DetectionTransformer,
+    EncoderProposals,
+    Method,
+    Predictions,
+    QueryContent,
+    QueryGroup,
+    Step,
+    Supervision,
+)
 from detrx.modeling.losses import Loss
 from detrx.modeling.matching import Assigner
 from detrx.modeling.queries import QueryLayout
 
 from .losses import AttentionDistillation, ClassDistillation, GIoUDistillation, L1Distillation
-from .matching import AdaptiveMatcher, DistillationCost, OfTeacher, SoftClasses, in_order
+from .matching import REDUCTIONS, AdaptiveMatcher, DistillationCost, OfTeacher, SoftClasses, in_order
 from .teacher import Lesson, Teacher, attentions_of, has_softmax, inherit
 
 LOSSES = ("prediction", "self_attention", "cross_attention")
 MATCHING = ("adaptive", "index", "random")
+QUERIES = ("own", "teacher")
 CONSTRAINTS = ("none", "last", "all")
-GROUP = "teacher"
 COMPONENTS = {"self_attention": "self_attn", "cross_attention": "cross_attn"}
 
 
@@ -34,6 +44,8 @@ class Distillation(Method):
     main one. Each is paired with itself in the teacher (fixed matching), and the ground truth supervises the group like
     the main one. If the decoders have different numbers of layers, the last layers are compared.
 
+    Each group can have the student's own queries or the teacher's, and any matching (Table 5 of the paper).
+
     The teacher is loaded at the first training step. It is not a part of the student's parameters, state dict or
     copies, and is not used at inference.
 
@@ -41,17 +53,23 @@ class Distillation(Method):
         teacher: file of a config, a name in the model zoo, or a config with a `model`.
         checkpoint: file of the teacher's weights.
         losses: losses of both groups, some of `LOSSES`.
-        matching: pairing of the main queries: "adaptive"; "index", by their index (no matching); "random", drawn for
-            each image and step; None: no distillation of the main queries.
-        auxiliary: pairing of the auxiliary group, with the same values; "index" is fixed matching; None: no auxiliary
-            group.
-        constraint: layers in which the auxiliary group uses the assignment of the teacher's predictions to the ground
-            truth instead of its own: "none", "last" or "all".
+        matching: pairing of the main queries: "adaptive"; "index", by their index (fixed matching if they are the
+            teacher's, otherwise no matching); "random", drawn for each image and step; None: no distillation of the
+            main queries.
+        queries: the main queries are the student's "own", or those of the "teacher": its query source is copied when a
+            training starts and not trained, so that they are the student's queries at inference, too.
+        auxiliary: pairing of the auxiliary group, with the values of `matching`; None: no auxiliary group.
+        auxiliary_queries: the queries of the auxiliary group are those of the "teacher", or a second learned set of the
+            student's "own".
+        constraint: layers in which groups with the teacher's queries use the assignment of the teacher's predictions to
+            the ground truth instead of their own (Eq. 7): "none", "last" or "all".
         inherit: parts of the student that are initialised with the teacher's weights when a training starts (not when
             it is resumed).
         class_weight, l1_weight, giou_weight: weights of the predictions in losses and cost (Eqs. 5 and 10).
         self_attention_weight, cross_attention_weight: weights of the attention maps.
         class_reduction: "sum" or "mean" over the classes, in loss and cost.
+        query_reduction: "mean" or "sum" over the paired queries of an image, in the losses of the predictions. Eq. 10
+            is printed with a sum; the losses are then N times as large for N queries.
         auxiliary_weight: factor of all losses of the auxiliary group.
         share_images: the teacher receives the images as normalised by the student; see `Teacher`.
         keep_maps: keep the attention maps of all layers for the backward pass; otherwise, recompute them.
@@ -64,7 +82,9 @@ class Distillation(Method):
         checkpoint: str = "",
         losses: Sequence[str] = LOSSES,
         matching: str | None = "adaptive",
+        queries: str = "own",
         auxiliary: str | None = "index",
+        auxiliary_queries: str = "teacher",
         constraint: str = "last",
         inherit: Sequence[str] = ("encoder", "decoder"),
         class_weight: float = 20.0,
@@ -73,6 +93,7 @@ class Distillation(Method):
         self_attention_weight: float = 1e4,
         cross_attention_weight: float = 1e4,
         class_reduction: str = "sum",
+        query_reduction: str = "mean",
         auxiliary_weight: float = 1.0,
         share_images: bool = True,
         keep_maps: bool = True,
@@ -83,11 +104,24 @@ class Distillation(Method):
             raise InvalidInputError(f"losses must be a list of some of {LOSSES}, got {losses!r}")
         for key, value, known in (
             ("matching", matching, (*MATCHING, None)),
+            ("queries", queries, QUERIES),
             ("auxiliary", auxiliary, (*MATCHING, None)),
+            ("auxiliary_queries", auxiliary_queries, QUERIES),
             ("constraint", constraint, CONSTRAINTS),
+            ("query_reduction", query_reduction, REDUCTIONS),
         ):
             if value not in known:
                 raise InvalidInputError(f"{key} must be one of {known}, got {value!r}")
+        if queries == "teacher" and matching is None:
+            raise InvalidInputError(
+                'queries="teacher" is for distillation of the main queries, but matching is None: set matching="index"'
+            )
+        if auxiliary_queries == "own" and auxiliary is None:
+            raise InvalidInputError('auxiliary_queries="own", but there is no auxiliary group: auxiliary is None')
+        if (queries, auxiliary_queries) == ("teacher", "own"):
+            raise InvalidInputError(
+                'queries="teacher" with auxiliary_queries="own" would train queries that are not used at inference'
+            )
         if isinstance(inherit, str):
             raise InvalidInputError(f'inherit must be a list of parts, such as ["encoder", "decoder"], got {inherit!r}')
         weights = {"class": class_weight, "l1": l1_weight, "giou": giou_weight, "auxiliary": auxiliary_weight}
@@ -97,19 +131,23 @@ class Distillation(Method):
         self.teacher = Teacher(teacher, checkpoint, allow_untrained, share_images)
         self.losses = tuple(losses)
         self.matching, self.auxiliary, self.constraint = matching, auxiliary, constraint
+        self.queries, self.auxiliary_queries = queries, auxiliary_queries
         self.inherit = tuple(inherit)
         self.class_weight, self.l1_weight, self.giou_weight = class_weight, l1_weight, giou_weight
         self.map_weights = {"self_attention": self_attention_weight, "cross_attention": cross_attention_weight}
-        self.class_reduction, self.auxiliary_weight, self.keep_maps = class_reduction, auxiliary_weight, keep_maps
+        self.class_reduction, self.query_reduction = class_reduction, query_reduction
+        self.auxiliary_weight, self.keep_maps = auxiliary_weight, keep_maps
         SoftClasses(reduction=class_reduction)
-        if self.inherit:
+        if self.copied:
             self.register_buffer("inherited", torch.tensor(False))
         self._has_inherited = False  # reading the buffer waits for the device
+        self._num_layers = 0
+        self._constrained: list[tuple[OfTeacher, range]] = []
         self._lesson: Lesson | None = None
         self._records: dict[str, list[list[AttentionInputs]]] = {}
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_lesson": None, "_records": {}}
+        return {**self.__dict__, "_constrained": [], "_lesson": None, "_records": {}}
 
     def extra_repr(self) -> str:
         return f"teacher={self.teacher}"
@@ -121,17 +159,46 @@ class Distillation(Method):
             return []
         return [COMPONENTS[loss] for loss in self.losses if loss in COMPONENTS]
 
+    @property
+    def copied(self) -> list[str]:
+        """Parts of the teacher that are copied to the student when a training starts."""
+        return list(dict.fromkeys([*self.inherit, *(["query_source"] if self.queries == "teacher" else [])]))
+
+    @property
+    def group(self) -> str:
+        """Name of the auxiliary group."""
+        return "teacher" if self.auxiliary_queries == "teacher" else "auxiliary"
+
     def attach(self, model: DetectionTransformer) -> None:
+        self._num_layers = len(model.decoder.layers)
         for component in self.watched:
             attentions_of(model, component, "the student")
+        if self.queries == "teacher":
+            check_query_source(model)
+            model.query_source.requires_grad_(False)
+        if self.auxiliary_queries == "own":
+            self.further = model.query_source.further(model.query_source.num_queries)
 
     def prepare(self, model: DetectionTransformer) -> None:
-        if not self.inherit or self._has_inherited:
+        if not self.copied or self._has_inherited:
             return
         if not self.inherited:
-            inherit(model, self.teacher.on(model.device, model.pixel_mean.dtype), self.inherit)
+            inherit(model, self.teacher.on(model.device, model.pixel_mean.dtype), self.copied)
             self.inherited.fill_(True)
         self._has_inherited = True
+
+    def supervise(self, supervisions: Sequence[Supervision]) -> Sequence[Supervision]:
+        """If the main queries are the teacher's, their constrained layers get its assignment, once it has run."""
+        self._constrained = []
+        if self.queries == "own":
+            return supervisions
+        result: list[Supervision] = []
+        for each in supervisions:
+            if each.group == "main":
+                result += self.constrained(each)
+            else:
+                result.append(each)
+        return result
 
     def branches(self, step: Step) -> list[Branch]:
         model = step.model
@@ -141,29 +208,43 @@ class Distillation(Method):
         lesson = lesson.of_last_layers(min(len(model.decoder.layers), len(lesson.predictions.logits)))
         check_classes(model, self.teacher.on(model.device, model.pixel_mean.dtype))
         self._lesson = lesson
-        if self.auxiliary is None:
-            return []
-        check_queries(step.main, lesson.queries)
-        return [Branch(replace(lesson.queries, name=GROUP), self.ground_truth(step, lesson))]
+        branches = []
+        if self.auxiliary is not None:
+            if self.auxiliary_queries == "teacher":
+                check_queries(step.main, lesson.queries)
+            queries = lesson.queries if self.auxiliary_queries == "teacher" else step.further[self]
+            branches.append(Branch(replace(queries, name=self.group), self.ground_truth(step)))
+        before = len(model.decoder.layers) - len(lesson.predictions.logits)
+        for assigner, layers in self._constrained:
+            assigner.teacher = lesson.predictions.of_layers(slice(layers.start - before, layers.stop - before))
+        self._constrained = []
+        return branches
 
-    def ground_truth(self, step: Step, lesson: Lesson) -> list[Supervision]:
+    def ground_truth(self, step: Step) -> list[Supervision]:
         """Supervisions of the auxiliary group by the ground truth: those of the main group in this step."""
-        layers, taught = len(step.model.decoder.layers), len(lesson.predictions.logits)
-        start = {"none": layers, "last": layers - 1, "all": layers - taught}[self.constraint]
         result = []
         for each in step.supervisions:
             if each.group != "main":
                 continue
             each = each.replace(
-                group=GROUP, suffix=f"{each.suffix}_{GROUP}", weight=each.weight * self.auxiliary_weight
+                group=self.group, suffix=f"{each.suffix}_{self.group}", weight=each.weight * self.auxiliary_weight
             )
-            own, constrained = each.split(start, layers)
-            result += own
-            for part in constrained:
-                shift = layers - taught
-                predictions = lesson.predictions.of_layers(slice(part.layers.start - shift, part.layers.stop - shift))
-                result.append(part.replace(assigner=OfTeacher(part.assigner, predictions)))
+            result += [each] if self.auxiliary_queries == "own" else self.constrained(each)
         return result
+
+    def constrained(self, supervision: Supervision) -> list[Supervision]:
+        """A supervision of a group with the teacher's queries, whose constrained layers have the teacher's assignment
+        (Eq. 7). Their assigners get the teacher's predictions in `branches`. The main ones may have such assigners."""
+        layers = self._num_layers
+        taught = min(layers, self.teacher.num_layers)
+        start = {"none": layers, "last": layers - 1, "all": layers - taught}[self.constraint]
+        own, constrained = supervision.split(start, layers)
+        for part in constrained:
+            if not isinstance(part.assigner, OfTeacher):
+                part = part.replace(assigner=OfTeacher(part.assigner))
+                self._constrained.append((part.assigner, part.numbers(layers)))
+            own.append(part)
+        return own
 
     @contextmanager
     def during_decoder(self, step: Step) -> Iterator[None]:
@@ -180,7 +261,8 @@ class Distillation(Method):
         """Supervisions of each group by the teacher."""
         lesson, records = self._lesson, self._records
         self._lesson, self._records = None, {}
-        groups = {"main": self.matching, GROUP: self.auxiliary}
+        self.teacher.forget()
+        groups = {"main": self.matching, self.group: self.auxiliary}
         supervisions = []
         for group, matching in groups.items():
             if matching is not None and self.losses:
@@ -229,9 +311,9 @@ class Distillation(Method):
         losses: list[Loss] = []
         if "prediction" in self.losses:
             losses += [
-                ClassDistillation(self.class_weight, teacher, classes),
-                L1Distillation(self.l1_weight, teacher),
-                GIoUDistillation(self.giou_weight, teacher),
+                ClassDistillation(self.class_weight, teacher, classes, self.query_reduction),
+                L1Distillation(self.l1_weight, teacher, self.query_reduction),
+                GIoUDistillation(self.giou_weight, teacher, self.query_reduction),
             ]
         for loss, component in COMPONENTS.items():
             if loss in self.losses:
@@ -267,6 +349,16 @@ def check_classes(student: DetectionTransformer, teacher: DetectionTransformer) 
         )
     if own != other:
         raise InvalidInputError(f"Distillation: the student predicts {own} classes, the teacher {other}")
+
+
+def check_query_source(student: DetectionTransformer) -> None:
+    """Raise ValueError if the student's queries depend on the image, so that it cannot have the teacher's."""
+    source = student.query_source
+    if isinstance(source, EncoderProposals) or isinstance(getattr(source, "content", None), QueryContent):
+        raise InvalidInputError(
+            'Distillation: queries="teacher" copies learned queries, but those of this detector depend on the image '
+            f"({type(source).__name__})"
+        )
 
 
 def check_queries(student: QueryGroup, teacher: QueryGroup) -> None:

@@ -27,43 +27,45 @@ def rows(x: Tensor, index: Tensor) -> Tensor:
     return x.take_along_dim(index[..., None], dim=2)
 
 
-class Mean(Loss):
-    """Base class of losses that are means over the pairs of an image and over the images.
+class OfPairs(Loss):
+    """Base class of losses of the pairs of an image, whose mean over the images is taken.
 
     Args:
         weight: weight of the loss.
         teacher: predictions of the compared layers.
+        reduction: "mean" over the pairs of an image, or "sum", as Eq. 10 is printed.
     """
 
     is_mean = True
 
-    def __init__(self, weight: float, teacher: Predictions):
+    def __init__(self, weight: float, teacher: Predictions, reduction: str = "mean"):
         super().__init__(weight)
-        self.teacher = teacher
+        self.teacher, self.reduction = teacher, reduction
 
     def __call__(self, predictions: Predictions, targets: Targets, pairs: Assignment) -> Tensor:
         own, other = by_layer(pairs, predictions)
-        return self.compare(predictions, self.teacher, own, other).mean((1, 2))
+        values = self.compare(predictions, self.teacher, own, other)
+        return (values.sum(2) if self.reduction == "sum" else values.mean(2)).mean(1)
 
     def compare(self, student: Predictions, teacher: Predictions, own: Tensor, other: Tensor) -> Tensor:
         """Loss (T, B, P) between the queries `own` of the student and `other` of the teacher, both (T, B, P)."""
         raise NotImplementedError
 
 
-class ClassDistillation(Mean):
+class ClassDistillation(OfPairs):
     """Cross entropy with the teacher's soft classes, minus their entropy."""
 
     name = "loss_distill_class"
 
-    def __init__(self, weight: float, teacher: Predictions, classes: SoftClasses):
-        super().__init__(weight, teacher)
+    def __init__(self, weight: float, teacher: Predictions, classes: SoftClasses, reduction: str = "mean"):
+        super().__init__(weight, teacher, reduction)
         self.classes = classes
 
     def compare(self, student: Predictions, teacher: Predictions, own: Tensor, other: Tensor) -> Tensor:
         return self.classes.divergence(rows(student.logits, own), rows(teacher.logits, other))
 
 
-class L1Distillation(Mean):
+class L1Distillation(OfPairs):
     """L1 distance of the boxes (cxcywh)."""
 
     name = "loss_distill_bbox"
@@ -72,7 +74,7 @@ class L1Distillation(Mean):
         return (rows(student.boxes, own).float() - rows(teacher.boxes, other)).abs().sum(-1)
 
 
-class GIoUDistillation(Mean):
+class GIoUDistillation(OfPairs):
     """1 - GIoU of the boxes."""
 
     name = "loss_distill_giou"

@@ -129,14 +129,14 @@ class AdaptiveMatcher(Assigner):
 
 
 class OfTeacher(Assigner):
-    """Assigns the ground truth by the teacher's predictions instead of those of the auxiliary group (Eq. 7).
+    """Assigns the ground truth by the teacher's predictions instead of the student's (Eq. 7).
 
     Args:
         assigner: assigner to apply to the teacher's predictions.
-        teacher: predictions of the assigned layers.
+        teacher: predictions of the assigned layers; None: to be set before an assignment.
     """
 
-    def __init__(self, assigner: Assigner, teacher: Predictions):
+    def __init__(self, assigner: Assigner, teacher: Predictions | None = None):
         self.assigner, self.teacher = assigner, teacher
 
     def host_cost(self, predictions: Predictions, targets: Targets) -> Tensor | None:

@@ -18,7 +18,14 @@ from detrx.engine.config import without_pretrained
 from detrx.engine.renamed import rename_targets
 from detrx.errors import InvalidInputError
 from detrx.layers import Attention, AttentionInputs, recording
-from detrx.modeling import CrossEntropyLoss, DecoderLayer, DetectionTransformer, Predictions, QueryGroup
+from detrx.modeling import (
+    CrossEntropyLoss,
+    DecoderLayer,
+    DetectionTransformer,
+    MultiScaleTokens,
+    Predictions,
+    QueryGroup,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +85,7 @@ class Teacher:
         self.allow_untrained, self.share_images = allow_untrained, share_images
         self._model: DetectionTransformer | None = None
         self._compared: tuple[tuple[Tensor, ...], bool] | None = None
+        self._encoded: tuple[ImageList, MultiScaleTokens] | None = None
 
     def __deepcopy__(self, memo: dict) -> Teacher:
         return self
@@ -92,17 +100,28 @@ class Teacher:
             ValueError: no checkpoint is given.
             CheckpointError, FileNotFoundError: the config or the checkpoint is missing, or they do not fit each other.
         """
+        model = self.model
+        if model.device != device or model.pixel_mean.dtype != dtype:
+            model.to(device, dtype)
+        return model
+
+    @property
+    def model(self) -> DetectionTransformer:
+        """The detector, wherever it is. Raises what `on` raises."""
         if self._model is None:
             with torch.random.fork_rng(devices=[]):
                 self._model = freeze(self.load())
-        if self._model.device != device or self._model.pixel_mean.dtype != dtype:
-            self._model.to(device, dtype)
         return self._model
+
+    @property
+    def num_layers(self) -> int:
+        """Number of decoder layers."""
+        return len(self.model.decoder.layers)
 
     def load(self) -> DetectionTransformer:
         if not self.checkpoint and not self.allow_untrained:
             raise InvalidInputError(
-                "Distillation needs the weights of its teacher: set `checkpoint` of the method to a file "
+                "distillation needs the weights of its teacher: set `checkpoint` of the method to a file "
                 "(model.methods.N.checkpoint=FILE)"
             )
         config = self.config
@@ -114,11 +133,30 @@ class Teacher:
             try:
                 AtomicCheckpointer(model, prefer_ema=True).load(self.checkpoint, checkpointables=[], strict=True)
             except CheckpointError as error:
-                raise CheckpointError(f"teacher of Distillation: {error}") from error
+                raise CheckpointError(f"teacher of the distillation: {error}") from error
         else:
-            logger.warning("The teacher of Distillation has random weights.")
+            logger.warning("The teacher of the distillation has random weights.")
         model.methods = nn.ModuleList()
         return model
+
+    @torch.no_grad()
+    def encode(self, student: DetectionTransformer, images: ImageList) -> MultiScaleTokens:
+        """The teacher's encoded tokens of the images that `student` normalised and padded.
+
+        They are kept until `forget`, so that all methods of a step that have this teacher run it once.
+
+        Raises:
+            ValueError: the images cannot be shared.
+        """
+        if self._encoded is None or self._encoded[0] is not images:
+            model = self.on(student.device, student.pixel_mean.dtype)
+            own = self.renormalised(student, model, images)
+            self._encoded = images, model.encode_padded(own.tensor, model.padding_mask(own))
+        return self._encoded[1]
+
+    def forget(self) -> None:
+        """Release the tokens of the last images."""
+        self._encoded = None
 
     @torch.no_grad()
     def teach(self, student: DetectionTransformer, images: ImageList, watched: Sequence[str]) -> Lesson:
@@ -130,9 +168,8 @@ class Teacher:
         Raises:
             ValueError: the images cannot be shared, or a watched component has no dense attention.
         """
+        memory = self.encode(student, images)
         model = self.on(student.device, student.pixel_mean.dtype)
-        images = self.renormalised(student, model, images)
-        memory = model.encode_padded(images.tensor, model.padding_mask(images))
         main, _ = model.query_source(memory)
         attentions = {component: attentions_of(model, component, "the teacher") for component in watched}
         with recording([each for of_layers in attentions.values() for each in of_layers]) as records:

@@ -18,6 +18,7 @@ ARGUMENTS = {
     "plot_metrics": ["out"],
     "report": ["out"],
     "study": ["study.yaml", "--output", "out"],
+    "visualize_attention": [*CONFIG, *WEIGHTS, "--output", "out"],
     "visualize_data": [*CONFIG, "--output", "a.png"],
 }
 IMPOSSIBLE = [
@@ -33,10 +34,22 @@ IMPOSSIBLE = [
     ("plot_metrics", "--smooth", "0"),
     ("report", "--num", "0"),
     *[("study", *each) for each in (("--jobs", "0"), ("--threads", "-2"), ("--rounds", "-1"), ("--seeds", "-1"))],
+    *[
+        ("visualize_attention", *each)
+        for each in (("--num", "0"), ("--most", "0"), ("--heads", "a"), ("--queries", "a"))
+    ],
     *[("visualize_data", *each) for each in (("--num", "0"), ("--seed", "-1"), ("--columns", "x"))],
     *[
         (tool, "--device", name)
-        for tool in ("analyze_model", "analyze_queries", "benchmark_model", "demo", "export_model", "report")
+        for tool in (
+            "analyze_model",
+            "analyze_queries",
+            "benchmark_model",
+            "demo",
+            "export_model",
+            "report",
+            "visualize_attention",
+        )
         for name in ("gpu", "cuda:99", "cpu:x", "")
     ],
 ]

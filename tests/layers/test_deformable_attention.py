@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from detrx.layers import MultiScaleDeformableAttention
-from detrx.ops import has_kernel, ms_deform_attn_fused_reference
+from detrx.layers import MultiScaleDeformableAttention, recording
+from detrx.ops import has_kernel, ms_deform_attn_fused_reference, ms_deform_attn_reference
 
 LEVELS, CHANNELS = [(20, 30), (10, 15)], 24
 FEW, MANY = 4, 400
@@ -100,3 +100,20 @@ def test_compiles_without_graph_breaks():
     module, inputs = make_module(), make_inputs(FEW)
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(*inputs), module(*inputs))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("queries", [FEW, MANY])
+@pytest.mark.parametrize("dims", [2, 4])
+def test_recorded_points_are_those_that_are_sampled(queries, dims):
+    """Whatever the order of sampling and projection; nothing is recorded afterwards."""
+    module = make_module()
+    query, reference, tokens, shapes, starts, _ = make_inputs(queries, dims)
+    with recording([module]) as (calls,):
+        found = module(query, reference, tokens, shapes, starts)
+    module(query, reference, tokens, shapes, starts)
+    ((points, weights),) = (call.points() for call in calls)
+    value = module.value_proj(tokens).unflatten(-1, (3, -1))
+    expected = module.output_proj(ms_deform_attn_reference(value, shapes, starts, points, weights))
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(weights.sum((-1, -2)), torch.ones(2, queries, 3))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -26,13 +26,14 @@ from detrx.modeling import (
     LearnedQueries,
     MatchingCost,
     Method,
+    MultiScaleTokens,
     Predictions,
     Supervision,
     Targets,
     TopKAssigner,
 )
-from detrx.projects.d3etr import Distillation
-from detrx.projects.d3etr.teacher import Lesson, Teacher, freeze
+from detrx.projects.d3etr import MGD, Distillation, EncoderDistillation
+from detrx.projects.d3etr.teacher import Teacher, freeze
 from detrx.projects.h_detr import HybridBranch, HybridEpoch, HybridLayer
 from detrx.projects.mr_detr import MrDETR
 from detrx.projects.paq_detr import PatternContent, PatternDiversity, QualityAwareAssignment
@@ -107,14 +108,14 @@ class SameKind(Teacher):
     def __init__(self):
         super().__init__("", "", allow_untrained=True)
 
-    def teach(self, student: DetectionTransformer, images: ImageList, watched: Sequence[str]) -> Lesson:
+    def encode(self, student: DetectionTransformer, images: ImageList) -> MultiScaleTokens:
         if self._model is None:
             self._model = freeze(copy.deepcopy(student))
             self._model.methods = nn.ModuleList()
             generator = torch.Generator().manual_seed(0)
             for parameter in self._model.parameters():
                 parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator).to(parameter.device))
-        return super().teach(student, images, watched)
+        return super().encode(student, images)
 
 
 def distillation(teacher: DetectionTransformer | None = None, **options: object) -> Distillation:
@@ -125,6 +126,18 @@ def distillation(teacher: DetectionTransformer | None = None, **options: object)
         method.teacher._model = freeze(copy.deepcopy(teacher))
         method.teacher._model.methods = nn.ModuleList()
     return method
+
+
+class EncoderDistillationOfAnyLevels(EncoderDistillation):
+    """Of as many levels as the detector has."""
+
+    def __init__(self):
+        super().__init__(MGD(64), "", allow_untrained=True)
+        self.teacher = SameKind()
+
+    def attach(self, model: DetectionTransformer) -> None:
+        super().attach(model)
+        self.loss = MGD(64, num_levels=model.tokenizer.num_levels)
 
 
 METHODS: dict[str, Contract] = {
@@ -153,6 +166,7 @@ METHODS: dict[str, Contract] = {
         refused=dict.fromkeys(("deformable_detr", *TWO_STAGE), "of cross_attn compares dense attention maps"),
     ),
     "distillation_of_predictions": Contract(lambda: distillation(losses=["prediction"])),
+    "encoder_distillation": Contract(EncoderDistillationOfAnyLevels),
     "encoder_supervision": Contract(
         encoder_supervision, refused=dict.fromkeys(TWO_STAGE, "is for detectors without EncoderProposals")
     ),

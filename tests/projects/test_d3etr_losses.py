@@ -110,14 +110,16 @@ def test_assignment_of_the_teacher():
 
 
 @pytest.mark.parametrize("softmax", [False, True])
-@pytest.mark.parametrize("reduction", ["sum", "mean"])
-def test_prediction_losses_by_a_loop(softmax: bool, reduction: str):
+@pytest.mark.parametrize(("reduction", "over_queries"), [("sum", "mean"), ("mean", "sum")])
+def test_prediction_losses_by_a_loop(softmax: bool, reduction: str, over_queries: str):
+    """Eq. 10, as printed with `over_queries="sum"`, for two images of three pairs."""
     student, teacher = make_predictions(2, 2, 3), make_predictions(2, 2, 4, seed=1)
     student.logits.requires_grad_()
     matcher = AdaptiveMatcher(DistillationCost(SoftClasses(softmax)), teacher)
     pairs = matcher.assign(student, NOTHING)
-    losses = [ClassDistillation(1.0, teacher, SoftClasses(softmax, reduction))]
-    losses += [L1Distillation(1.0, teacher), GIoUDistillation(1.0, teacher)]
+    losses = [ClassDistillation(1.0, teacher, SoftClasses(softmax, reduction), over_queries)]
+    losses += [L1Distillation(1.0, teacher, over_queries), GIoUDistillation(1.0, teacher, over_queries)]
+    count = 6 if over_queries == "mean" else 2
     found = [loss(student, NOTHING, pairs) for loss in losses]
     expected = torch.zeros(3, 2)
     cross_entropy = 0.0
@@ -132,9 +134,9 @@ def test_prediction_losses_by_a_loop(softmax: bool, reduction: str):
         box, other = student.boxes[layer, image, i], teacher.boxes[layer, image, j]
         giou = iou_xyxy(cxcywh_to_xyxy(box), cxcywh_to_xyxy(other))[1]
         expected[:, layer] += torch.stack([(value - entropy).detach(), (box - other).abs().sum(), 1 - giou])
-    torch.testing.assert_close(torch.stack(found).detach(), expected / 6, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(torch.stack(found).detach(), expected / count, atol=1e-5, rtol=1e-4)
     (own,) = torch.autograd.grad(found[0].sum(), student.logits)
-    (of_cross_entropy,) = torch.autograd.grad(cross_entropy / 6, student.logits)
+    (of_cross_entropy,) = torch.autograd.grad(cross_entropy / count, student.logits)
     torch.testing.assert_close(own, of_cross_entropy, atol=1e-6, rtol=1e-4)
 
 

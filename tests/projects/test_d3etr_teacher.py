@@ -202,7 +202,7 @@ def test_teachers_that_cannot_be_loaded(tmp_path: Path, checkpoint: str):
     cpu = torch.device("cpu")
     with pytest.raises(ValueError, match="needs the weights of its teacher: set `checkpoint`"):
         Teacher(small_config(), "").on(cpu)
-    with pytest.raises(CheckpointError, match=r"teacher of Distillation: checkpoint .*nowhere.pth does not exist"):
+    with pytest.raises(CheckpointError, match=r"teacher of the distillation: checkpoint .*nowhere.pth does not exist"):
         Teacher(small_config(), str(tmp_path / "nowhere.pth")).on(cpu)
     with pytest.raises(CheckpointError, match="is from another model"):
         Teacher(DETR, checkpoint).on(cpu)
@@ -227,6 +227,7 @@ def test_mixed_precision_reaches_the_teacher():
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         lesson = teacher.teach(model, images, ["self_attn", "cross_attn"])
     assert {call.q.dtype for calls in lesson.attention.values() for call in calls} == {torch.bfloat16}
+    teacher.forget()
     exact = teacher.teach(model, images, ["cross_attn"])
     assert lesson.predictions.logits.dtype == torch.float32
     for low, high in zip(lesson.attention["cross_attn"], exact.attention["cross_attn"], strict=True):
