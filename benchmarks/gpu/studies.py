@@ -29,7 +29,7 @@ def run(context: Context, study: Path = STUDY, seeds: tuple[int, ...] = (1, 2, 3
     jobs = 1 if context.tiny else min(max((os.cpu_count() or 2) // 2, 1), len(variants) * len(seeds))
     context.report.fact(study=study.stem, jobs=jobs)
     command = [sys.executable, str(tool), str(here), "--output", str(output), "--jobs", str(jobs), "--threads", "1"]
-    command += ["--rounds", "0", "--seeds", *map(str, seeds), "--variants", *variants]
+    command += ["--images", "1", "--rounds", "0", "--seeds", *map(str, seeds), "--variants", *variants]
     process = subprocess.Popen(command, cwd=ROOT)
     seen: set[Path] = set()
     while process.poll() is None and context.left() > 5:

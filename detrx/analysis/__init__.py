@@ -1,6 +1,6 @@
 """Analysis of models and trainings: drawings of detections, training curves, costs."""
 
-from .cost import model_cost, random_image, random_model
+from .cost import evaluation_images, model_cost, random_image, random_model
 from .curves import plot_runs
 from .flops import count_flops
 from .memory import inference_memory, training_memory
@@ -14,6 +14,7 @@ __all__ = [
     "contact_sheet",
     "count_flops",
     "draw_boxes",
+    "evaluation_images",
     "inference_memory",
     "model_cost",
     "plot_runs",

@@ -1,8 +1,11 @@
-"""Tables on the terminal."""
+"""Tables on the terminal and in Markdown."""
 
 from collections.abc import Mapping, Sequence
 
 from tabulate import tabulate
+
+NOTHING = "-"
+"""The cell of what is not known."""
 
 
 def print_table(rows: Sequence[Mapping[str, object]]) -> None:
@@ -10,3 +13,13 @@ def print_table(rows: Sequence[Mapping[str, object]]) -> None:
     cells = [[f"{value:.2f}" if isinstance(value, float) else str(value) for value in row.values()] for row in rows]
     alignment = ["left", *["right"] * (len(rows[0]) - 1)]
     print(tabulate(cells, list(rows[0]), tablefmt="plain", disable_numparse=True, colalign=alignment))
+
+
+def markdown(rows: Sequence[Mapping[str, str]]) -> str:
+    """A Markdown table with one line per row; the keys of the first row are the header. Columns that are `NOTHING` in
+    all rows are left out."""
+    columns = [name for name in rows[0] if any(row[name] != NOTHING for row in rows)]
+    lines = [columns, ["---"] * len(columns), *([row[name] for name in columns] for row in rows)]
+    lines = [f"| {' | '.join(line)} |" for line in lines]
+    lines[1] = lines[1].replace(" ", "")
+    return "\n".join(lines) + "\n"

@@ -6,16 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from torch import nn
 from tqdm import tqdm
 
 from detrx.analysis import random_model
 from detrx.analysis.benchmark import DTYPES, Setting, benchmark, endless, settings
+from detrx.analysis.cost import evaluation_loader
 from detrx.analysis.table import print_table
 from detrx.cli._command import add_config, add_device, add_overrides, at_least, parse, run_tool, write_json
 from detrx.collect_env import machine
-from detrx.d2.config import instantiate
 from detrx.engine.config import load_config
 from detrx.engine.trained import load_model
 from detrx.ops import extension_info
@@ -26,7 +25,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         description="Time inference, from images in 0..255 to detections, of one or more configs in every combination "
         "of the settings below. Configs take turns, so that load on the machine affects all of them. Prints a "
         "table with median, 10th and 90th percentile of a call, images per second, and the median relative to the "
-        "baseline's. Options marked * may be given several times.",
+        "baseline's. Options marked * may be given several times. The time of routed models (QR-DETR) depends on "
+        "weights and images: give --weights and --data-loader.",
         epilog="example: benchmark_model.py --config-file configs/deformable_detr/deformable_detr_r50.py --config-file "
         "configs/dino/dino_r50.py --size 480 640 --size 800 1333 --dtype float32 --dtype bfloat16 --json speed.json",
     )
@@ -102,10 +102,8 @@ def load_batches(args: argparse.Namespace, setting: Setting) -> dict[str, Iterat
         return None
     batches = {}
     for file in args.config_file:
-        loader = load_config(file, args.opts).dataloader.test
-        OmegaConf.update(loader, "batch_size", setting.batch_size, force_add=True)
-        OmegaConf.update(loader, "num_workers", 0, force_add=True)
-        batches[file] = endless(instantiate(loader), setting.batch_size)
+        loader = evaluation_loader(load_config(file, args.opts), setting.batch_size)
+        batches[file] = endless(loader, setting.batch_size)
     return batches
 
 

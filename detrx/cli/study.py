@@ -9,18 +9,9 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from detrx.analysis import model_cost, random_image, random_model
-from detrx.analysis.study import (
-    Run,
-    Study,
-    Variant,
-    check_seeds,
-    load_study,
-    markdown_table,
-    plot_study,
-    result_of,
-    summarise,
-)
+from detrx.analysis.study import Run, Study, Variant, check_seeds, load_study
+from detrx.analysis.study_record import markdown_table, mean_cost, plot_study, summarise
+from detrx.analysis.study_runs import cost_of, result_of
 from detrx.cli._command import at_least, run_tool, write_json
 from detrx.collect_env import machine
 from detrx.errors import InvalidInputError
@@ -28,8 +19,10 @@ from detrx.errors import InvalidInputError
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Train every variant of a study with every seed, print a table of means and standard deviations, "
-        "and write all results as JSON, Markdown and PNG. Run the command again to continue an interrupted study: "
+        description="Train every variant of a study with every seed, measure what the trained models cost, print a "
+        "table of means and standard deviations, and write all results as JSON, Markdown and PNG. Recorded are the "
+        "figures of COCO (AP, AP50, AP75, by size, and average recall), losses, the time of a training step, "
+        "parameters, multiply-adds and time per image. Run the command again to continue an interrupted study: "
         "finished runs are kept, others resume from their last checkpoint, and settings that have changed since are an "
         "error. Writes OUTPUT/<variant>/seed<N>/ and OUTPUT/study.*.",
         epilog="example: study.py benchmarks/studies/detectors_digits.yaml --output output/detectors",
@@ -52,11 +45,19 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "repeated",
     )
     parser.add_argument(
-        "--rounds",
-        type=at_least(0),
+        "--images",
+        type=at_least(1),
         default=20,
         metavar="N",
-        help="number of timed calls per variant; 0: no timing (default: 20)",
+        help="after training, count the multiply-adds and time the inference of every run with its trained weights on "
+        "the first N images of its test loader (default: 20)",
+    )
+    parser.add_argument(
+        "--rounds",
+        type=at_least(0),
+        default=3,
+        metavar="N",
+        help="number of timed calls per image; 0: no timing (default: 3)",
     )
     return parser.parse_args(argv)
 
@@ -92,17 +93,19 @@ def run(args: argparse.Namespace) -> None:
     results = train(list(runs.values()), args.jobs, args.threads)
     rows = {}
     for variant in variants:
-        model = random_model(variant.config, variant.overrides)
-        cost = model_cost(model, random_image(study.size), args.rounds)
+        costs = [cost_of(runs[variant, seed], args.images, args.rounds) for seed in seeds]
+        for seed in (seed for seed, cost in zip(seeds, costs, strict=True) if cost is None):
+            print(f"{runs[variant, seed].weights} does not exist: the cost of this run is not measured")
         rows[variant.name] = {
             "config": variant.config,
             "overrides": list(variant.overrides),
             "seeds": seeds,
             "result": summarise([results[runs[variant, seed]] for seed in seeds]),
-            **{key: cost[key] for key in ("parameters", "flops", "ms_per_image")},
+            **mean_cost(costs),
         }
     head = {"title": study.title, "description": study.description, "command": args.command}
-    record = {**head, "size": study.size, **machine("cuda" if torch.cuda.is_available() else "cpu"), "variants": rows}
+    cost = {"weights": "trained", "images": args.images}
+    record = {**head, **machine("cuda" if torch.cuda.is_available() else "cpu"), "cost": cost, "variants": rows}
     print(markdown_table(record))
     for path in filter(None, (args.output / "study.json", args.record)):
         write_json(path, record)

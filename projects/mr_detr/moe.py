@@ -6,6 +6,7 @@ In the decoder, use a `MixtureFFN` as `model.decoder.layer.ffn`, and the route "
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,12 +21,17 @@ class ScaleAwareEncoderLayer(DeformableEncoderLayer):
     """Sends tokens of low-resolution levels through experts, and those of high-resolution levels through the FFN.
 
     Experts on the many tokens of large maps would be expensive. The paper does not say which levels are low-resolution,
-    or whether experts replace the FFN or are added to it; both are our choice.
+    or whether experts replace the FFN or are added to it; both are our choice, and arguments.
 
     Args:
         experts: mixture for the levels from `first_level` on.
         first_level: index of the first low-resolution level; 2 means stride 32 if the first level has stride 8. Both
             the FFN and the experts need at least one level.
+        combine: "replace": x <- LN(x + E(x)) for low-resolution tokens, which do not pass the FFN; "add": they pass the
+            FFN F, which all tokens share, and the experts: x <- LN(x + F(x) + E(x)). Parameters are the same.
+
+    Raises:
+        ValueError: no level is left for one of the two, or `combine` is something else.
     """
 
     def __init__(
@@ -36,8 +42,11 @@ class ScaleAwareEncoderLayer(DeformableEncoderLayer):
         embed_dim: int,
         first_level: int = 2,
         dropout: float = 0.0,
+        combine: Literal["replace", "add"] = "replace",
     ):
         super().__init__(self_attn, ffn, embed_dim, dropout)
+        if combine not in ("replace", "add"):
+            raise InvalidInputError(f"combine must be 'replace' or 'add', got {combine!r}")
         if not 0 < first_level < self_attn.num_levels:
             raise InvalidInputError(
                 f"first_level is {first_level}, but of the {self_attn.num_levels} levels of the encoder, at least one "
@@ -45,6 +54,7 @@ class ScaleAwareEncoderLayer(DeformableEncoderLayer):
             )
         self.experts = experts
         self.first_level = first_level
+        self.combine = combine
 
     def reset_parameters(self) -> None:
         super().reset_parameters()
@@ -52,7 +62,10 @@ class ScaleAwareEncoderLayer(DeformableEncoderLayer):
 
     def feed_forward(self, x: Tensor, memory: MultiScaleTokens) -> Tensor:
         high = sum(height * width for height, width in memory.shapes[: self.first_level])
-        return torch.cat([self.ffn(x[:, :high]), self.experts(x[:, high:])], dim=1)
+        if self.combine == "replace":
+            return torch.cat([self.ffn(x[:, :high]), self.experts(x[:, high:])], dim=1)
+        shared = self.ffn(x)
+        return torch.cat([shared[:, :high], shared[:, high:] + self.experts(x[:, high:])], dim=1)
 
 
 class ExpertLoads(Method):

@@ -3,13 +3,18 @@ import shlex
 import sys
 
 import pytest
+import torch
 import yaml
 
-from detrx.analysis.study import METRICS, Run, Variant, load_study, markdown_table, plot_study, result_of, summarise
+from detrx.analysis.study import Run, Variant, load_study
+from detrx.analysis.study_record import markdown_table, mean_cost, plot_study, summarise
+from detrx.analysis.study_runs import METRICS, average_recall, cost_of, result_of
 from detrx.cli import study as cli
 from detrx.engine import load_config
 from detrx.engine.output_folder import write_config
+from detrx.engine.trained import build_model
 from detrx.errors import UserError
+from tests.coco.registered import coco, registering, write_images
 
 SCRIPT = """
 import json, pathlib, sys
@@ -20,7 +25,9 @@ if values["train.seed"] == "13":
     sys.exit(3)
 ap = float(values["ap"]) + int(values["train.seed"])
 lines = [{"iteration": 0, "total_loss": 9.0}, {"iteration": 1, "total_loss": 4.0}]
-lines.append({"iteration": 1, "bbox/AP": ap, "bbox/AP50": 2 * ap, "bbox/AP75": ap})
+lines.append({"iteration": 1, "bbox/AP": ap, "bbox/AP50": 2 * ap, "bbox/AP75": ap, "bbox/APs": 3.0})
+lines[-1] |= {"bbox/APl": float("nan"), "bbox/AP-cup": 5.0}
+lines += [{"iteration": 2 + i, "time": time, "data_time": 0.1} for i, time in enumerate((0.5, 9.0, 0.7))]
 (folder / "metrics.json").write_text("\\n".join(map(json.dumps, lines)))
 """
 
@@ -35,7 +42,10 @@ def command(tmp_path):
 def test_a_finished_run_is_not_repeated(tmp_path, command):
     first_run = Run(Variant("a, b", "config.py", ("ap=10",)), 1, tmp_path / "out", tmp_path / "kept")
     first = result_of(first_run, command)
-    assert first["bbox/AP"] == 11 and first["first_loss"] == 9 and first["last_loss"] == 4 and first["iterations"] == 2
+    assert first == {
+        "bbox/AP": 11, "bbox/AP50": 22, "bbox/AP75": 11, "bbox/APs": 3, "first_loss": 9, "last_loss": 4,
+        "iterations": 2, "step_seconds": 0.7, "data_seconds": 0.1,
+    }  # fmt: skip
     assert result_of(first_run, command) == first
     assert (first_run.folder / "calls").read_text().count("call") == 1
     assert first_run.folder == tmp_path / "out" / "a_b" / "seed1", "a comma would end the value of an override"
@@ -77,12 +87,16 @@ def test_the_recorded_command_has_all_arguments(tmp_path, monkeypatch, capsys):
                           "variants: {x: {}, y: {}}\n", encoding="utf-8")  # fmt: skip
     result = {**dict.fromkeys(METRICS, 1.0), "first_loss": 2.0, "last_loss": 1.0, "iterations": 3}
     monkeypatch.setattr(cli, "result_of", lambda run, threads: result)
+    costs = {3: {"parameters": 100, "flops": 2e9, "ms_per_image": None}, 4: None}
+    monkeypatch.setattr(cli, "cost_of", lambda run, images, rounds: costs[run.seed])
     output = tmp_path / "out put"
     arguments = [str(study_file), "--output", str(output), "--seeds", "3", "4", "--variants", "x", "--rounds", "0"]
     cli.main(arguments)
     record = json.loads((output / "study.json").read_text(encoding="utf-8"))
     assert shlex.split(record["command"]) == ["python", "tools/study.py", *arguments]
     assert list(record["variants"]) == ["x"] and record["variants"]["x"]["seeds"] == [3, 4]
+    assert record["variants"]["x"]["flops"] == 2e9 and record["cost"] == {"weights": "trained", "images": 20}
+    assert "seed4/model_final.pth does not exist" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="--seeds must be different whole numbers, 0 or more"):
         cli.main([*arguments, "--seeds", "3", "3"])
     with pytest.raises(SystemExit) as error:
@@ -102,13 +116,85 @@ def test_means_and_deviations():
     assert summarise([{"bbox/AP": 10.0}])["bbox/AP"]["std"] is None
 
 
-def test_table():
-    keys = ("bbox/AP", "bbox/AP50", "bbox/AP75", "first_loss", "last_loss")
-    row = {"result": summarise([dict.fromkeys(keys, 1.0), dict.fromkeys(keys, 2.0)]), "seeds": [1, 2]}
-    row |= {"parameters": 2_500_000, "flops": 3e9, "ms_per_image": 4.0}
-    assert "| x | 1.5 ± 0.7 | 1.5 ± 0.7 | 1.5 ± 0.7 | 1.5 -> 1.5 | 2.50 | 3.000 | 4.0 | 2 |" in markdown_table(
-        {"variants": {"x": row}}
+def row(**figures):
+    results = [{**dict.fromkeys(("bbox/AP", "bbox/AP50", "bbox/AP75", "first_loss", "last_loss"), value), **figures}
+               for value in (1.0, 2.0)]  # fmt: skip
+    costs = {"parameters": 2_500_000, "flops": 3e9, "ms_per_image": None}
+    return {"result": summarise(results), "seeds": [1, 2], **costs}
+
+
+def test_table_of_a_record_from_before_more_was_recorded():
+    assert markdown_table({"variants": {"x": row()}, "size": [128, 96]}) == (
+        "| variant | AP | AP50 | AP75 | loss first -> last | parameters (M) | GFLOPs | seeds |\n"
+        "|---|---|---|---|---|---|---|---|\n"
+        "| x | 1.5 ± 0.7 | 1.5 ± 0.7 | 1.5 ± 0.7 | 1.5 -> 1.5 | 2.50 | 3.000 | 2 |\n\n"
+        "GFLOPs: with random weights on a random image of 128x96.\n"
     )
+
+
+def test_table():
+    more = {"bbox/APs": 20.0, "bbox/AR1": 30.0, "bbox/AR10": 40.0, "bbox/AR100": 50.0, "step_seconds": 0.25}
+    rows = {"x": row(**more), "y": row() | {"flops": None, "ms_per_image": 4.0}}
+    head, _, x, y, _, note = markdown_table({"variants": rows, "cost": {"weights": "trained", "images": 20}}).split(
+        "\n"
+    )[:6]
+    assert head == (
+        "| variant | AP | AP50 | AP75 | AP_S | AR | loss first -> last | s/step | parameters (M) | GFLOPs | ms/image | "
+        "seeds |"
+    )
+    assert "| 1.5 ± 0.7 | 20.0 ± 0.0 | 50.0 ± 0.0 | 1.5 -> 1.5 | 0.250 | 2.50 | 3.000 | - | 2 |" in x
+    assert "| 1.5 ± 0.7 | - | - | 1.5 -> 1.5 | - | 2.50 | - | 4.0 | 2 |" in y
+    assert note == (
+        "AR: average recall with at most 100 detections per image. s/step: median time of a training step, without "
+        "evaluations and the first steps. GFLOPs and ms/image: mean and median with the trained weights on the first "
+        "20 images of the test loader."
+    )
+
+
+def test_a_figure_that_a_seed_lacks_has_no_mean():
+    assert "b" not in summarise([{"a": 1.0, "b": 2.0}, {"a": 3.0}])
+    assert mean_cost([None, {"parameters": 4, "flops": 2, "ms_per_image": None}]) == {
+        "parameters": 4, "flops": 2, "ms_per_image": None,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """The name of a dataset of two images with one digit each."""
+    write_images(tmp_path, [1, 2])
+    annotations = [(index, 1, [10, 10, 20, 20], {}) for index in (1, 2)]
+    with registering(tmp_path) as add:
+        yield add("study_val", coco([1, 2], annotations, {1: "zero"}))
+
+
+def test_average_recall_of_the_last_evaluation(tmp_path, dataset):
+    run = Run(Variant("x", "dino/dino_digits", (f"dataloader.test.dataset.names={dataset}",)), 1, tmp_path)
+    assert average_recall(run) == {}, "nothing was evaluated"
+    file = run.folder / "inference" / "coco_instances_results.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps([{"image_id": 2, "category_id": 1, "bbox": [10, 10, 20, 20], "score": 0.9}]))
+    recall = average_recall(run)
+    assert list(recall) == [f"bbox/AR{each}" for each in (1, 10, 100, "s", "m", "l")] and recall["bbox/AR100"] == 50
+
+
+def test_costs_are_those_of_the_trained_weights(tmp_path, dataset):
+    """A routed decoder, with routers as they are drawn, and with others that let all queries pass."""
+    overrides = (f"dataloader.test.dataset.names={dataset}",)
+    run = Run(Variant("x", "qr_detr/qr_deformable_detr_digits", overrides), 1, tmp_path / "out", tmp_path / "kept")
+    assert cost_of(run, 2, 0) is None, "not trained"
+    weights = build_model(load_config(run.variant.config, list(overrides)), "cpu").state_dict()
+    run.folder.mkdir(parents=True)
+    torch.save({"model": weights}, run.weights)
+    routed = cost_of(run, 9, 1, "cpu")
+    assert (routed["images"], routed["rounds"]) == (2, 1) and routed["ms_per_image"] > 0
+    torch.save({"model": {key: value * (".router." not in key) for key, value in weights.items()}}, run.weights)
+    assert cost_of(run, 9, 1, "cpu") == routed, "measured once"
+    passing = cost_of(run, 1, 0, "cpu")
+    assert passing["flops"] > routed["flops"] and passing["parameters"] == routed["parameters"]
+    assert passing["ms_per_image"] is None
+    run.weights.unlink()
+    (run.folder / "result.json").unlink()
+    assert cost_of(run, 5, 5) == passing, "kept elsewhere"
 
 
 def test_picture(tmp_path):
@@ -131,6 +217,8 @@ def test_study_files(tmp_path):
     path.write_text(yaml.safe_dump(content))
     study = load_study(path)
     assert study.variants == (Variant("x", str(config), ("a=1", "b=2")),) and study.seeds == (1, 2)
+    path.write_text(yaml.safe_dump({**content, "size": [800, 1333]}))
+    assert load_study(path) == study, "an earlier file, with what has no effect any more"
     path.write_text(yaml.safe_dump({**content, "config": str(config), "variants": {"x": {}}}))
     assert load_study(path).variants == (Variant("x", str(config), ("a=1",)),)
     path.write_text(yaml.safe_dump({**content, "variants": {"x": {}}}))
@@ -146,7 +234,6 @@ def test_study_files(tmp_path):
         ({"seeds": [1, 1]}, "`seeds` must be different whole numbers"),
         ({"seeds": [-1]}, "`seeds` must be different whole numbers"),
         ({"seeds": 3}, "`seeds` must be different whole numbers"),
-        ({"size": [0, 8]}, "`size` must be"),
         ({"variants": ["x"]}, "`variants` must be names"),
         ({"overrides": [{"a": 1}]}, "`overrides` must be a list of texts KEY=VALUE"),
         ({"variants": {"x": {"overrides": "a=1"}}}, "variant 'x': `overrides` must be a list of texts KEY=VALUE"),

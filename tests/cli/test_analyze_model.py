@@ -1,9 +1,13 @@
 import json
 
 import pytest
+import torch
 
 from detrx.cli import analyze_model as tool
+from detrx.engine import load_config
+from detrx.engine.trained import build_model
 from detrx.model_zoo import config_root
+from tests.coco.registered import coco, registering, write_images
 
 CONFIG = str(config_root() / "deformable_detr/deformable_detr_digits.py")
 
@@ -20,6 +24,22 @@ def test_figures_and_table(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert f"{cost['inference_bytes'] / 2**20:.1f} MiB of activations at the peak of inference" in printed
     assert f"{cost['training_bytes'] / 2**20:.1f} MiB at the peak of a training step of 2 such images" in printed
+
+
+def test_given_weights_on_real_images(tmp_path):
+    """More images are asked for than there are."""
+    write_images(tmp_path, [1])
+    with registering(tmp_path) as add:
+        overrides = [f"dataloader.test.dataset.names={add('cost_val', coco([1], [], {1: 'zero'}))}"]
+        weights = tmp_path / "model.pth"
+        command = ["--config-file", CONFIG, "--weights", str(weights), "--images", "5", "--device", "cpu"]
+        command += ["--json", str(tmp_path / "cost.json"), *overrides]
+        with pytest.raises(SystemExit, match=r"error: checkpoint .*model\.pth does not exist"):
+            tool.main(command)
+        torch.save({"model": build_model(load_config(CONFIG, overrides), "cpu").state_dict()}, weights)
+        tool.main(command)
+    cost = json.loads((tmp_path / "cost.json").read_text())
+    assert cost["images"] == 1 and cost["size"] is None and cost["weights"] == str(weights) and cost["flops"] > 0
 
 
 def test_wrong_arguments(capsys):

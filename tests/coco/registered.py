@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from PIL import Image
+
 from detrx.d2.data import DatasetCatalog, MetadataCatalog, register_coco_instances
 
 
@@ -20,6 +22,13 @@ def coco(images, annotations, categories):
         ],
         "categories": [{"id": i, "name": name} for i, name in categories.items()],
     }
+
+
+def write_images(folder: Path, images):
+    """Noise as the images of a `coco` dictionary, where `registering` looks for them."""
+    (folder / "images").mkdir()
+    for i in images:
+        Image.effect_noise((200, 100), 80).convert("RGB").save(folder / "images" / f"{i}.png")
 
 
 @contextmanager

@@ -159,9 +159,9 @@ def tokens_of(shapes: tuple[tuple[int, int], ...], dim: int) -> MultiScaleTokens
     return MultiScaleTokens(x, pos, None, shapes, torch.tensor(shapes), starts, None)
 
 
-def make_layer(first_level: int) -> ScaleAwareEncoderLayer:
+def make_layer(first_level: int, **options: str) -> ScaleAwareEncoderLayer:
     attention = MultiScaleDeformableAttention(16, num_heads=2, num_levels=3, num_points=2)
-    return ScaleAwareEncoderLayer(attention, FFN(16, 32), MixtureFFN(16, 16), 16, first_level)
+    return ScaleAwareEncoderLayer(attention, FFN(16, 32), MixtureFFN(16, 16), 16, first_level, **options)
 
 
 @pytest.mark.parametrize("first_level", [1, 2])
@@ -174,6 +174,22 @@ def test_levels_go_through_experts_or_the_ffn(first_level: int):
         levels.append(part + (layer.ffn if level < first_level else layer.experts)(part))
     torch.testing.assert_close(layer(memory, where).tokens, layer.norm2(torch.cat(levels, dim=1)))
     assert layer.train().experts.gate.load.counts.sum() == 2 * 2 * sum((35, 12, 4)[first_level:])
+
+
+@pytest.mark.parametrize("first_level", [1, 2])
+def test_low_resolution_tokens_may_pass_the_shared_ffn_and_the_experts(first_level: int):
+    """One residual and one norm for the sum; the parameters are those of the layer whose experts replace the FFN."""
+    layer, memory = make_layer(first_level, combine="add"), tokens_of(((5, 7), (3, 4), (2, 2)), 16)
+    where = memory.per_level(memory.cell_centres()[0].expand(2, -1, -1))
+    x = layer.norm1(memory.tokens + layer.attend(memory, where))
+    levels = []
+    for level, part in enumerate(x.split([35, 12, 4], dim=1)):
+        shared = layer.ffn.linear2(layer.ffn.linear1(part).relu())
+        levels.append(part + shared if level < first_level else part + shared + layer.experts(part))
+    torch.testing.assert_close(layer(memory, where).tokens, layer.norm2(torch.cat(levels, dim=1)))
+    assert layer.state_dict().keys() == make_layer(first_level).state_dict().keys()
+    with pytest.raises(ValueError, match="combine must be 'replace' or 'add', got 'both'"):
+        make_layer(first_level, combine="both")
 
 
 @pytest.mark.parametrize("first_level", [0, 3])

@@ -1,0 +1,128 @@
+"""Records of studies: the JSON that tools/study.py writes, and the table and the picture of it.
+
+A record has `title`, `description` and `command`, the machine (`detrx.collect_env.machine`), `cost`, and `variants`.
+Each variant has `config`, `overrides`, `seeds`; `result`, with mean, standard deviation and values of each figure of
+`study_runs.result_of`; and `parameters`, `flops` and `ms_per_image`, the means over its runs, None if not measured.
+`cost` says what these three were measured with: {"weights": "trained", "images": N}. Older records have `size` instead:
+theirs were measured with random weights on a random image of this size.
+"""
+
+import os
+import re
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from .table import NOTHING, markdown
+
+_PRECISIONS = {
+    "AP": "bbox/AP",
+    "AP50": "bbox/AP50",
+    "AP75": "bbox/AP75",
+    "AP_S": "bbox/APs",
+    "AP_M": "bbox/APm",
+    "AP_L": "bbox/APl",
+}
+_RECALL = re.compile(r"bbox/AR@?(\d+)")
+
+
+def summarise(results: Sequence[dict[str, float]]) -> dict[str, Any]:
+    """Mean and, of several seeds, sample standard deviation of every figure that all results have."""
+    summary: dict[str, Any] = {}
+    for key in results[0]:
+        if not all(key in result for result in results):
+            continue
+        values = [result[key] for result in results]
+        deviation = statistics.stdev(values) if len(values) > 1 else None
+        summary[key] = {"mean": statistics.fmean(values), "std": deviation, "values": values}
+    return summary
+
+
+def mean_cost(costs: Iterable[dict[str, Any] | None]) -> dict[str, float | None]:
+    """`parameters`, `flops` and `ms_per_image` of a variant: means over its runs that have been measured, else None."""
+    means: dict[str, float | None] = {}
+    for key in ("parameters", "flops", "ms_per_image"):
+        values = [cost[key] for cost in costs if cost is not None and cost[key] is not None]
+        means[key] = statistics.fmean(values) if values else None
+    return means
+
+
+def text(figure: dict[str, Any] | None) -> str:
+    """53.1, or 53.1 ± 0.4 where there are several seeds; with one more digit below 1; "-" for None."""
+    if figure is None:
+        return NOTHING
+    digits = 1 if figure["mean"] >= 1 else 2
+    return f"{figure['mean']:.{digits}f}" + ("" if figure["std"] is None else f" ± {figure['std']:.{digits}f}")
+
+
+def markdown_table(record: dict[str, Any]) -> str:
+    """The table of a record that tools/study.py wrote, and below it what its columns are."""
+    rows = [_row(name, variant) for name, variant in record["variants"].items()]
+    return markdown(rows) + "\n" + " ".join(_notes(record)) + "\n"
+
+
+def _row(name: str, variant: dict[str, Any]) -> dict[str, str]:
+    result = variant["result"]
+    losses = [result[key]["mean"] for key in ("first_loss", "last_loss")]
+    return {
+        "variant": name,
+        **{column: text(result.get(key)) for column, key in _PRECISIONS.items()},
+        "AR": text(result.get(_recall_key(result))),
+        "loss first -> last": " -> ".join(f"{loss:.1f}" for loss in losses),
+        "s/step": _number(result["step_seconds"]["mean"], 3) if "step_seconds" in result else NOTHING,
+        "parameters (M)": _number(variant["parameters"], 2, 1e6),
+        "GFLOPs": _number(variant["flops"], 3, 1e9),
+        "ms/image": _number(variant["ms_per_image"], 1),
+        "seeds": str(len(variant["seeds"])),
+    }
+
+
+def _number(value: float | None, digits: int, unit: float = 1.0) -> str:
+    return NOTHING if value is None else f"{value / unit:.{digits}f}"
+
+
+def _recall_key(result: dict[str, Any]) -> str | None:
+    """The average recall with the most detections per image."""
+    limits = {int(match[1]): key for key in result if (match := _RECALL.fullmatch(key))}
+    return limits[max(limits)] if limits else None
+
+
+def _notes(record: dict[str, Any]) -> list[str]:
+    """Sentences on the columns of a record's table that need them."""
+    variants = record["variants"].values()
+    notes = []
+    if key := next((key for each in variants if (key := _recall_key(each["result"]))), None):
+        notes.append(f"AR: average recall with at most {_RECALL.fullmatch(key)[1]} detections per image.")
+    if any("step_seconds" in each["result"] for each in variants):
+        notes.append("s/step: median time of a training step, without evaluations and the first steps.")
+    columns = {"flops": "GFLOPs", "ms_per_image": "ms/image"}
+    if measured := [name for key, name in columns.items() if any(each[key] is not None for each in variants)]:
+        notes.append(f"{' and '.join(measured)}: {_measured_with(record)}.")
+    return notes
+
+
+def _measured_with(record: dict[str, Any]) -> str:
+    if (cost := record.get("cost")) is None:
+        return "with random weights on a random image of {}x{}".format(*record["size"])
+    return f"mean and median with the {cost['weights']} weights on the first {cost['images']} images of the test loader"
+
+
+def plot_study(record: dict[str, Any], path: str | os.PathLike) -> None:
+    """Write a PNG with the AP of every variant of a record: mean, standard deviation and each seed."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = record["variants"]
+    figure = Figure(figsize=(8, 1.2 + 0.4 * len(rows)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot(title=record["title"], xlabel="AP")
+    for place, row in enumerate(rows.values()):
+        ap = row["result"].get("bbox/AP")
+        if ap is None:  # a model that detects nothing has none
+            continue
+        axes.barh(place, ap["mean"], xerr=ap["std"], color="tab:blue", alpha=0.5, height=0.6, capsize=3)
+        axes.plot(ap["values"], [place] * len(ap["values"]), "o", color="tab:blue", markersize=4)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.invert_yaxis()
+    axes.grid(axis="x", alpha=0.3)
+    figure.savefig(path, dpi=120)

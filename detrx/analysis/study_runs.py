@@ -1,0 +1,174 @@
+"""Runs of a study: training them, and measuring what the trained models cost."""
+
+import json
+import math
+import os
+import re
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from detrx.atomic import write_atomically
+from detrx.d2.data import MetadataCatalog
+from detrx.engine import load_config, load_model
+from detrx.engine.output_folder import TRAINING_CONFIG
+from detrx.engine.settings import changed_settings, describe_changes, saved_config
+from detrx.errors import UserError
+from detrx.evaluation import evaluate_file
+
+from .cost import evaluation_images, model_cost
+from .metrics import read_metrics
+from .study import Run
+
+TRAIN = (sys.executable, "-m", "detrx.cli", "lazyconfig_train_net")
+METRICS = ("bbox/AP", "bbox/AP50", "bbox/AP75")
+"""What every evaluation gives."""
+_PRECISIONS = re.compile(r"bbox/AP(\d+|[smlrcf])?")
+_TIMES = {"step_seconds": "time", "data_seconds": "data_time"}
+_DETECTIONS = ("coco_instances_results.json", "lvis_instances_results.json")
+_OF_THE_MACHINE = ("train.output_dir", "train.device")  # settings that a run may change
+
+
+def result_of(run: Run, command: Sequence[str] = TRAIN, threads: int | None = None) -> dict[str, float]:
+    """Train a variant, from its last checkpoint if there is one, unless it is finished already.
+
+    A run keeps the settings that it has begun with: if its config says something else now, that is an error.
+
+    Args:
+        command: what trains, given the arguments of tools/lazyconfig_train_net.py.
+        threads: of the training on the CPU; None: as torch chooses.
+
+    Returns:
+        Of the last evaluation, in percent, each as `bbox/<figure>`: AP, AP50, AP75, APs, APm, APl and average recall
+        (AR1, AR10, AR100, ARs, ARm and ARl of COCO); figures without ground truth are left out. Of the training:
+        `first_loss` and `last_loss` (total, as logged), `iterations`, and, where the log has them, `step_seconds` and
+        `data_seconds`: the medians of the time per step and of the part of it spent waiting for data.
+
+    Raises:
+        UserError: the training failed, and the message names its log; or its settings have changed since it began.
+    """
+    _check_unchanged(run)
+    result = finished_result(run)
+    if result is None:
+        result = train(run, command, threads)
+    _store(run, {"result": result})
+    return result
+
+
+def cost_of(run: Run, images: int, rounds: int, device: str = "auto") -> dict[str, Any] | None:
+    """What inference of a finished run costs, measured with its trained weights on the first images of its test loader,
+    unless it has been measured so before.
+
+    Args:
+        images: how many; all if the loader has fewer.
+        rounds: of timing, see `model_cost`.
+        device: as for `load_model`.
+
+    Returns:
+        `parameters`, `flops` and `ms_per_image` of `model_cost`, and the number of `images` and `rounds`. None: the
+        weights are no longer there.
+    """
+    asked = {"images_asked": images, "rounds": rounds}
+    stored = next((each["cost"] for each in _stored(run) if "cost" in each), None)
+    if stored is not None and (not run.weights.is_file() or asked.items() <= stored.items()):
+        _store(run, {"cost": stored})
+        return stored
+    if not run.weights.is_file():
+        return None
+    cfg = load_config(run.variant.config, run.overrides)
+    model = load_model(cfg, str(run.weights), device)
+    inputs = evaluation_images(cfg, images, str(next(model.parameters()).device))
+    measured = model_cost(model, inputs, rounds)
+    cost = {key: measured[key] for key in ("parameters", "flops", "ms_per_image")}
+    cost |= {"images": len(inputs), **asked}
+    _store(run, {"cost": cost})
+    return cost
+
+
+def _stored(run: Run) -> list[dict[str, Any]]:
+    """What the files of a run hold.
+
+    Raises:
+        UserError: a file is of another run.
+    """
+    contents = []
+    for file in run.result_files:
+        if not file.is_file():
+            continue
+        content = json.loads(file.read_text(encoding="utf-8"))
+        own, other = run.signature, content["run"]
+        if differing := [f"{key}: {other.get(key)} -> {own[key]}" for key in own if other.get(key) != own[key]]:
+            raise UserError(
+                f"{file} is of another run ({'; '.join(differing)}): choose another output, or remove the file"
+            )
+        contents.append(content)
+    return contents
+
+
+def _store(run: Run, part: dict[str, Any]) -> None:
+    """Put a part of what is known about a run, `result` or `cost`, into all of its files."""
+    known: dict[str, Any] = {}
+    for content in reversed(_stored(run)):
+        known |= content
+    text = json.dumps({**known, "run": run.signature, **part}, indent=2) + "\n"
+    for file in run.result_files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, lambda stream: stream.write(text.encode()))
+
+
+def _check_unchanged(run: Run) -> None:
+    """Raise UserError if a run has begun with other settings, by the `config.yaml` of its folder."""
+    before = saved_config(str(run.folder / TRAINING_CONFIG))
+    if before is None:
+        return
+    changes = changed_settings(before, load_config(run.variant.config, run.overrides))
+    if lines := describe_changes({key: pair for key, pair in changes.items() if key not in _OF_THE_MACHINE}):
+        raise UserError(
+            f"the run of {run.variant.name!r} with seed {run.seed} began with other settings ({'; '.join(lines)}): "
+            f"change them back, choose another output, or remove {run.folder} to train it anew"
+        )
+
+
+def finished_result(run: Run) -> dict[str, float] | None:
+    return next((content["result"] for content in _stored(run)), None)
+
+
+def train(run: Run, command: Sequence[str], threads: int | None) -> dict[str, float]:
+    name, folder = run.variant.name, run.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [*command, "--config-file", run.variant.config, "--resume"]
+    command += run.overrides
+    environment = os.environ if threads is None else {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    log = folder / "stdout.txt"
+    with log.open("a", encoding="utf-8") as file:
+        code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=environment).returncode
+    if code:
+        raise UserError(f"training of {name!r} with seed {run.seed} ended with exit status {code}: see {log}")
+    series = read_metrics(folder).series
+    if missing := [key for key in METRICS if key not in series]:
+        raise UserError(f"training of {name!r} was not evaluated: {folder} has no {', '.join(missing)}")
+    iterations, losses = series["total_loss"]
+    figures = {key: float(series[key][1][-1]) for key in series if _PRECISIONS.fullmatch(key)} | average_recall(run)
+    return {
+        **{key: value for key, value in figures.items() if math.isfinite(value)},
+        "first_loss": float(losses[0]),
+        "last_loss": float(losses[-1]),
+        "iterations": int(iterations[-1]) + 1,
+        **{key: statistics.median(series[name][1]) for key, name in _TIMES.items() if name in series},
+    }
+
+
+def average_recall(run: Run) -> dict[str, float]:
+    """Average recall of the detections that the last evaluation of a run has written, in percent, as `bbox/AR...`;
+    empty if there are none, or the test dataset has no annotation file."""
+    file = next((path for name in _DETECTIONS if (path := run.folder / "inference" / name).is_file()), None)
+    if file is None:
+        return {}
+    loaders = load_config(run.variant.config, run.overrides).dataloader
+    annotations = MetadataCatalog.get(loaders.test.dataset.names).get("json_file")
+    if annotations is None:
+        return {}
+    recall = evaluate_file(file, annotations, loaders.evaluator.get("max_dets_per_image"))["AR"]
+    return {f"bbox/{name}": value for name, value in recall.items()}
