@@ -42,16 +42,16 @@ class Subject:
         model_cfg: the description of the model.
         class_names: by class index; may be empty.
         score_threshold: least score of a confident detection.
-        iteration: the iteration of a training whose steps are analysed.
         options: what the arguments of the analyses were set to; by default to what `add_arguments` says.
+        iteration: the iteration of a training whose steps are analysed.
     """
 
     model: nn.Module
     model_cfg: Any = None
     class_names: Sequence[str] = ()
     score_threshold: float = 0.5
-    iteration: int = 0
     options: argparse.Namespace | None = None
+    iteration: int = 0
 
     def option(self, name: str, default: Any) -> Any:
         return getattr(self.options, name, default)

@@ -100,7 +100,7 @@ def analyse(
     dataset = args.dataset or (names if isinstance(names, str) else names[0])
     class_names = MetadataCatalog.get(dataset).get("thing_classes") or []
     model = load_model(cfg, weights, args.device)
-    subject = Subject(model, cfg.model, class_names, args.score_threshold, cfg.train.max_iter, args)
+    subject = Subject(model, cfg.model, class_names, args.score_threshold, args, cfg.train.max_iter)
     analyses = [each.of(subject) for each in dict.fromkeys(args.analyses)]
     if of_detections := [each for each in analyses if not each.on_training]:
         mapper = instantiate(cfg.dataloader.test.mapper)
