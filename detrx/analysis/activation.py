@@ -13,7 +13,7 @@ from torch import nn
 
 from detrx.coco.results import instances_on_host
 from detrx.d2.structures import Instances
-from detrx.modeling import DetectionTransformer, as_detection_transformer
+from detrx.modeling import DetectionTransformer, EncoderProposals, as_detection_transformer
 
 from .figure import new_figure
 from .queries import QUERY_ANALYSES, QueryAnalysis, Subject
@@ -41,6 +41,11 @@ def lorenz(counts: Sequence[float] | np.ndarray) -> np.ndarray:
     return np.stack([np.linspace(0, 1, len(shares)), shares], axis=1)
 
 
+def index_of_queries(model: DetectionTransformer) -> str:
+    """What the index of a query means: proposals are ranked anew in each image, other queries stay the same."""
+    return "rank of the proposal" if isinstance(model.query_source, EncoderProposals) else "learned query"
+
+
 @QUERY_ANALYSES.register()
 class ActivationAnalysis(QueryAnalysis):
     """Counts, image by image, the queries that end as confident detections.
@@ -64,6 +69,7 @@ class ActivationAnalysis(QueryAnalysis):
 
     def __init__(self, model: DetectionTransformer, score_threshold: float = 0.5):
         self.score_threshold = score_threshold
+        self.index = index_of_queries(model)
         self.counts = np.zeros(0, dtype=np.int64)
         self.detections = 0
         model.query_source.register_forward_hook(self._note_queries)
@@ -88,12 +94,13 @@ class ActivationAnalysis(QueryAnalysis):
     def figures(self) -> dict[str, Any]:
         """What `activation.json` holds.
 
-        `counts`: in how many images each query was a confident detection; `gini` and `lorenz` of them, `gini` being
-        None if there was none.
+        `index`: what the index of a query means; `counts`: in how many images each query was a confident detection;
+        `gini` and `lorenz` of them, `gini` being None if there was none.
         """
         return {
             "images": self.images,
             "queries": len(self.counts),
+            "index": self.index,
             "score_threshold": self.score_threshold,
             "detections": self.detections,
             "active_queries": int((self.counts > 0).sum()),
@@ -106,8 +113,8 @@ class ActivationAnalysis(QueryAnalysis):
         plot_activation(figures, folder / "activation.png")
         coefficient = "undefined" if figures["gini"] is None else f"{figures['gini']:.3f}"
         line = (
-            f"{figures['active_queries']} of {figures['queries']} queries were detections with a score of "
-            f"{self.score_threshold:g} or more in {self.images} images; Gini coefficient: {coefficient}"
+            f"{figures['active_queries']} of {figures['queries']} queries (index: {self.index}) were detections with a "
+            f"score of {self.score_threshold:g} or more in {self.images} images; Gini coefficient: {coefficient}"
         )
         return [line], ["activation.png"]
 
@@ -116,21 +123,22 @@ class ActivationAnalysis(QueryAnalysis):
         return gini_table({n: {seed: each.gini for seed, each in v.items()} for n, v in analyses.items()}, folder)
 
 
-def gini_table(coefficients: Mapping[str, Mapping[int, float]], folder: Path) -> str:
-    """Write `gini.json` and `gini.md` with the Gini coefficients of variants and seeds; returns the Markdown table."""
+def gini_table(coefficients: Mapping[str, Mapping[int, float]], folder: Path, name: str = "gini") -> str:
+    """Write `<name>.json` and `<name>.md` with the Gini coefficients of variants and seeds; returns the Markdown
+    table."""
     lines = ["| variant | Gini coefficient | of each seed |", "|---|---|---|"]
-    for name, by_seed in coefficients.items():
+    for variant, by_seed in coefficients.items():
         values = list(by_seed.values())
         spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
         each = ", ".join(f"{value:.3f}" for value in values)
-        lines.append(f"| {name} | {statistics.fmean(values):.3f}{spread} | {each} |")
+        lines.append(f"| {variant} | {statistics.fmean(values):.3f}{spread} | {each} |")
     table = "\n".join(lines) + "\n"
     finite = {
-        name: {seed: None if np.isnan(value) else value for seed, value in by_seed.items()}
-        for name, by_seed in coefficients.items()
+        variant: {seed: None if np.isnan(value) else value for seed, value in by_seed.items()}
+        for variant, by_seed in coefficients.items()
     }
-    (folder / "gini.json").write_text(json.dumps(finite, indent=1) + "\n", encoding="utf-8")
-    (folder / "gini.md").write_text(table, encoding="utf-8")
+    (folder / f"{name}.json").write_text(json.dumps(finite, indent=1) + "\n", encoding="utf-8")
+    (folder / f"{name}.md").write_text(table, encoding="utf-8")
     return table
 
 
@@ -140,7 +148,8 @@ def plot_activation(figures: dict[str, Any], file: Path) -> None:
     bars, curve = figure.subplots(1, 2)
     counts = np.sort(figures["counts"])[::-1]
     bars.bar(np.arange(len(counts)), counts, width=1.0, color="C0")
-    bars.set(title="How often each query is a detection", xlabel="queries, by falling count", ylabel="images")
+    bars.set(title="How often each query is a detection", xlabel=f"queries ({figures['index']}), by falling count")
+    bars.set_ylabel("images")
     x, y = np.array(figures["lorenz"]).T
     label = "no detections" if figures["gini"] is None else f"Gini coefficient {figures['gini']:.3f}"
     curve.plot(x, y, color="C0", label=label)

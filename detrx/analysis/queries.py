@@ -1,8 +1,8 @@
 """Analyses of what the queries of a trained detector do on a dataset: their interface, and where they are found.
 
 `tools/analyze_queries.py` offers every registered analysis as an option of its name, and the report of a training shows
-the tables of those that apply to its model. `activation` is for all detectors. A method offers its own in the module
-`analysis` of its package in `detrx.projects`, with `@QUERY_ANALYSES.register()`.
+the tables of those that apply to its model. `activation` and `supervision` are for all detectors. A method offers its
+own in the module `analysis` of its package in `detrx.projects`, with `@QUERY_ANALYSES.register()`.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ class Subject:
         class_names: by class index; may be empty.
         score_threshold: least score of a confident detection.
         options: what the arguments of the analyses were set to; by default to what `add_arguments` says.
+        iteration: the iteration of a training whose steps are analysed.
         make_evaluator: makes the evaluator of the config for the dataset; None if there is none.
     """
 
@@ -52,6 +53,7 @@ class Subject:
     class_names: Sequence[str] = ()
     score_threshold: float = 0.5
     options: argparse.Namespace | None = None
+    iteration: int = 0
     make_evaluator: Callable[[], DatasetEvaluator] | None = None
 
     def option(self, name: str, default: Any) -> Any:
@@ -74,12 +76,15 @@ class QueryAnalysis(ABC):
     Attributes:
         name: of the option, and of the files: `<name>.json`, `<name>.png`.
         help: of the option.
+        on_training: whether it watches training steps. It then gets images as the training mapper makes them, with
+            their ground truth in place of detections, and calls the model itself.
         in_report: whether the report of a training has its table.
         images: how many were observed; to be counted by `observe`.
     """
 
     name: ClassVar[str]
     help: ClassVar[str]
+    on_training: ClassVar[bool] = False
     in_report: ClassVar[bool] = False
     images: int = 0
 
@@ -104,11 +109,11 @@ class QueryAnalysis(ABC):
 
     @abstractmethod
     def observe(self, inputs: dict[str, Any], instances: Instances) -> None:
-        """Take account of an image that the model was just called with.
+        """Take account of an image that the model was just called with; with `on_training`, of one that it was not.
 
         Args:
             inputs: the image's element of the model's input.
-            instances: its detections.
+            instances: its detections; with `on_training`, its ground truth.
         """
 
     @abstractmethod
@@ -151,8 +156,8 @@ class QueryAnalysis(ABC):
 
 
 def query_analyses() -> dict[str, type[QueryAnalysis]]:
-    """All analyses by name: that of the library first, then those of the methods in `detrx.projects`."""
-    modules = ["detrx.analysis.activation"]
+    """All analyses by name: those of the library first, then those of the methods in `detrx.projects`."""
+    modules = ["detrx.analysis.activation", "detrx.analysis.supervision"]
     modules += [f"detrx.projects.{package.name}.analysis" for package in pkgutil.iter_modules(projects.__path__)]
     for module in modules:
         if importlib.util.find_spec(module):

@@ -1,8 +1,10 @@
 """Analyse what the queries of a trained detector do on a dataset."""
 
 import argparse
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -14,6 +16,7 @@ from detrx.d2.config import instantiate
 from detrx.d2.data import MetadataCatalog
 from detrx.data import get_detection_dataset_dicts
 from detrx.data.bad_files import UNREADABLE, BadFiles
+from detrx.data.loader import Mapper, random_state_of
 from detrx.engine import load_config, load_model
 from detrx.engine.evaluation import evaluator_for
 
@@ -22,7 +25,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     analyses = query_analyses()
     parser = argparse.ArgumentParser(
         description="Run a trained detector on a dataset, one image at a time, and write plots (PNG) and numbers "
-        "(JSON) of what its queries do. Images that cannot be read are named and left out; the exit status is then 1.",
+        "(JSON) of what its queries do, or of what they would receive in training. Images that cannot be read are "
+        "named and left out; the exit status is then 1.",
         epilog="example: analyze_queries.py --activation --weights output/model_final.pth "
         "--config-file configs/deformable_detr/deformable_detr_digits.py",
     )
@@ -66,6 +70,29 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def mapped(
+    dataset: str | Sequence[str], mapper: Mapper, num: int | None, bad: BadFiles, filter_empty: bool = False
+) -> Iterator[dict[str, Any]]:
+    """The first `num` images of a dataset; what the mapper does at random depends on the position only.
+
+    Raises:
+        ValueError: no image can be read.
+    """
+    records = get_detection_dataset_dicts(dataset, filter_empty)[:num]
+    unreadable = 0
+    for position, record in enumerate(tqdm(records, desc="analysing", unit="img")):
+        try:
+            with random_state_of(0, position):
+                inputs = mapper(record)
+        except UNREADABLE as error:
+            bad.add(error)
+            unreadable += 1
+            continue
+        yield inputs
+    if unreadable == len(records):
+        bad.raise_any()
+
+
 @torch.no_grad()
 def analyse(
     args: argparse.Namespace, config: str, overrides: list[str], weights: str, output: Path, bad: BadFiles
@@ -74,30 +101,35 @@ def analyse(
     cfg = load_config(config, overrides)
     names = cfg.dataloader.test.dataset.names
     dataset = args.dataset or (names if isinstance(names, str) else names[0])
-    records = get_detection_dataset_dicts(dataset, filter_empty=False)[: args.num]
     class_names = MetadataCatalog.get(dataset).get("thing_classes") or []
     model = load_model(cfg, weights, args.device)
-    mapper = instantiate(cfg.dataloader.test.mapper)
     make_evaluator = partial(evaluator_for, cfg, dataset) if "evaluator" in cfg.dataloader else None
-    subject = Subject(model, cfg.model, class_names, args.score_threshold, options=args, make_evaluator=make_evaluator)
+    subject = Subject(
+        model,
+        cfg.model,
+        class_names,
+        args.score_threshold,
+        iteration=cfg.train.max_iter,
+        options=args,
+        make_evaluator=make_evaluator,
+    )
     wanted = [each for each in dict.fromkeys(args.analyses) if not args.study or each.applies_to(model)]
     if not wanted:
         print("left out: no analysis applies to this model")
         return []
     analyses = [each.of(subject) for each in wanted]
-    unreadable = 0
-    for record in tqdm(records, desc="analysing", unit="img"):
-        try:
-            inputs = mapper(record)
-        except UNREADABLE as error:
-            bad.add(error)
-            unreadable += 1
-            continue
-        (result,) = model([inputs])
-        for analysis in analyses:
-            analysis.observe(inputs, result["instances"])
-    if unreadable == len(records):
-        bad.raise_any()
+    if of_detections := [each for each in analyses if not each.on_training]:
+        mapper = instantiate(cfg.dataloader.test.mapper)
+        for inputs in mapped(dataset, mapper, args.num, bad):
+            (result,) = model([inputs])
+            for analysis in of_detections:
+                analysis.observe(inputs, result["instances"])
+    if of_training := [each for each in analyses if each.on_training]:
+        dataset = args.train_dataset or cfg.dataloader.train.dataset.names
+        mapper = instantiate(cfg.dataloader.train.mapper)
+        for inputs in mapped(dataset, mapper, args.num, bad, filter_empty=True):
+            for analysis in of_training:
+                analysis.observe(inputs, inputs["instances"])
     output.mkdir(parents=True, exist_ok=True)
     for analysis in analyses:
         print(analysis.write(output))

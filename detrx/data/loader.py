@@ -188,12 +188,12 @@ class _MappedSamples(Dataset):
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         index, position = key
-        with _random_state_of(self.seed, position):
+        with random_state_of(self.seed, position):
             return self.mapper(self.records[index])
 
 
 @contextlib.contextmanager
-def _random_state_of(seed: int, position: int) -> Iterator[None]:
+def random_state_of(seed: int, position: int) -> Iterator[None]:
     """Inside, the global CPU generators are in a state that depends on the arguments only; after, in their old one."""
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     words = [int(word) for word in np.random.SeedSequence([seed, position]).generate_state(3)]

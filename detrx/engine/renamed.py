@@ -1,11 +1,11 @@
 """Old names of what has moved, so that configs saved by earlier versions still load."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-__all__ = ["RENAMED_TARGETS", "rename_targets"]
+__all__ = ["RENAMED_ARGUMENTS", "RENAMED_TARGETS", "rename_targets"]
 
 RENAMED_TARGETS = {
     "detrx.d2.embedded.evaluation_coco.COCOEvaluator": "detrx.evaluation.COCOEvaluator",
@@ -22,9 +22,15 @@ RENAMED_TARGETS = {
 }
 """Old dotted name to new dotted name. Add a row when something that configs name moves."""
 
+RENAMED_ARGUMENTS: Mapping[str, Mapping[str, tuple[str, Mapping[Any, Any]]]] = {
+    "detrx.projects.paq_detr.QualityAwareAssignment": {"rounding": ("positives", {"ceil": "paper", "round": "article"})}
+}
+"""For each dotted name, its old arguments: their new names, and new values for those that have changed, too."""
+
 
 def rename_targets(cfg: Any) -> None:
-    """Replace every ``_target_`` in ``cfg``, however deeply nested, that has been renamed. Changes ``cfg`` in place."""
+    """Replace every ``_target_`` in ``cfg``, however deeply nested, and every argument of one that has been renamed.
+    Changes ``cfg`` in place."""
     if not isinstance(cfg, (DictConfig, ListConfig)):
         return
     keys: Iterable[Any] = cfg if isinstance(cfg, DictConfig) else range(len(cfg))
@@ -36,3 +42,8 @@ def rename_targets(cfg: Any) -> None:
             cfg[key] = RENAMED_TARGETS.get(value, value)
         else:
             rename_targets(value)
+    if isinstance(cfg, DictConfig):
+        for old, (new, values) in RENAMED_ARGUMENTS.get(str(cfg.get("_target_")), {}).items():
+            if old in cfg:
+                value = cfg.pop(old)
+                cfg[new] = values.get(value, value)

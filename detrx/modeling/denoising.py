@@ -14,6 +14,7 @@ from detrx.errors import InvalidInputError
 from detrx.layers import cxcywh_to_xyxy, inverse_sigmoid, to_device, xyxy_to_cxcywh
 
 from .criterion import Supervision
+from .learned_queries import LabelEmbedding
 from .losses import Loss
 from .matching import KnownPairs
 from .methods import Branch, Method, Step
@@ -21,7 +22,6 @@ from .queries import QueryGroup
 from .targets import Targets
 
 if TYPE_CHECKING:
-    from .learned_queries import LabelEmbedding
     from .meta_arch import DetectionTransformer  # it runs its methods, and a method gets its detector
 
 PositionEmbedding: TypeAlias = Callable[[Tensor], tuple[Tensor | None, Tensor | None]]
@@ -223,7 +223,8 @@ class ContrastiveDenoising(Denoising):
 class GroupDenoising(Denoising):
     """DN-DETR's denoising (arXiv 2203.01305): several groups, each with all boxes.
 
-    Labels are embedded by the `LabelEmbedding` of the query source, whose own queries have the label "no object".
+    Labels are embedded by the `LabelEmbedding` of the query source, whose own queries have the label "no object"
+    (DN-DETR); if it has none, by one of the method (a two-stage DN-Deformable-DETR).
 
     Args:
         num_groups: number of noised copies of every box.
@@ -250,12 +251,10 @@ class GroupDenoising(Denoising):
 
     def attach(self, model: DetectionTransformer) -> None:
         super().attach(model)
-        embedding = _label_embedding(model)
+        embedding = getattr(model.query_source, "label_embedding", None)
         if embedding is None:
-            raise InvalidInputError(
-                f"GroupDenoising needs a query source with a label_embedding, such as AnchorQueries; "
-                f"{type(model.query_source).__name__} has none"
-            )
+            head = model.decoder.heads.class_heads[0]
+            self.label_embedding = embedding = LabelEmbedding(head.out_features, head.in_features)
         self.num_labels = embedding.num_classes + 1
 
     def num_groups(self, most_boxes: int) -> int:
@@ -270,13 +269,8 @@ class GroupDenoising(Denoising):
         return (boxes + moved * self.box_noise).clamp(0, 1)
 
     def embed(self, labels: Tensor, step: Step) -> Tensor:
-        embedding = _label_embedding(step.model)
-        assert embedding is not None  # see `attach`
-        return embedding(labels)
-
-
-def _label_embedding(model: DetectionTransformer) -> LabelEmbedding | None:
-    return getattr(model.query_source, "label_embedding", None)
+        embedding = getattr(step.model.query_source, "label_embedding", None)
+        return (self.label_embedding if embedding is None else embedding)(labels)
 
 
 def _position_embedding(model: DetectionTransformer) -> PositionEmbedding | None:

@@ -25,29 +25,34 @@ from detrx.modeling.matching import Assigner, Assignment, assign_all
 class QualityAwareAssigner(Assigner):
     """One-to-many assignment by the quality s = IoU - gamma * (score of the ground truth's class).
 
-    A ground truth takes its best max(minimum, ceil(sum of its `top_k` best s / tau)) predictions, and at most `top_k`.
+    With S, the sum of its `top_k` best s, a ground truth takes its best max(ceil(S / tau), minimum) predictions (the
+    paper's Eq. 7, whose tau is 1), or max(minimum, round(S / tau)) (an article about the paper), and at most `top_k`.
     A prediction that several ground truths want goes to the one with the largest s; the others get no replacement.
 
     Args:
         top_k: number of candidate predictions per ground truth.
         gamma: weight of the score; s is large for predictions with a good box and a low score.
         tau: divisor of the sum.
-        rounding: "ceil", or "round" to the nearest integer (ties to even).
+        positives: how S / tau becomes a number of predictions: "paper", the next integer from it upwards, or "article",
+            the nearest one (ties to even).
         minimum: minimum number of predictions per ground truth.
     """
 
-    ROUNDING = {"ceil": np.ceil, "round": np.rint}
+    POSITIVES = {"paper": np.ceil, "article": np.rint}
 
-    def __init__(self, top_k: int = 4, gamma: float = 0.4, tau: float = 1.0, rounding: str = "ceil", minimum: int = 1):
+    def __init__(
+        self, top_k: int = 4, gamma: float = 0.4, tau: float = 1.0, positives: str = "paper", minimum: int = 1
+    ):
         if not 1 <= minimum <= top_k:
             raise InvalidInputError(
                 f"minimum must be at least 1 and at most top_k, got minimum {minimum} and top_k {top_k}"
             )
         if tau <= 0:
             raise InvalidInputError(f"tau must be positive, got {tau}")
-        if rounding not in self.ROUNDING:
-            raise InvalidInputError(f"rounding must be one of {tuple(self.ROUNDING)}, got {rounding!r}")
-        self.top_k, self.tau, self.rounding, self.minimum = top_k, tau, rounding, minimum
+        if positives not in self.POSITIVES:
+            raise InvalidInputError(f"positives must be one of {tuple(self.POSITIVES)}, got {positives!r}")
+        self.top_k, self.tau, self.minimum = top_k, tau, minimum
+        self.round = self.POSITIVES[positives]
         self.quality = MatchingQuality(-gamma, 1.0)
 
     def host_cost(self, predictions: Predictions, targets: Targets) -> Tensor:
@@ -71,17 +76,18 @@ class QualityAwareAssigner(Assigner):
 
     def positives(self, total: np.ndarray) -> np.ndarray:
         """Numbers of predictions for the given sums of s."""
-        return self.ROUNDING[self.rounding](total / self.tau).clip(self.minimum, self.top_k).astype(np.int64)
+        return self.round(total / self.tau).clip(self.minimum, self.top_k).astype(np.int64)
 
     def assign(self, predictions: Predictions, targets: Targets) -> Assignment:
         return assign_all([(self, predictions, targets)])[0]
 
 
 class QualityAwareAssignment(Method):
-    """Quality-aware assignment of the main queries in all decoder layers but the last, which does not change.
+    """Quality-aware assignment of the main queries in some decoder layers; the others keep their assigner and losses.
 
     Args:
-        top_k, gamma, tau, rounding, minimum: arguments of the `QualityAwareAssigner`.
+        top_k, gamma, tau, positives, minimum: arguments of the `QualityAwareAssigner`.
+        layers: slice of the decoder layers with this assignment; (None, -1) is all but the last.
         losses: losses of these layers; None: the detector's losses, but with a `VarifocalLoss` of the same weight as
             class loss.
     """
@@ -91,19 +97,23 @@ class QualityAwareAssignment(Method):
         top_k: int = 4,
         gamma: float = 0.4,
         tau: float = 1.0,
-        rounding: str = "ceil",
+        positives: str = "paper",
         minimum: int = 1,
+        layers: tuple[int | None, int | None] = (None, -1),
         losses: Sequence[Loss] | None = None,
     ):
         super().__init__()
-        self.assigner = QualityAwareAssigner(top_k, gamma, tau, rounding, minimum)
+        self.assigner = QualityAwareAssigner(top_k, gamma, tau, positives, minimum)
+        self.chosen = slice(*layers)
         self.losses = None if losses is None else tuple(losses)
 
     def attach(self, model: DetectionTransformer) -> None:
         self.num_layers = len(model.decoder.layers)
-        if self.num_layers < 2:
+        self.layers = range(self.num_layers)[self.chosen]
+        if not self.layers:
             raise InvalidInputError(
-                "QualityAwareAssignment changes intermediate layers, but the decoder has only one layer"
+                f"QualityAwareAssignment: layers ({self.chosen.start}, {self.chosen.stop}) are none of the decoder's "
+                f"{self.num_layers}"
             )
         if model.criterion is None:
             return
@@ -125,9 +135,13 @@ class QualityAwareAssignment(Method):
                     "QualityAwareAssignment and another method of model.methods both change how the main queries are "
                     f"assigned (the other one to {type(supervision.assigner).__name__}): leave one out"
                 )
-            intermediate, last = supervision.split(self.num_layers - 1, self.num_layers)
+            before, rest = supervision.split(self.layers.start, self.num_layers)
             losses = self.losses_of(supervision)
-            result += [part.replace(assigner=self.assigner, losses=losses, repeats=1) for part in intermediate] + last
+            for each in rest:
+                inside, after = each.split(self.layers.stop, self.num_layers)
+                changed = [part.replace(assigner=self.assigner, losses=losses, repeats=1) for part in inside]
+                before = [*before, *changed, *after]
+            result += before
         return result
 
     def losses_of(self, supervision: Supervision) -> tuple[Loss, ...]:

@@ -18,7 +18,7 @@ ROUTED = "qr_detr/qr_deformable_detr_digits.py"
 
 def test_methods_offer_their_analyses():
     assert next(iter(query_analyses())) == "activation"
-    assert {"activation", "pairs", "patterns", "reduction", "routing"} == set(query_analyses())
+    assert {"activation", "supervision", "pairs", "patterns", "reduction", "routing"} == set(query_analyses())
 
 
 @pytest.fixture
@@ -32,8 +32,11 @@ def digits(tmp_path: Path) -> str:
         Image.fromarray(pixels).save(tmp_path / f"{number}.png")
         images.append({"id": number, "file_name": f"{number}.png", "width": 64, "height": 64})
     categories = [{"id": i, "name": f"digit {i}"} for i in range(10)]
+    annotations = [
+        {"id": i, "image_id": i, "category_id": i, "bbox": [8, 8, 24, 24], "area": 576, "iscrowd": 0} for i in (1, 2)
+    ]
     path = tmp_path / "annotations.json"
-    path.write_text(json.dumps({"images": images, "annotations": [], "categories": categories}))
+    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
     register_coco_instances("detrx_test_queries", {}, str(path), str(tmp_path))
     yield "detrx_test_queries"
     DatasetCatalog.remove("detrx_test_queries")
@@ -58,13 +61,19 @@ def test_tool_on_a_study(tmp_path: Path, digits: str, capsys: pytest.CaptureFixt
         folder.mkdir(parents=True)
         torch.save({"model": instantiate(cfg).state_dict()}, folder / "model_final.pth")
     output = tmp_path / "queries"
-    arguments = ["--activation", "--study", study, "--weights", tmp_path / "runs", "--output", output]
-    arguments += ["--dataset", digits, "--score-threshold", 0.0, "--device", "cpu"]
+    arguments = ["--activation", "--supervision", "--study", study, "--weights", tmp_path / "runs", "--output", output]
+    arguments += ["--dataset", digits, "--train-dataset", digits, "--score-threshold", 0.0, "--device", "cpu"]
     analyze_queries.main([str(each) for each in arguments])
     assert "| patterns | " in capsys.readouterr().out
     assert set(json.loads((output / "gini.json").read_text())) == {"plain", "patterns"}
     folder = output / "patterns" / "seed1"
-    assert {path.name for path in folder.iterdir()} == {"activation.json", "activation.png"}
+    written = {f"{name}.{kind}" for name in ("activation", "supervision") for kind in ("json", "png")}
+    assert {path.name for path in folder.iterdir()} == written
+    figures = json.loads((folder / "supervision.json").read_text())
+    assert (figures["images"], figures["boxes"]) == (2, 2), "images with annotations"
+    assert sum(figures["positives_last_layer"]["sums"]) == 2
+    tables = {name: json.loads((output / f"gini_{name}.json").read_text()) for name in ("positives", "gradient")}
+    assert tables["positives"]["patterns"]["1"] == pytest.approx(figures["positives"]["gini"])
 
     weights = tmp_path / "runs" / "patterns" / "seed1" / "model_final.pth"
     arguments = ["--patterns", "--config-file", config, "--weights", weights, "--output", folder, "--dataset", digits]

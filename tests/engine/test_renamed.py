@@ -31,6 +31,16 @@ def test_nested_targets_are_renamed_and_nothing_else():
     assert OmegaConf.to_container(cfg) == after
 
 
+def test_arguments_are_renamed_with_their_values():
+    old = {"_target_": "detrx.projects.paq_detr.QualityAwareAssignment", "top_k": 3, "rounding": "round"}
+    cfg = OmegaConf.create({"methods": [old, {**old, "rounding": "ceil"}, {"_target_": "a.b", "rounding": "round"}]})
+    rename_targets(cfg)
+    rounded, ceiled, other = cfg.methods
+    assert "rounding" not in rounded and (rounded.positives, rounded.top_k) == ("article", 3)
+    assert ceiled.positives == "paper" and other.rounding == "round"
+    assert get_object(rounded["_target_"])(top_k=3, positives=rounded.positives).assigner.positives(1.4) == 1
+
+
 def test_callables_stay():
     cfg = LazyCall(nn.Sequential)(inner=LazyCall(nn.ReLU)())
     rename_targets(cfg)

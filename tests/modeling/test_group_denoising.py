@@ -3,9 +3,7 @@
 import pytest
 import torch
 
-from detrx import model_zoo
 from detrx.d2.config import LazyCall as L
-from detrx.d2.config import instantiate
 from detrx.modeling import DetectionTransformer, GroupDenoising, Step, Targets
 from detrx.modeling.methods import Branch
 from tests.modeling.small import make_input, make_model, with_boxes
@@ -76,11 +74,20 @@ def test_losses_without_boxes():
 
 
 def test_query_source_without_label_embedding():
-    cfg = model_zoo.get_config("dab_detr/dab_detr_digits.py").model
-    cfg.backbone = None
-    cfg.methods = [L(GroupDenoising)()]
-    with pytest.raises(ValueError, match="GroupDenoising needs a query source with a label_embedding"):
-        instantiate(cfg)
+    """The method has one of its own, with the indicator, and inference none."""
+
+    def change(cfg) -> None:
+        cfg.methods = [L(GroupDenoising)(num_groups=2, label_noise=0.0)]
+
+    model = make_model("deformable_detr/deformable_detr_digits.py", change)
+    branch, targets = make_branch(model, (1, 3))
+    embedding = model.methods[0].label_embedding
+    assert embedding.embed.weight.shape == (11, 63) and model.methods[0].num_labels == 11
+    torch.testing.assert_close(branch.group.content[1, :3], embedding(targets.labels[1]))
+    assert (branch.group.content[1, :, -1] == 1).all() and branch.group.pos.shape == branch.group.content.shape
+    losses = model.train()([with_boxes(make_input(64, 64), 2)])
+    sum(losses.values()).backward()
+    assert embedding.embed.weight.grad.any()
 
 
 @pytest.mark.parametrize("name, value", [("num_groups", 0), ("label_noise", 1.5), ("box_noise", -1.0)])

@@ -155,10 +155,7 @@ METHODS: dict[str, Contract] = {
     ),
     "group_denoising": Contract(
         lambda: GroupDenoising(num_groups=2),
-        refused={
-            **dict.fromkeys(WITHOUT_BOXES, "needs a detector whose queries have reference boxes"),
-            **dict.fromkeys(("dab_detr", *TWO_STAGE), "needs a query source with a label_embedding"),
-        },
+        refused=dict.fromkeys(WITHOUT_BOXES, "needs a detector whose queries have reference boxes"),
     ),
     "query_routing": Contract(lambda: QueryRouting(router=FixedRouter(1.0)), remains=("decoder.layers.",)),
     "distillation": Contract(

@@ -28,7 +28,9 @@ from tests.projects.contract import (
 )
 
 CONFIGS = sorted(
-    f"{path.parents[1].name}/{path.name}" for path in config_root().parent.glob("projects/*/configs/*_digits.py")
+    f"{path.parents[1].name}/{path.name}"
+    for path in config_root().parent.glob("projects/*/configs/*_digits.py")
+    if not path.name.startswith("baseline_")
 )
 
 

@@ -184,10 +184,10 @@ def test_quality_by_hand():
     ("options", "expected"),
     [
         ({}, [1, 1, 1, 2, 2, 3, 4]),
-        ({"rounding": "round"}, [1, 1, 1, 1, 2, 2, 4]),
+        ({"positives": "article"}, [1, 1, 1, 1, 2, 2, 4]),
         ({"tau": 0.5}, [1, 1, 2, 3, 4, 4, 4]),
-        ({"rounding": "round", "tau": 2.0}, [1, 1, 1, 1, 1, 1, 2]),
-        ({"rounding": "round", "minimum": 2}, [2, 2, 2, 2, 2, 2, 4]),
+        ({"positives": "article", "tau": 2.0}, [1, 1, 1, 1, 1, 1, 2]),
+        ({"positives": "article", "minimum": 2}, [2, 2, 2, 2, 2, 2, 4]),
     ],
 )
 def test_numbers_of_positives_by_hand(options: dict, expected: list[int]):
@@ -283,6 +283,21 @@ def test_losses_of_the_intermediate_layers():
     own = [VarifocalLoss(weight=7.0)]
     method = QualityAwareAssignment(losses=own)
     assert method.losses_of(before[0]) == tuple(own)
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"), [((None, -1), [0, 1]), ((1, 2), [1]), ((1, None), [1, 2]), ((None, None), [0, 1, 2])]
+)
+def test_layers_are_a_value(layers: tuple, expected: list[int]):
+    """Of a detector with one supervision of all layers, and of one whose last layer has its own."""
+    for name in ("deformable_detr_plus_plus", "align_detr"):
+        model = switch_on(detector(name), QualityAwareAssignment(layers=layers))
+        after = model.methods[-1].supervise([s for s in model.criterion.supervisions if s.group == "main"])
+        changed = [isinstance(s.assigner, QualityAwareAssigner) for s in after for _ in s.numbers(3)]
+        assert [number for s in after for number in s.numbers(3)] == [0, 1, 2]
+        assert [number for number, each in enumerate(changed) if each] == expected
+    losses = losses_of(model, make_batch())
+    assert all(loss.isfinite() for loss in losses.values())
 
 
 def test_more_queries_learn_than_with_one_to_one_matching():
@@ -423,10 +438,9 @@ def test_inference_compiles_to_one_graph_and_exports(name: str):
 @pytest.mark.parametrize(
     ("name", "baseline"),
     [
-        ("paq_detr/paq_deformable_detr_r50.py", "deformable_detr/deformable_detr_plus_plus_r50.py"),
-        ("paq_detr/paq_dino_r50.py", "dino/dino_r50.py"),
-        ("paq_detr/paq_dab_detr_r50.py", "dab_detr/dab_detr_r50.py"),
-        ("paq_detr/paq_dn_detr_r50.py", "dn_detr/dn_detr_r50.py"),
+        ("paq_detr/paq_deformable_detr_r50.py", "paq_detr/baseline_deformable_r50.py"),
+        ("paq_detr/paq_dino_r50.py", "paq_detr/baseline_dino_r50.py"),
+        ("paq_detr/paq_dab_detr_r50.py", "paq_detr/baseline_dab_detr_r50.py"),
     ],
 )
 def test_cost_of_inference(name: str, baseline: str):
@@ -442,7 +456,7 @@ def cost(name: str) -> tuple[int, set[str]]:
     cfg = model_zoo.get_config(name).model
     cfg.backbone.pretrained = False
     with torch.device("meta"), torch.no_grad():
-        model = instantiate(cfg).eval()
+        model = instantiate(cfg).eval().requires_grad_(False)
         with FlopCounterMode(display=False) as counter:
             model.predict(torch.empty(1, 3, 800, 1333), None)
     keys = {key for key in model.state_dict() if not key.startswith("methods.")}
@@ -463,10 +477,13 @@ def test_parameters_of_the_published_size():
         (lambda: QualityAwareAssigner(top_k=0), "minimum must be at least 1 and at most top_k"),
         (lambda: QualityAwareAssigner(minimum=5), "got minimum 5 and top_k 4"),
         (lambda: QualityAwareAssigner(tau=0.0), "tau must be positive, got 0.0"),
-        (lambda: QualityAwareAssignment(rounding="floor"), "rounding must be one of .'ceil', 'round'., got 'floor'"),
+        (
+            lambda: QualityAwareAssignment(positives="floor"),
+            "positives must be one of .'paper', 'article'., got 'floor'",
+        ),
         (lambda: switch_on(detector("dino"), PatternDiversity()), "this EncoderProposals has learned"),
         (lambda: switch_on(detector("detr"), PatternDiversity()), "this PositionQueries has NoneType"),
-        (lambda: make_model(PLAIN, one_layer), "the decoder has only one layer"),
+        (lambda: make_model(PLAIN, one_layer), r"layers \(None, -1\) are none of the decoder's 1"),
     ],
 )
 def test_errors(make, message: str):

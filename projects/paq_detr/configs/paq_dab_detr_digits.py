@@ -1,6 +1,6 @@
-"""PaQ-DETR on the small DAB-DETR for digits."""
+"""PaQ-DETR on the small DAB-DETR++ for digits."""
 
-from ....configs.dab_detr.dab_detr_digits import dataloader, lr_multiplier, model, optimizer, train
+from .baseline_dab_detr_digits import dataloader, lr_multiplier, model, optimizer, train
 from .common.paq_detr import paq_detr
 
 paq_detr(model)

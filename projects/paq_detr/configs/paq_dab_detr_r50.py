@@ -1,6 +1,6 @@
-"""PaQ-DETR on DAB-DETR: ResNet-50 C5, 300 queries, 12 epochs."""
+"""PaQ-DETR on DAB-DETR++: ResNet-50, 4 levels, 300 queries, 12 epochs."""
 
-from ....configs.dab_detr.dab_detr_r50 import dataloader, lr_multiplier, model, optimizer, train
+from .baseline_dab_detr_r50 import dataloader, lr_multiplier, model, optimizer, train
 from .common.paq_detr import paq_detr
 
 paq_detr(model)

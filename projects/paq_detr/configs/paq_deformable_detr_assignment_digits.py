@@ -1,6 +1,6 @@
 """Quality-aware assignment alone, on the small Deformable-DETR++ for digits."""
 
-from ....configs.deformable_detr.deformable_detr_digits import dataloader, lr_multiplier, model, optimizer, train
+from .baseline_deformable_digits import dataloader, lr_multiplier, model, optimizer, train
 from .common.paq_detr import assignment as _assignment
 
 model.methods.append(_assignment)

@@ -1,8 +1,6 @@
 """Pattern queries alone, on the small Deformable-DETR++ for digits."""
 
-from ....configs.deformable_detr.deformable_detr_digits import dataloader, lr_multiplier, model, optimizer, train
-from .common.paq_detr import diversity as _diversity
-from .common.paq_detr import patterns as _patterns
+from .baseline_deformable_digits import dataloader, lr_multiplier, model, optimizer, train
+from .common.paq_detr import pattern_queries
 
-model.query_source.content = _patterns
-model.methods.append(_diversity)
+pattern_queries(model)

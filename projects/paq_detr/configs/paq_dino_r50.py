@@ -1,6 +1,6 @@
-"""PaQ-DETR on DINO: ResNet-50, 4 levels, 900 queries, 12 epochs."""
+"""PaQ-DETR on DINO++: ResNet-50, 4 levels, 900 queries, 12 epochs."""
 
-from ....configs.dino.dino_r50 import dataloader, lr_multiplier, model, optimizer, train
+from .baseline_dino_r50 import dataloader, lr_multiplier, model, optimizer, train
 from .common.paq_detr import paq_detr
 
 paq_detr(model)

@@ -1,6 +1,6 @@
-"""PaQ-DETR on the small DN-DETR for digits."""
+"""PaQ-DETR on the small DN-DETR++ for digits."""
 
-from ....configs.dn_detr.dn_detr_digits import dataloader, lr_multiplier, model, optimizer, train
+from .baseline_dn_detr_digits import dataloader, lr_multiplier, model, optimizer, train
 from .common.paq_detr import paq_detr
 
 paq_detr(model)

@@ -1,4 +1,4 @@
-"""The parts of PaQ-DETR (arXiv 2603.06917), and `paq_detr`, which uses them all."""
+"""The parts of PaQ-DETR (arXiv 2603.06917), and functions that switch them on."""
 
 from detrx.d2.config import LazyCall as L
 from detrx.projects.paq_detr import PatternContent, PatternDiversity, QualityAwareAssignment
@@ -13,7 +13,13 @@ diversity = L(PatternDiversity)(weight=0.2)
 assignment = L(QualityAwareAssignment)(top_k=4, gamma=0.4)
 
 
-def paq_detr(model):
-    """Switch it on: queries made of patterns, the loss that keeps these apart, and the assignment."""
+def pattern_queries(model):
+    """The first part: queries made of patterns, and the loss that keeps these apart."""
     model.query_source.content = patterns
-    model.methods += [diversity, assignment]
+    model.methods.append(diversity)
+
+
+def paq_detr(model):
+    """Both parts."""
+    pattern_queries(model)
+    model.methods.append(assignment)

@@ -1,0 +1,6 @@
+"""Pattern queries alone, on DINO++: ResNet-50, 4 levels, 900 queries, 12 epochs."""
+
+from .baseline_dino_r50 import dataloader, lr_multiplier, model, optimizer, train
+from .common.paq_detr import pattern_queries
+
+pattern_queries(model)

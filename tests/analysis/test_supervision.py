@@ -1,0 +1,117 @@
+"""Supervision of queries: positives and gradients of training steps, compared with the criterion and autograd."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from detrx.analysis.activation import gini
+from detrx.analysis.supervision import MEASURES, SupervisionAnalysis
+from detrx.modeling import DetectionTransformer, Targets
+from detrx.projects.h_detr import HybridEpoch
+from detrx.projects.paq_detr import QualityAwareAssignment
+from tests.modeling.small import make_input, make_model, with_boxes
+from tests.projects.contract import DETECTORS, detector, switch_on
+
+PLAIN = "paq_detr/baseline_deformable_digits.py"
+
+
+def observed(model: DetectionTransformer, *counts: int, **options) -> SupervisionAnalysis:
+    """An analysis of images with so many boxes."""
+    torch.manual_seed(0)
+    analysis = SupervisionAnalysis(model.eval(), **options)
+    for number, count in enumerate(counts):
+        each = with_boxes(make_input(64, 64 + 32 * (number % 2)), count)
+        analysis.observe(each, each["instances"])
+    return analysis
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_one_to_one_matching_of_every_detector(name: str):
+    """As many positives as boxes in each layer; twice as many in Align-DETR's two intermediate layers, but no more than
+    half of the 10 queries."""
+    analysis = observed(detector(name), 3, 0, 2)
+    figures = analysis.figures()
+    assert (figures["images"], figures["boxes"], figures["layers"]) == (3, 5, 3)
+    last, every = (np.array(figures[measure]["sums"]) for measure in ("positives_last_layer", "positives"))
+    assert (
+        last.sum() == 5 and every.sum() == (2 * (3 + 4) + 5 if name == "align_detr" else 15) and (every >= last).all()
+    )
+    gradient = np.array(figures["gradient"]["sums"])
+    assert gradient.shape == last.shape == (figures["queries"],) and (gradient > 0).all()
+    ranked = name in ("dino", "align_detr", "pattern_queries") or name.endswith(("two_stage", "plus_plus"))
+    assert figures["index"] == ("rank of the proposal" if ranked else "learned query")
+
+
+def test_gradient_is_that_of_the_main_losses():
+    """With respect to the content with which queries enter the decoder, here the rows of an embedding."""
+    model = make_model(PLAIN)
+    each = with_boxes(make_input(64, 64), 3)
+    analysis = SupervisionAnalysis(model.eval())
+    analysis.observe(each, each["instances"])
+
+    targets = Targets.from_instances([each["instances"]], [0], model.device)
+    model.train()
+    for module in model.backbone.modules():
+        module.train(not isinstance(module, torch.nn.BatchNorm2d))
+    predictions, supervisions, _ = model.train_step(model.preprocess([each]), targets)
+    main = [supervision for supervision in supervisions if supervision.group == "main"]
+    losses = model.criterion(predictions, targets, main)
+    (expected,) = torch.autograd.grad(sum(losses.values()), model.query_source.query_embed.weight)
+    np.testing.assert_allclose(analysis.sums["gradient"], expected.norm(dim=1).numpy(), rtol=1e-4)
+    (pairs, *_) = model.criterion.assign(predictions, targets, main)
+    counted = np.zeros((3, 10))
+    for layer, query in zip(pairs.layer.tolist(), pairs.query.tolist(), strict=True):
+        counted[layer, query] += 1
+    assert analysis.sums["positives"].tolist() == counted.sum(0).tolist()
+    assert analysis.sums["positives_last_layer"].tolist() == counted[2].tolist()
+
+
+def test_nothing_is_updated():
+    model = detector("dino").eval()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    observed(model, 2)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert not model.training and all(p.grad is None for p in model.parameters())
+    assert not model.decoder._forward_pre_hooks
+
+
+def test_methods_change_what_is_counted():
+    """Quality-aware assignment in layers 0 and 1, here of four positives; the last one keeps one for each box."""
+    plain, model = (detector("deformable_detr_plus_plus") for _ in range(2))
+    switch_on(model, QualityAwareAssignment(minimum=4))
+    found, expected = observed(model, 1, 1), observed(plain, 1, 1)
+    assert found.sums["positives_last_layer"].tolist() == expected.sums["positives_last_layer"].tolist()
+    assert (found.sums["positives"].sum(), expected.sums["positives"].sum()) == (2 * (4 + 4 + 1), 2 * 3)
+
+
+def test_methods_that_follow_the_iteration():
+    """HybridEpoch gives each box several queries until its epochs are over."""
+    model = switch_on(detector("deformable_detr_plus_plus"), HybridEpoch(max_iter=10, copies=2))
+    early, late = (observed(model, 3, iteration=iteration) for iteration in (0, 10))
+    assert (early.sums["positives_last_layer"].sum(), late.sums["positives_last_layer"].sum()) == (6, 3)
+
+
+def test_what_is_written(tmp_path: Path):
+    analysis = observed(detector("deformable_detr_plus_plus"), 3, 2)
+    summary = analysis.write(tmp_path)
+    assert "queries (index: rank of the proposal) were positives in 2 training images with 5 boxes" in summary
+    figures = json.loads((tmp_path / "supervision.json").read_text())
+    assert figures == analysis.figures()
+    for measure in MEASURES:
+        assert figures[measure]["gini"] == pytest.approx(gini(figures[measure]["sums"]))
+        assert figures[measure]["lorenz"][-1] == [1.0, pytest.approx(1.0)]
+    image = Image.open(tmp_path / "supervision.png")
+    assert min(image.size) > 400 and len(image.convert("RGB").getcolors(1 << 24)) > 20
+    table = SupervisionAnalysis.compare({"plain": {1: analysis}}, tmp_path)
+    assert table.count("| plain | ") == 3
+    assert json.loads((tmp_path / "gini_gradient.json").read_text())["plain"]["1"] == analysis.gini("gradient")
+
+
+def test_images_without_boxes(tmp_path: Path):
+    analysis = observed(detector("deformable_detr_plus_plus"), 0)
+    assert "0 of 10 queries" in analysis.write(tmp_path)
+    assert json.loads((tmp_path / "supervision.json").read_text())["positives"]["gini"] is None
