@@ -438,7 +438,7 @@ def test_inference_compiles_to_one_graph_and_exports(name: str):
 @pytest.mark.parametrize(
     ("name", "baseline"),
     [
-        ("paq_detr/paq_deformable_detr_r50.py", "paq_detr/baseline_deformable_r50.py"),
+        ("paq_detr/paq_deformable_detr_r50.py", "deformable_detr/deformable_detr_plus_plus_r50.py"),
         ("paq_detr/paq_dino_r50.py", "paq_detr/baseline_dino_r50.py"),
         ("paq_detr/paq_dab_detr_r50.py", "paq_detr/baseline_dab_detr_r50.py"),
     ],
