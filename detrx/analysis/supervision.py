@@ -95,8 +95,8 @@ class SupervisionAnalysis(QueryAnalysis):
     def _step(self, inputs: dict[str, Any], instances: Instances, contents: list[Tensor]) -> None:
         model = self.model
         targets = Targets.from_instances([instances], [inputs.get("image_id", 0)], model.device)
-        predictions, _, _ = model.train_step(model.preprocess([inputs]), targets)
-        supervisions = self._main_supervisions()
+        predictions, _, step = model.train_step(model.preprocess([inputs]), targets)
+        supervisions = [each for each in step.supervisions if each.group == "main"]
         criterion = model.training_criterion()
         assignments = criterion.assign(predictions, targets, supervisions)
         losses = criterion(predictions, targets, supervisions)
@@ -107,13 +107,6 @@ class SupervisionAnalysis(QueryAnalysis):
         self._add("gradient", gradient[0].float().norm(dim=-1).cpu().numpy())
         self.images += 1
         self.boxes += sum(targets.counts)
-
-    def _main_supervisions(self) -> list[Supervision]:
-        """The detector's own supervisions of the main group in this step."""
-        supervisions = self.model.training_criterion().supervisions
-        for method in self.model.methods:
-            supervisions = method.supervise(supervisions)
-        return [each for each in supervisions if each.group == "main"]
 
     def _add(self, measure: str, values: np.ndarray) -> None:
         sums = self.sums[measure]

@@ -205,6 +205,8 @@ class DetectionTransformer(nn.Module):
         supervisions: Sequence[Supervision] = self.training_criterion().supervisions
         for method in self.methods:
             supervisions = method.supervise(supervisions)
+        for method in self.methods:
+            supervisions = method.supervise_last(supervisions)
         asking = {method: method.further for method in self.methods if method.further is not None}
         (main, *further), predictions = self.query_source.groups(memory, list(asking.values()))
         of_methods = dict(zip(asking, further, strict=True))

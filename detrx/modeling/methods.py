@@ -35,7 +35,7 @@ class Step:
         further: for each method with `further`, the queries that the query source made for it.
         branches: of the methods before this one in `model.methods`.
         images: normalised and padded, as the backbone gets them.
-        supervisions: of the detector itself in this step, after `supervise` of all methods.
+        supervisions: of the detector itself in this step, after `supervise` and `supervise_last` of all methods.
     """
 
     model: DetectionTransformer
@@ -92,6 +92,11 @@ class Method(nn.Module):
 
     def supervise(self, supervisions: Sequence[Supervision]) -> Sequence[Supervision]:
         """The supervisions of the detector itself in this step, given those without this method."""
+        return supervisions
+
+    def supervise_last(self, supervisions: Sequence[Supervision]) -> Sequence[Supervision]:
+        """Like `supervise`, but called after `supervise` of all methods: for a method that wraps the assigners or
+        losses that the others have chosen."""
         return supervisions
 
     def branches(self, step: Step) -> list[Branch]:

@@ -187,7 +187,7 @@ class Distillation(Method):
             self.inherited.fill_(True)
         self._has_inherited = True
 
-    def supervise(self, supervisions: Sequence[Supervision]) -> Sequence[Supervision]:
+    def supervise_last(self, supervisions: Sequence[Supervision]) -> Sequence[Supervision]:
         """If the main queries are the teacher's, their constrained layers get its assignment, once it has run."""
         self._constrained = []
         if self.queries == "own":

@@ -14,7 +14,7 @@ from detrx.modeling import DetectionTransformer, Targets
 from detrx.projects.h_detr import HybridEpoch
 from detrx.projects.paq_detr import QualityAwareAssignment
 from tests.modeling.small import make_input, make_model, with_boxes
-from tests.projects.contract import DETECTORS, detector, switch_on
+from tests.projects.contract import DETECTORS, detector, distillation, switch_on
 
 PLAIN = "paq_detr/baseline_deformable_digits.py"
 
@@ -68,6 +68,15 @@ def test_gradient_is_that_of_the_main_losses():
         counted[layer, query] += 1
     assert analysis.sums["positives"].tolist() == counted.sum(0).tolist()
     assert analysis.sums["positives_last_layer"].tolist() == counted[2].tolist()
+
+
+def test_assignment_of_a_teacher():
+    """Where the predictions of a teacher assign the ground truth to the main queries, so they do here."""
+    options = {"queries": "teacher", "matching": "index", "auxiliary": None, "constraint": "all"}
+    model = detector("conditional_detr")
+    switch_on(model, distillation(model, losses=["prediction"], **options))
+    analysis = observed(model, 3)
+    assert analysis.sums["positives"].sum() == 9 and analysis.sums["positives_last_layer"].sum() == 3
 
 
 def test_nothing_is_updated():

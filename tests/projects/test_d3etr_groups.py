@@ -10,7 +10,7 @@ from detrx.modeling import DetectionTransformer, QueryGroup, Targets
 from detrx.projects.d3etr import Distillation
 from detrx.projects.d3etr.matching import AdaptiveMatcher, OfTeacher
 from tests.modeling.small import make_input, make_model
-from tests.projects.contract import detector, distillation, losses_of, make_batch, switch_on, training_step
+from tests.projects.contract import METHODS, detector, distillation, losses_of, make_batch, switch_on, training_step
 
 TABLE_5 = {
     "adaptive": {"auxiliary": None},
@@ -122,6 +122,32 @@ def test_teacher_assigns_by_its_own_predictions():
     found = taught.assigner.assign(None, targets)
     expected = taught.assigner.assigner.assign(lesson.predictions, targets)
     assert torch.equal(found.query, expected.query) and torch.equal(found.truth, expected.truth)
+
+
+@pytest.mark.parametrize("constraint", ["last", "all"])
+@pytest.mark.parametrize("other", ["hybrid_epoch", "hybrid_layer", "quality_aware", "query_routing"])
+def test_constraint_holds_for_the_supervision_of_this_step(other: str, constraint: str):
+    """The assigners that other methods choose get the teacher's predictions, wherever they are in the list."""
+    teacher, batch, found, losses = quiet_teacher(), make_batch(), [], []
+    for first in (True, False):
+        own = distillation(teacher, **TABLE_5["fixed"], losses=["prediction"], constraint=constraint)
+        methods = [own, METHODS[other].make()]
+        model = switch_on(detector("conditional_detr"), *(methods if first else methods[::-1]))
+        main = [each for each in training_step(model, batch)[1] if each.group == "main"]
+        by_truth = [each for each in main if not each.losses[0].name.startswith("loss_distill")]
+        taught = [n for each in by_truth if isinstance(each.assigner, OfTeacher) for n in each.numbers(3)]
+        assert sorted(taught) == ([2] if constraint == "last" else [0, 1, 2])
+        assigners = [getattr(each.assigner, "assigner", each.assigner) for each in by_truth]
+        found.append(
+            [
+                (list(each.numbers(3)), type(assigner), getattr(assigner, "copies", None), each.repeats)
+                for each, assigner in zip(by_truth, assigners, strict=True)
+            ]
+        )
+        losses.append(losses_of(model, batch))
+    assert found[0] == found[1] and losses[0].keys() == losses[1].keys()
+    for key, loss in losses[0].items():
+        torch.testing.assert_close(losses[1][key], loss, msg=key)
 
 
 def test_groups_with_the_same_queries_learn_the_same():
