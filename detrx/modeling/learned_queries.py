@@ -113,15 +113,20 @@ class AnchorQueries(QuerySource):
         self.reference_dims = 4
         self.num_queries = num_queries
         self.embed_dim = embed_dim
-        self.centres = nn.Parameter(inverse_sigmoid(torch.rand(num_queries, 2)), requires_grad=not freeze_centres)
-        self.sizes = nn.Parameter(torch.randn(num_queries, 2))
+        self.freeze_centres = freeze_centres
+        self.centres, self.sizes = self.anchors(num_queries)
         self.patterns = nn.Embedding(num_patterns, embed_dim) if num_patterns else None
         self.label_embedding = label_embedding
         self.content = content
 
     def further(self, num_queries: int) -> QueryRows:
-        centres = nn.Parameter(inverse_sigmoid(torch.rand(num_queries, 2)), requires_grad=self.centres.requires_grad)
-        return QueryRows(num_queries, centres=centres, sizes=nn.Parameter(torch.randn(num_queries, 2)))
+        centres, sizes = self.anchors(num_queries)
+        return QueryRows(num_queries, centres=centres, sizes=sizes)
+
+    def anchors(self, num_queries: int) -> tuple[nn.Parameter, nn.Parameter]:
+        """Initial centres and sizes, both (N, 2) logits."""
+        centres = nn.Parameter(inverse_sigmoid(torch.rand(num_queries, 2)), requires_grad=not self.freeze_centres)
+        return centres, nn.Parameter(torch.randn(num_queries, 2))
 
     def rows_per_query(self) -> dict[str, int]:
         return {"centres": 1, "sizes": 1}

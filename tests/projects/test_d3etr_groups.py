@@ -175,6 +175,20 @@ def test_second_set_of_queries_is_trained():
     assert not any(key.endswith("_teacher") for key in losses)
 
 
+@pytest.mark.parametrize("frozen_centres", [True, False])
+@pytest.mark.parametrize("first", [True, False])
+def test_queries_of_other_methods_are_trained(first: bool, frozen_centres: bool):
+    """The main queries are not, because they are the teacher's; only the config decides about the others' centres."""
+    model = make_model(
+        "dab_detr/dab_detr_digits.py", lambda cfg: cfg.query_source.update(freeze_centres=frozen_centres)
+    )
+    methods = [distillation(quiet_teacher("dab_detr"), **TABLE_5["fixed"]), METHODS["hybrid_branch"].make()]
+    switch_on(model, *(methods if first else methods[::-1]))
+    assert not any(parameter.requires_grad for parameter in model.query_source.parameters())
+    rows = methods[1].further
+    assert rows.sizes.requires_grad and rows.centres.requires_grad == (not frozen_centres)
+
+
 @pytest.mark.parametrize("name", ["deformable_detr_plus_plus", "dino", "pattern_queries"])
 def test_queries_that_depend_on_the_image_cannot_be_those_of_the_teacher(name: str):
     model = detector(name)
