@@ -29,6 +29,9 @@ def box_head(embed_dim: int, initial_size_logit: float = 0.0) -> MLP:
 class PredictionHeads(nn.Module):
     """One class head and one box head per decoder layer, or one of each for all.
 
+    Attributes:
+        quality_heads: of a subclass that predicts the quality of its predictions, as many as class heads; None here.
+
     Args:
         num_layers: decoder layers.
         shared: all layers use the same heads.
@@ -54,6 +57,7 @@ class PredictionHeads(nn.Module):
             for _ in range(count)
         )
         self.box_heads = TypedModuleList(box_head(embed_dim, 0.0 if i else initial_size_logit) for i in range(count))
+        self.quality_heads: TypedModuleList[nn.Linear] | None = None
 
     def forward(self, x: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         """(B, N, C) -> logits (B, N, K or K + 1) and box deltas (B, N, 4) in logit space."""
@@ -66,5 +70,5 @@ class PredictionHeads(nn.Module):
         return self.box_heads[layer % len(self.box_heads)](x)
 
     def quality(self, x: Tensor, layer: int) -> Tensor | None:
-        """(B, N, C) -> `Predictions.quality` (B, N, K) of a layer, or None; these heads do not predict it."""
-        return None
+        """(B, N, C) -> `Predictions.quality` (B, N, K) of a layer; None without `quality_heads`."""
+        return None if self.quality_heads is None else self.quality_heads[layer % len(self.quality_heads)](x)

@@ -1,10 +1,11 @@
 """Localisation-aware score calibration of Mr. DETR++: a class score times a learned IoU score."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from detrx.errors import InvalidInputError
 from detrx.layers import cxcywh_to_xyxy, iou_xyxy
+from detrx.layers.module_list import TypedModuleList
 from detrx.modeling import PredictionHeads, Predictions, Targets, TopDetections
 from detrx.modeling.heads import class_head
 from detrx.modeling.losses import Loss, class_cells, matched_boxes, varifocal
@@ -35,10 +36,7 @@ class CalibratedHeads(PredictionHeads):
                 "CalibratedHeads needs a sigmoid for each class, but no_object=True means a softmax"
             )
         super().__init__(embed_dim, num_classes, num_layers, shared, initial_size_logit)
-        self.quality_heads = nn.ModuleList(class_head(embed_dim, num_classes) for _ in self.class_heads)
-
-    def quality(self, x: Tensor, layer: int) -> Tensor:
-        return self.quality_heads[layer % len(self.quality_heads)](x)
+        self.quality_heads = TypedModuleList(class_head(embed_dim, num_classes) for _ in self.class_heads)
 
 
 class QualityLoss(Loss):

@@ -25,9 +25,9 @@ class QueryRouting(Method):
     it. Queries that the cross-attention of a layer does not work on keep their references and predictions. The routers
     are part of the detector's layers; the exit heads exist in training only.
 
-    The decision of a router has no gradient. Therefore it has exit heads: a class and a box head like those of its
-    layer, which read sigma * q of the main queries and are supervised like the layer's predictions in the same step.
-    They train the router.
+    The decision of a router has no gradient. Therefore it has exit heads: copies of the class and box heads of its
+    layer, and of its quality head if the detector predicts the quality of its predictions. They read sigma * q of the
+    main queries, are supervised like the layer's predictions in the same step, and train the router.
 
     Args:
         scheme: "eeqr" (full, self-attention, cross-attention in turn); one of "self_attn", "cross_attn" and "full" for
@@ -82,6 +82,7 @@ class QueryRouting(Method):
         self.fixed = (router,)  # not a submodule: it belongs to the layers
         self.class_heads = nn.ModuleList()
         self.box_heads = nn.ModuleList()
+        self.quality_heads = nn.ModuleList()  # empty if the detector has none
 
     def attach(self, model: DetectionTransformer) -> None:
         if self.regroup == "concat" and any(isinstance(method, Denoising) for method in model.methods):
@@ -102,21 +103,28 @@ class QueryRouting(Method):
             layers[index] = RoutedDecoderLayer(
                 layer, router, wrapped, self.regroup, self.ffn, self.add_pos, self.router_reads
             )
-            self.class_heads.append(copy.deepcopy(heads.class_heads[index % len(heads.class_heads)]))
-            self.box_heads.append(copy.deepcopy(heads.box_heads[index % len(heads.box_heads)]))
+            for copies, of_layers in (
+                (self.class_heads, heads.class_heads),
+                (self.box_heads, heads.box_heads),
+                (self.quality_heads, heads.quality_heads),
+            ):
+                if of_layers is not None:
+                    copies.append(copy.deepcopy(of_layers[index % len(of_layers)]))
 
     def after_decoder(self, step: Step, predictions: Mapping[str, Predictions]) -> list[Branch]:
         """The predictions "exit" of the exit heads, and their supervisions."""
         decoder = step.model.decoder
-        logits, boxes, counts = [], [], []
-        for layer, class_head, box_head in zip(decoder.layers, self.class_heads, self.box_heads, strict=True):
+        logits, boxes, quality, counts = [], [], [], []
+        for index, layer in enumerate(decoder.layers):
             routed, layer.routed = layer.routed, None
             counts.append(routed.counts)
             x, reference = self.exit(layer, routed)
-            logits.append(class_head(x))
-            boxes.append(decoder.shift(reference, box_head(x)))
+            logits.append(self.class_heads[index](x))
+            boxes.append(decoder.shift(reference, self.box_heads[index](x)))
+            if self.quality_heads:
+                quality.append(self.quality_heads[index](x))
         self.log(counts)
-        exits = Predictions(torch.stack(logits), torch.stack(boxes))
+        exits = Predictions(torch.stack(logits), torch.stack(boxes), quality=torch.stack(quality) if quality else None)
         return [Branch(None, self.exit_supervisions(step.supervisions), {"exit": exits})]
 
     def exit(self, layer: RoutedDecoderLayer, routed: Routed) -> tuple[Tensor, Tensor | None]:

@@ -185,6 +185,23 @@ def assert_exits_are_supervised_as_main(
     return exits
 
 
+@pytest.mark.parametrize("name", ["mr_detr_deformable_calibrated_digits", "mr_detr_pp_deformable_digits"])
+def test_exit_heads_of_calibrated_detectors(name: str):
+    """Their quality heads begin as those of their layers, learn, and teach the routers."""
+    torch.manual_seed(0)
+    model = switch_on(make_model(f"mr_detr/{name}.py"), QueryRouting())
+    heads = model.methods[-1].quality_heads
+    for head, of_layer in zip(heads, model.decoder.heads.quality_heads, strict=True):
+        assert torch.equal(head.weight, of_layer.weight) and head.weight is not of_layer.weight
+    losses = train_and_evaluate(model)
+    quality = [losses[f"loss_quality_exit_{index}"] for index in range(LAYERS)]
+    routers = [layer.router.weight for layer in model.decoder.layers]
+    model.zero_grad()
+    sum(losses_of(model, make_batch())[f"loss_quality_exit_{index}"] for index in range(LAYERS)).backward()
+    assert all(loss > 0 for loss in quality)
+    assert all(weight.grad.any() for weight in [*routers, *(head.weight for head in heads)])
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("config", CONFIGS)
 def test_exit_heads_are_not_at_inference(config: str):
