@@ -38,9 +38,11 @@ def check_classes(cfg: DictConfig, part: str) -> None:
 
 def warn_of_too_many_boxes(model: nn.Module, loader: Iterable[Any]) -> None:
     """Warn, once, if images have more boxes than the model has queries: each query can match one box only."""
-    queries = getattr(getattr(model, "query_source", None), "num_queries", None)
+    source = getattr(model, "query_source", None)
+    queries = getattr(source, "num_queries", None)
     if queries is None or not isinstance(loader, TrainLoader) or len(loader.num_boxes) == 0:
         return
+    queries *= getattr(source, "patterns_per_anchor", 1)
     images, most = int((loader.num_boxes > queries).sum()), int(loader.num_boxes.max())
     if images:
         logger.warning(

@@ -115,6 +115,7 @@ class AnchorQueries(QuerySource):
         self.embed_dim = embed_dim
         self.freeze_centres = freeze_centres
         self.centres, self.sizes = self.anchors(num_queries)
+        self.patterns_per_anchor = max(1, num_patterns)
         self.patterns = nn.Embedding(num_patterns, embed_dim) if num_patterns else None
         self.label_embedding = label_embedding
         self.content = content

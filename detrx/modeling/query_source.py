@@ -66,11 +66,13 @@ class QuerySource(nn.Module):
     """Creates the main query group and, in training, further groups of the same kind for methods that request them.
 
     Attributes:
-        num_queries: number of queries in the main group.
+        num_queries: number of queries in the main group; of its anchors, if it has patterns.
+        patterns_per_anchor: number of queries of the main group that share an anchor. They are ordered by pattern.
         reference_dims: 4 for boxes, 2 for points, None for queries without references.
     """
 
     num_queries: int
+    patterns_per_anchor: int = 1
     reference_dims: int | None
 
     def forward(self, memory: MultiScaleTokens) -> tuple[QueryGroup, dict[str, Predictions]]:

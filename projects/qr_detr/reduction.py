@@ -48,9 +48,11 @@ class ReductionAnalysis(QueryAnalysis):
     Args:
         model: in evaluation mode; it is called with one image at a time.
         evaluator: scores the detections.
-        counts: numbers of queries; None: six equal steps, from all of them down.
+        counts: numbers of queries; None: six equal steps, from all of them down. If anchors have several patterns, only
+            multiples of their number.
         kept: which queries are kept: "first", by index (in two-stage detectors, the best proposals); "random", the same
-            in all images; "best", for each image those with the highest scores in the detections of all queries.
+            in all images; "best", for each image those with the highest scores in the detections of all queries. The
+            first and the random ones are anchors with all their patterns.
     """
 
     name = "reduction"
@@ -95,16 +97,22 @@ class ReductionAnalysis(QueryAnalysis):
         counts: Sequence[int] | None = None,
         kept: str = "first",
     ):
-        self.queries = model.query_source.num_queries
+        anchors, self.patterns = model.query_source.num_queries, model.query_source.patterns_per_anchor
+        self.queries = anchors * self.patterns
         if counts is None:
-            counts = {max(1, self.queries * sixths // 6) for sixths in range(1, 7)}
+            counts = {max(1, anchors * sixths // 6) * self.patterns for sixths in range(1, 7)}
         if not counts or not all(1 <= count <= self.queries for count in counts):
             raise InvalidInputError(f"reduction: counts must be from 1 to {self.queries} queries, got {list(counts)}")
+        if any(count % self.patterns for count in counts):
+            raise InvalidInputError(
+                f"reduction: counts must be multiples of {self.patterns}, the number of patterns "
+                f"(model.query_source.num_patterns) of each of the {anchors} anchors, got {list(counts)}"
+            )
         if kept not in KEPT:
             raise InvalidInputError(f"reduction: kept must be one of {', '.join(KEPT)}, got {kept!r}")
         self.model, self.evaluator, self.kept = model, evaluator, kept
         self.counts = sorted(set(counts), reverse=True)
-        self.shuffled = torch.randperm(self.queries, generator=torch.Generator().manual_seed(0))
+        self.shuffled = torch.randperm(anchors, generator=torch.Generator().manual_seed(0))
         self.found: dict[tuple[str, int], list[tuple[dict[str, Any], Instances]]] = {
             (used, count): [] for used in WITH for count in self.counts
         }
@@ -132,16 +140,20 @@ class ReductionAnalysis(QueryAnalysis):
 
     def order(self, main: QueryGroup, memory: MultiScaleTokens) -> Tensor:
         """(1, N) indices of the queries, those to keep first."""
-        device, queries = main.content.device, main.content.shape[1]
+        device, anchors = main.content.device, main.content.shape[1] // self.patterns
         if self.kept == "first":
-            return torch.arange(queries, device=device)[None]
+            return self.with_patterns(torch.arange(anchors), anchors).to(device)
         if self.kept == "random":
-            return self.shuffled[self.shuffled < queries].to(device)[None]
+            return self.with_patterns(self.shuffled[self.shuffled < anchors], anchors).to(device)
         predictions: Predictions = self.model.decoder([main], memory)["main"]
         scores = self.model.postprocess.scores(predictions).amax(-1)
         if main.padding is not None:
             scores = scores.masked_fill(main.padding, -1.0)
         return scores.argsort(dim=1, descending=True, stable=True)
+
+    def with_patterns(self, order: Tensor, anchors: int) -> Tensor:
+        """Indices of anchors -> (1, N) indices of the queries: for each anchor those of all patterns."""
+        return (order[:, None] + anchors * torch.arange(self.patterns)).flatten()[None]
 
     def figures(self) -> dict[str, Any]:
         """Contents of `reduction.json`; scores are those of the evaluator, in percent, None where there is none."""

@@ -339,14 +339,21 @@ def test_more_boxes_than_queries(register, coco):
     crowd = coco["annotations"][0] | {"id": 50, "bbox": [0, 0, 5, 5], "iscrowd": 1}
     coco["annotations"].append(crowd)
     cfg = config(register("detrx_check_queries", coco), "detrx_check_queries")
-    for queries, expected in ((3, {}), (2, {"more-than-queries": 1}), (None, {})):
-        cfg.model.query_source = {} if queries is None else {"num_queries": queries}
+    more = {"more-than-queries": 1}
+    for source, expected in (
+        ({"num_queries": 3}, {}),
+        ({"num_queries": 2}, more),
+        ({"num_queries": 2, "num_patterns": 0}, more),
+        ({"num_queries": 2, "num_patterns": 2}, {}),
+        ({}, {}),
+    ):
+        cfg.model.query_source = source
         (checked,) = check_config(cfg)
         assert kinds(checked) == expected
         assert checked.statistics["boxes_per_image"]["max"] == 3
         if expected:
             (example,) = checked.findings.entries()[0]["examples"]
-            assert example.endswith("3.png: 3 boxes, model.query_source.num_queries is 2")
+            assert example.endswith("3.png: 3 boxes, but model.query_source has 2 queries")
 
 
 def test_datasets_of_a_config(register, coco):

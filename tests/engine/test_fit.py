@@ -102,9 +102,18 @@ def test_images_with_more_boxes_than_queries_are_told_once(caplog):
     assert not caplog.records
 
 
-@pytest.mark.parametrize("name", ["deformable_detr/deformable_detr_digits", "detr/detr_digits"])
-def test_detectors_say_how_many_queries_they_have(name, caplog):
-    cfg = load_config(name, ["model.query_source.num_queries=5"])
+@pytest.mark.parametrize(
+    ("name", "overrides", "queries"),
+    [
+        ("deformable_detr/deformable_detr_digits", [], 5),
+        ("detr/detr_digits", [], 5),
+        ("dab_detr/dab_detr_digits", ["model.query_source.num_patterns=3"], 15),
+    ],
+)
+def test_detectors_say_how_many_queries_they_have(name, overrides, queries, caplog):
+    cfg = load_config(name, ["model.query_source.num_queries=5", *overrides])
     model = instantiate(OmegaConf.merge(cfg.model, {"backbone": {"pretrained": False}}))
-    warn_of_too_many_boxes(model, loader(6))
-    assert "1 of 1 training images have more boxes than the model has queries (5)" in caplog.text
+    warn_of_too_many_boxes(model, loader(queries))
+    assert not caplog.records
+    warn_of_too_many_boxes(model, loader(queries + 1))
+    assert f"1 of 1 training images have more boxes than the model has queries ({queries})" in caplog.text

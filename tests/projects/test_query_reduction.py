@@ -14,7 +14,7 @@ from detrx.modeling import DetectionTransformer, Predictions
 from detrx.projects.qr_detr import QueryRouting
 from detrx.projects.qr_detr.analysis import RoutingAnalysis
 from detrx.projects.qr_detr.reduction import WITH, ReductionAnalysis, without
-from tests.modeling.small import make_input
+from tests.modeling.small import make_input, make_model
 from tests.projects.contract import DETECTORS, detector, switch_on
 
 
@@ -79,6 +79,32 @@ def test_best_queries_are_those_of_the_detections():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("kept", ["first", "random", "best"])
+def test_anchors_with_several_patterns(kept: str):
+    """Each is several queries; the first and random ones are anchors with all their patterns."""
+    model = make_model("dab_detr/dab_detr_digits.py", lambda cfg: cfg.query_source.update(num_patterns=3)).eval()
+    model.postprocess.num_detections = 1000
+    analysis = ReductionAnalysis(model, CountingEvaluator(), [30, 12], kept)
+    assert ReductionAnalysis(model, CountingEvaluator()).counts == [30, 24, 18, 15, 9, 3]
+    seen, forward = [], model.decoder.forward
+    model.decoder.forward = lambda groups, memory: seen.append(groups[0]) or forward(groups, memory)
+    inputs = make_input(64, 96, image_id=0)
+    (expected,) = model([inputs])
+    analysis.observe(inputs, expected["instances"])
+    assert torch.equal(analysis.found["both", 30][0][1].scores, expected["instances"].scores)
+    assert analysis.figures()["queries"] == 30
+    reduced = [group for group in seen if group.content.shape[1] == 12]
+    assert len(reduced) == len(WITH)
+    if kept == "best":
+        return
+    chosen = range(4) if kept == "first" else sorted(torch.randperm(10, generator=torch.Generator().manual_seed(0))[:4])
+    anchors = torch.cat([model.query_source.centres, model.query_source.sizes], 1)[[int(index) for index in chosen]]
+    for group in reduced:
+        assert torch.equal(group.reference[0], anchors.sigmoid().repeat(3, 1))
+        assert torch.equal(group.content[0], model.query_source.patterns.weight.repeat_interleave(4, 0))
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("name", ["detr", "conditional_detr", "dab_detr", "deformable_detr", "dino"])
 def test_one_attention_only(name: str):
     """The blocks that are left out add nothing to the content before their LayerNorm."""
@@ -138,6 +164,11 @@ def test_what_it_cannot_do():
     for counts in ([0], [11], []):
         with pytest.raises(ValueError, match="counts must be from 1 to 10 queries"):
             ReductionAnalysis(model, CountingEvaluator(), counts)
+    patterns = make_model("dab_detr/dab_detr_digits.py", lambda cfg: cfg.query_source.update(num_patterns=3)).eval()
+    with pytest.raises(
+        ValueError, match=r"counts must be multiples of 3, .* of each of the 10 anchors, got \[30, 10\]"
+    ):
+        ReductionAnalysis(patterns, CountingEvaluator(), [30, 10])
     with pytest.raises(ValueError, match="kept must be one of first, random, best, got 'last'"):
         ReductionAnalysis(model, CountingEvaluator(), kept="last")
     subject = argparse.Namespace(model=model, make_evaluator=None, option=lambda name, default: default)

@@ -154,12 +154,14 @@ def check_config(cfg: DictConfig, decode: bool = True, workers: int = 1, max_exa
 def _check_queries(dataset: CheckedDataset, cfg: DictConfig) -> None:
     """Find images with more boxes, apart from crowds, than the model of a config has queries."""
     queries = OmegaConf.select(cfg, "model.query_source.num_queries", default=None)
+    if queries is not None:
+        queries *= OmegaConf.select(cfg, "model.query_source.num_patterns") or 1
     if queries is None or (dataset.statistics["boxes_per_image"]["max"] or 0) <= queries:
         return
     for record in dataset.records:
         boxes = sum(not annotation.get("iscrowd", 0) for annotation in record.get("annotations", ()))
         if boxes > queries:
-            why = f"{printable(record['file_name'])}: {boxes} boxes, model.query_source.num_queries is {queries}"
+            why = f"{printable(record['file_name'])}: {boxes} boxes, but model.query_source has {queries} queries"
             dataset.findings.add(Problem.MORE_THAN_QUERIES, why)
 
 
