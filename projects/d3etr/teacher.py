@@ -243,7 +243,7 @@ def inherit(student: DetectionTransformer, teacher: DetectionTransformer, parts:
     Raises:
         ValueError: there is no such part, or its tensors differ; the message names the first ones.
     """
-    pairs, problems = [], []
+    pairs, problems, differing = [], [], []
     for part in parts:
         if not isinstance(getattr(student, part, None), nn.Module) or not isinstance(
             getattr(teacher, part, None), nn.Module
@@ -251,6 +251,7 @@ def inherit(student: DetectionTransformer, teacher: DetectionTransformer, parts:
             raise InvalidInputError(
                 f"inherit: {part!r} is not a part of both student and teacher; use parts such as 'encoder' or 'decoder'"
             )
+        before = len(problems)
         own, other = getattr(student, part).state_dict(), getattr(teacher, part).state_dict()
         for key in [*own, *(key for key in other if key not in own)]:
             name = f"{part}.{key}"
@@ -262,11 +263,29 @@ def inherit(student: DetectionTransformer, teacher: DetectionTransformer, parts:
                 problems.append(f"{name} ({tuple(other[key].shape)} there, {tuple(own[key].shape)} here)")
             else:
                 pairs.append((own[key], other[key]))
+        if len(problems) > before:
+            differing.append(part)
     if problems:
         shown = ", ".join(problems[:_SHOWN_TENSORS]) + (", ..." if len(problems) > _SHOWN_TENSORS else "")
         raise InvalidInputError(
             f"Distillation cannot initialise {', '.join(parts)} from the teacher, {len(problems)} tensors differ: "
-            f"{shown}. Give the student the teacher's widths and numbers of layers, or set inherit=[]"
+            f"{shown}. {hints_for(differing)}"
         )
     for own, other in pairs:
         own.copy_(other)
+
+
+def hints_for(differing: Sequence[str]) -> str:
+    """What to change if these parts of the student have other tensors than the teacher's."""
+    hints, parts = [], [part for part in differing if part != "query_source"]
+    if parts:
+        hints.append(
+            f"Give the student's {' and '.join(parts)} the teacher's widths and number of layers, or leave "
+            f"{'them' if len(parts) > 1 else 'it'} out of `inherit`"
+        )
+    if "query_source" in differing:
+        hints.append(
+            "Give model.query_source the teacher's num_queries and widths, or keep the student's queries: "
+            'queries="own", without query_source in `inherit`'
+        )
+    return ". ".join(hints)

@@ -198,8 +198,13 @@ def test_queries_that_depend_on_the_image_cannot_be_those_of_the_teacher(name: s
 
 
 def test_other_numbers_of_queries_cannot_be_taken_over():
+    """The error says what to set; the parts that are inherited have nothing to do with it."""
     teacher = copy.deepcopy(quiet_teacher())
     teacher.query_source.pos = nn.Embedding(14, 64)
     model = switch_on(detector("conditional_detr"), distillation(teacher, **TABLE_5["fixed"]))
-    with pytest.raises(ValueError, match=r"query_source.pos.weight \(\(14, 64\) there, \(10, 64\) here\)"):
+    with pytest.raises(ValueError, match=r"query_source.pos.weight \(\(14, 64\) there, \(10, 64\) here\)") as error:
         losses_of(model, make_batch())
+    assert str(error.value).endswith(
+        "here). Give model.query_source the teacher's num_queries and widths, or keep the student's queries: "
+        'queries="own", without query_source in `inherit`'
+    )
