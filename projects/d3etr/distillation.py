@@ -8,15 +8,12 @@ from dataclasses import replace
 
 import torch
 
-from detrx.errors import InvalidInputError
 from detrx.layers import AttentionInputs, recording
 from detrx.modeling import (
     Branch,
     DetectionTransformer,
-    EncoderProposals,
     Method,
     Predictions,
-    QueryContent,
     QueryGroup,
     Step,
     Supervision,
@@ -25,14 +22,11 @@ from detrx.modeling.losses import Loss
 from detrx.modeling.matching import Assigner
 from detrx.modeling.queries import QueryLayout
 
+from .checks import LOSSES, check_arguments, check_classes, check_maps, check_queries, check_query_source
 from .losses import AttentionDistillation, ClassDistillation, GIoUDistillation, L1Distillation
-from .matching import REDUCTIONS, AdaptiveMatcher, DistillationCost, OfTeacher, SoftClasses, in_order
+from .matching import AdaptiveMatcher, DistillationCost, OfTeacher, SoftClasses, in_order
 from .teacher import Lesson, Teacher, attentions_of, has_softmax, inherit
 
-LOSSES = ("prediction", "self_attention", "cross_attention")
-MATCHING = ("adaptive", "index", "random")
-QUERIES = ("own", "teacher")
-CONSTRAINTS = ("none", "last", "all")
 COMPONENTS = {"self_attention": "self_attn", "cross_attention": "cross_attn"}
 
 
@@ -100,34 +94,11 @@ class Distillation(Method):
         allow_untrained: bool = False,
     ):
         super().__init__()
-        if isinstance(losses, str) or set(losses) - set(LOSSES):
-            raise InvalidInputError(f"losses must be a list of some of {LOSSES}, got {losses!r}")
-        for key, value, known in (
-            ("matching", matching, (*MATCHING, None)),
-            ("queries", queries, QUERIES),
-            ("auxiliary", auxiliary, (*MATCHING, None)),
-            ("auxiliary_queries", auxiliary_queries, QUERIES),
-            ("constraint", constraint, CONSTRAINTS),
-            ("query_reduction", query_reduction, REDUCTIONS),
-        ):
-            if value not in known:
-                raise InvalidInputError(f"{key} must be one of {known}, got {value!r}")
-        if queries == "teacher" and matching is None:
-            raise InvalidInputError(
-                'queries="teacher" is for distillation of the main queries, but matching is None: set matching="index"'
-            )
-        if auxiliary_queries == "own" and auxiliary is None:
-            raise InvalidInputError('auxiliary_queries="own", but there is no auxiliary group: auxiliary is None')
-        if (queries, auxiliary_queries) == ("teacher", "own"):
-            raise InvalidInputError(
-                'queries="teacher" with auxiliary_queries="own" would train queries that are not used at inference'
-            )
-        if isinstance(inherit, str):
-            raise InvalidInputError(f'inherit must be a list of parts, such as ["encoder", "decoder"], got {inherit!r}')
         weights = {"class": class_weight, "l1": l1_weight, "giou": giou_weight, "auxiliary": auxiliary_weight}
         weights |= {"self_attention": self_attention_weight, "cross_attention": cross_attention_weight}
-        if negative := [f"{key}_weight" for key, value in weights.items() if value < 0]:
-            raise InvalidInputError(f"weights must not be negative, got {', '.join(negative)} below 0")
+        check_arguments(
+            losses, matching, queries, auxiliary, auxiliary_queries, constraint, inherit, query_reduction, weights
+        )
         self.teacher = Teacher(teacher, checkpoint, allow_untrained, share_images)
         self.losses = tuple(losses)
         self.matching, self.auxiliary, self.constraint = matching, auxiliary, constraint
@@ -337,61 +308,3 @@ class Distillation(Method):
             cost = DistillationCost(classes, self.class_weight, self.l1_weight, self.giou_weight)
             return AdaptiveMatcher(cost, teacher)
         return in_order(student, teacher, shuffle=matching == "random")
-
-
-def check_classes(student: DetectionTransformer, teacher: DetectionTransformer) -> None:
-    """Raise ValueError if the classes of student and teacher cannot be compared."""
-    own, other = (model.decoder.heads.class_heads[-1].out_features for model in (student, teacher))
-    if has_softmax(student) != has_softmax(teacher):
-        raise InvalidInputError(
-            'Distillation: student and teacher must both have a softmax with a "no object" class, or both a sigmoid '
-            "for each class"
-        )
-    if own != other:
-        raise InvalidInputError(f"Distillation: the student predicts {own} classes, the teacher {other}")
-
-
-def check_query_source(student: DetectionTransformer) -> None:
-    """Raise ValueError if the student's queries depend on the image, so that it cannot have the teacher's."""
-    source = student.query_source
-    if isinstance(source, EncoderProposals) or isinstance(getattr(source, "content", None), QueryContent):
-        raise InvalidInputError(
-            'Distillation: queries="teacher" copies learned queries, but those of this detector depend on the image '
-            f"({type(source).__name__})"
-        )
-
-
-def check_queries(student: QueryGroup, teacher: QueryGroup) -> None:
-    """Raise ValueError if the student's decoder cannot process the teacher's queries."""
-
-    def kind(group: QueryGroup) -> dict[str, int | None]:
-        parts = {"content": group.content, "pos": group.pos, "reference": group.reference}
-        return {key: None if part is None else part.shape[-1] for key, part in parts.items()}
-
-    if kind(student) != kind(teacher):
-        raise InvalidInputError(
-            "Distillation: the teacher's queries cannot pass the student's decoder, because their widths differ (None: "
-            f"no such part): {kind(teacher)} instead of {kind(student)}; set auxiliary=None to disable fixed matching"
-        )
-
-
-def check_maps(
-    component: str,
-    student: Sequence[AttentionInputs],
-    teacher: Sequence[AttentionInputs],
-    student_shapes: Sequence[tuple[int, int]],
-    teacher_shapes: Sequence[tuple[int, int]],
-) -> None:
-    """Raise ValueError if attention maps cannot be compared."""
-    own, other = [each.q.shape[1] for each in student], [each.q.shape[1] for each in teacher]
-    if own != other:
-        raise InvalidInputError(
-            f"Distillation: {component} has {own[-1]} heads in the student and {other[-1]} in the teacher, so their "
-            "maps cannot be compared: leave its loss out of `losses`"
-        )
-    if component == "cross_attn" and student_shapes != teacher_shapes:
-        raise InvalidInputError(
-            f"Distillation: the student has token grids of the sizes {list(student_shapes)}, the teacher of "
-            f"{list(teacher_shapes)}, so cross-attention cannot be compared: use backbones of the same stride, "
-            'or leave "cross_attention" out of `losses`'
-        )
