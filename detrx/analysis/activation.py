@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import nn
 
 from detrx.coco.results import instances_on_host
 from detrx.d2.structures import Instances
@@ -72,9 +71,9 @@ class ActivationAnalysis(QueryAnalysis):
         self.index = index_of_queries(model)
         self.counts = np.zeros(0, dtype=np.int64)
         self.detections = 0
-        model.query_source.register_forward_hook(self._note_queries)
+        self.watch(model.query_source, self._note_queries)
 
-    def _note_queries(self, source: nn.Module, inputs: Any, output: Any) -> None:
+    def _note_queries(self, inputs: tuple[Any, ...], output: Any) -> None:
         if not self.images:
             self.counts = np.zeros(output[0].content.shape[1], dtype=np.int64)
 

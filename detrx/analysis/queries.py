@@ -107,6 +107,19 @@ class QueryAnalysis(ABC):
             ImportError: a package is missing.
         """
 
+    @staticmethod
+    def watch(module: nn.Module, note: Callable[[tuple[Any, ...], Any], None]) -> None:
+        """Call `note` with the positional arguments and the output of every call of a module in evaluation mode.
+
+        Training steps, which an analysis with `on_training` may run on the same model, are left out.
+        """
+
+        def note_evaluation(called: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            if not called.training:
+                note(args, output)
+
+        module.register_forward_hook(note_evaluation)
+
     @abstractmethod
     def observe(self, inputs: dict[str, Any], instances: Instances) -> None:
         """Take account of an image that the model was just called with; with `on_training`, of one that it was not.

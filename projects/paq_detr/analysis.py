@@ -67,9 +67,9 @@ class PatternsAnalysis(QueryAnalysis):
         self.of_queries: list[np.ndarray] = []
         self.query_labels: list[tuple[Any, int, int]] = []
         self.of_class: dict[int, tuple[int, np.ndarray]] = {}
-        model.query_source.content.generator.register_forward_hook(self._note_weights)
+        self.watch(model.query_source.content.generator, self._note_weights)
 
-    def _note_weights(self, generator: nn.Module, inputs: Any, output: Tensor) -> None:
+    def _note_weights(self, inputs: tuple[Any, ...], output: Tensor) -> None:
         self.weights.append(output)
 
     def observe(self, inputs: dict[str, Any], instances: Instances) -> None:

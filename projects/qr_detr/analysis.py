@@ -93,9 +93,9 @@ class RoutingAnalysis(QueryAnalysis):
         self.passing: list[Tensor] = []
         model.register_forward_pre_hook(lambda *_: self.passing.clear())
         for layer in self.layers:
-            layer.router.register_forward_hook(self._note)
+            self.watch(layer.router, self._note)
 
-    def _note(self, router: nn.Module, inputs: Any, output: Any) -> None:
+    def _note(self, inputs: tuple[Any, ...], output: Any) -> None:
         self.passing.append(output[0])
 
     def observe(self, inputs: dict[str, Any], instances: Instances) -> None:
@@ -109,6 +109,12 @@ class RoutingAnalysis(QueryAnalysis):
         self.images += 1
 
     def measure(self, inputs: dict[str, Any], models: dict[str, nn.Module]) -> None:
+        """Add the multiply-adds and the times (ms) of each model on an image to `macs` and `times`.
+
+        Args:
+            inputs: an element of the model's input.
+            models: by name: "routed" and "plain".
+        """
         image = self.model.preprocess([inputs]).tensor
         for name, model in models.items():
             self.macs[name].append(int(count_flops(model, image).total()))

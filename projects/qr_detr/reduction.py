@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from detrx.analysis.figure import new_figure
 from detrx.analysis.queries import QUERY_ANALYSES, QueryAnalysis, Subject
@@ -117,9 +117,9 @@ class ReductionAnalysis(QueryAnalysis):
             (used, count): [] for used in WITH for count in self.counts
         }
         self.noted: tuple[MultiScaleTokens, QueryGroup] | None = None
-        model.query_source.register_forward_hook(self._note)
+        self.watch(model.query_source, self._note)
 
-    def _note(self, query_source: nn.Module, inputs: Any, output: Any) -> None:
+    def _note(self, inputs: tuple[Any, ...], output: Any) -> None:
         self.noted = inputs[0], output[0]
 
     def observe(self, inputs: dict[str, Any], instances: Instances) -> None:
@@ -190,6 +190,7 @@ class ReductionAnalysis(QueryAnalysis):
 
 
 def scores_some_images(evaluator: DatasetEvaluator) -> bool:
+    """Whether an evaluator can be told which images of the dataset to score, with `evaluate(img_ids=...)`."""
     return "img_ids" in inspect.signature(evaluator.evaluate).parameters
 
 

@@ -1,5 +1,6 @@
 """Supervision of queries: positives and gradients of training steps, compared with the criterion and autograd."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,10 +10,14 @@ import torch
 from PIL import Image
 
 from detrx.analysis.activation import gini
+from detrx.analysis.queries import QueryAnalysis
 from detrx.analysis.supervision import MEASURES, SupervisionAnalysis
 from detrx.modeling import DetectionTransformer, Targets
 from detrx.projects.h_detr import HybridEpoch
 from detrx.projects.paq_detr import QualityAwareAssignment
+from detrx.projects.paq_detr.analysis import PatternsAnalysis
+from detrx.projects.qr_detr.analysis import RoutingAnalysis
+from detrx.projects.qr_detr.reduction import ReductionAnalysis
 from tests.modeling.small import make_input, make_model, with_boxes
 from tests.projects.contract import DETECTORS, detector, distillation, switch_on
 
@@ -102,6 +107,60 @@ def test_methods_that_follow_the_iteration():
     model = switch_on(detector("deformable_detr_plus_plus"), HybridEpoch(max_iter=10, copies=2))
     early, late = (observed(model, 3, iteration=iteration) for iteration in (0, 10))
     assert (early.sums["positives_last_layer"].sum(), late.sums["positives_last_layer"].sum()) == (6, 3)
+
+
+@pytest.mark.parametrize("constraint", ["none", "last", "all"])
+def test_methods_that_complete_their_assigners_in_the_step(constraint: str):
+    """With the teacher's queries, D3ETR's assigners get the teacher's predictions after the supervisions are made.
+
+    Without losses of distillation, each layer gets one positive per box, whoever assigns it."""
+    method = distillation(
+        detector("conditional_detr"), queries="teacher", matching="index", auxiliary=None, constraint=constraint
+    )
+    model = switch_on(detector("conditional_detr"), method)
+    analysis = observed(model, 3, 2)
+    assert (analysis.sums["positives_last_layer"].sum(), analysis.sums["positives"].sum()) == (5, 15)
+
+
+def test_methods_supervise_once_per_step(monkeypatch: pytest.MonkeyPatch):
+    method = HybridEpoch(max_iter=10, copies=2)
+    calls = []
+    supervise = method.supervise
+    monkeypatch.setattr(method, "supervise", lambda supervisions: calls.append(1) or supervise(supervisions))
+    observed(switch_on(detector("deformable_detr_plus_plus"), method), 3, 1)
+    assert len(calls) == 2
+
+
+def tensors_of(value: object) -> list[int]:
+    """Identities of the tensors in the attributes of an analysis, but for those of its model."""
+    if isinstance(value, torch.Tensor):
+        return [id(value)]
+    if isinstance(value, QueryAnalysis) or dataclasses.is_dataclass(value):
+        value = vars(value)
+    values = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return [each for part in values for each in tensors_of(part)]
+
+
+@pytest.mark.parametrize(
+    ("config", "kind", "options"),
+    [
+        ("paq_detr/paq_deformable_detr_patterns_digits.py", PatternsAnalysis, (["zero"],)),
+        ("qr_detr/qr_deformable_detr_digits.py", RoutingAnalysis, (None, 0)),
+        (PLAIN, ReductionAnalysis, (None,)),
+    ],
+)
+def test_analyses_of_detections_do_not_watch_training_steps(config: str, kind: type[QueryAnalysis], options: tuple):
+    model = make_model(config).eval()
+    analysis = kind(model, *options)
+    before = tensors_of(analysis)
+    observed(model, 2)
+    assert tensors_of(analysis) == before
+    with torch.no_grad():
+        model([make_input(64, 64)])
+    noted = tensors_of(analysis)
+    assert len(noted) > len(before)
+    observed(model, 2, 1)
+    assert tensors_of(analysis) == noted
 
 
 def test_what_is_written(tmp_path: Path):
