@@ -51,6 +51,7 @@ class Look:
 
     @property
     def num_heads(self) -> int:
+        """Number M of attention heads."""
         return len(self.attention.weights if isinstance(self.attention, SamplingPoints) else self.attention)
 
 

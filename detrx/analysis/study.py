@@ -57,6 +57,7 @@ class Run:
 
     @property
     def weights(self) -> Path:
+        """Checkpoint that the training ends with."""
         return self.folder / _WEIGHTS
 
     @property

@@ -93,6 +93,11 @@ class FeatureLoss(nn.Module, ABC):
         """
 
     def check(self, student: MultiScaleTokens, teacher: MultiScaleTokens) -> None:
+        """Check that the encoded tokens of student and teacher can be compared.
+
+        Raises:
+            ValueError: their grids, levels or channels are not those that the loss was made for.
+        """
         kind = type(self).__name__
         if student.shapes != teacher.shapes:
             raise InvalidInputError(
