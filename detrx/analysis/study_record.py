@@ -2,15 +2,16 @@
 
 A record has `title`, `description` and `command`, the machine (`detrx.collect_env.machine`), `cost`, and `variants`.
 Each variant has `config`, `overrides`, `seeds`; `result`, with mean, standard deviation and values of each figure of
-`study_runs.result_of`; and `parameters`, `flops` and `ms_per_image`, the means over its runs, None if not measured.
-`cost` says what these three were measured with: {"weights": "trained", "images": N}. Older records have `size` instead:
-theirs were measured with random weights on a random image of this size.
+`study_runs.result_of`; `costs`, what `study_runs.cost_of` returned for each seed; and `parameters`, `flops` and
+`ms_per_image`, the means over the seeds that were measured, None if none was. `cost` says which weights these were
+measured with: {"weights": "trained"}. Older records have neither `cost` nor `costs`, but `size`: theirs were measured
+with random weights on a random image of this size.
 """
 
 import os
 import re
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from .table import NOTHING, markdown
@@ -23,6 +24,7 @@ _PRECISIONS = {
     "AP_M": "bbox/APm",
     "AP_L": "bbox/APl",
 }
+_COSTS = {"flops": "GFLOPs", "ms_per_image": "ms/image"}
 _RECALL = re.compile(r"bbox/AR@?(\d+)")
 
 
@@ -38,13 +40,18 @@ def summarise(results: Sequence[dict[str, float]]) -> dict[str, Any]:
     return summary
 
 
-def mean_cost(costs: Iterable[dict[str, Any] | None]) -> dict[str, float | None]:
+def mean_cost(costs: Sequence[dict[str, Any] | None]) -> dict[str, float | None]:
     """`parameters`, `flops` and `ms_per_image` of a variant: means over its runs that have been measured, else None."""
     means: dict[str, float | None] = {}
     for key in ("parameters", "flops", "ms_per_image"):
-        values = [cost[key] for cost in costs if cost is not None and cost[key] is not None]
+        values = [cost[key] for cost in _with(costs, key)]
         means[key] = statistics.fmean(values) if values else None
     return means
+
+
+def _with(costs: Sequence[dict[str, Any] | None], key: str) -> list[dict[str, Any]]:
+    """The costs of runs in which `key` was measured."""
+    return [cost for cost in costs if cost is not None and cost[key] is not None]
 
 
 def text(figure: dict[str, Any] | None) -> str:
@@ -95,16 +102,33 @@ def _notes(record: dict[str, Any]) -> list[str]:
         notes.append(f"AR: average recall with at most {_RECALL.fullmatch(key)[1]} detections per image.")
     if any("step_seconds" in each["result"] for each in variants):
         notes.append("s/step: median time of a training step, without evaluations and the first steps.")
-    columns = {"flops": "GFLOPs", "ms_per_image": "ms/image"}
-    if measured := [name for key, name in columns.items() if any(each[key] is not None for each in variants)]:
+    if measured := [name for key, name in _COSTS.items() if any(each[key] is not None for each in variants)]:
         notes.append(f"{' and '.join(measured)}: {_measured_with(record)}.")
+    if record.get("cost") is not None and (fewer := _of_fewer_seeds(record)):
+        notes.append(f"Means of fewer seeds than trained: {', '.join(fewer)}.")
     return notes
 
 
 def _measured_with(record: dict[str, Any]) -> str:
     if (cost := record.get("cost")) is None:
         return "with random weights on a random image of {}x{}".format(*record["size"])
-    return f"mean and median with the {cost['weights']} weights on the first {cost['images']} images of the test loader"
+    costs = [each for variant in record["variants"].values() for each in variant["costs"] if each is not None]
+    least, most = (choose(each["images"] for each in costs) for choose in (min, max))
+    if most == 1:
+        images = "image"
+    else:
+        images = f"{most} images" if least == most else f"{least} to {most} images, depending on the run,"
+    return f"mean and median with the {cost['weights']} weights on the first {images} of the test loader"
+
+
+def _of_fewer_seeds(record: dict[str, Any]) -> list[str]:
+    """The costs that were measured in some of the runs of a variant only, as text."""
+    return [
+        f"{column} of {name} ({len(measured)} of {len(variant['seeds'])})"
+        for name, variant in record["variants"].items()
+        for key, column in _COSTS.items()
+        if 0 < len(measured := _with(variant["costs"], key)) < len(variant["seeds"])
+    ]
 
 
 def plot_study(record: dict[str, Any], path: str | os.PathLike) -> None:

@@ -10,6 +10,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from omegaconf import ListConfig
+
 from detrx.atomic import write_atomically
 from detrx.d2.data import MetadataCatalog
 from detrx.engine import load_config, load_model
@@ -162,13 +164,23 @@ def train(run: Run, command: Sequence[str], threads: int | None) -> dict[str, fl
 
 def average_recall(run: Run) -> dict[str, float]:
     """Average recall of the detections that the last evaluation of a run has written, in percent, as `bbox/AR...`;
-    empty if there are none, or the test dataset has no annotation file."""
-    file = next((path for name in _DETECTIONS if (path := run.folder / "inference" / name).is_file()), None)
+    empty if there are none, or the test dataset has no annotation file. Of several evaluators, the first counts that
+    writes detections and has such a file."""
+    folder = run.folder / "inference"
+    file = next((path for name in _DETECTIONS if (path := folder / name).is_file()), None)
     if file is None:
         return {}
     loaders = load_config(run.variant.config, run.overrides).dataloader
-    annotations = MetadataCatalog.get(loaders.test.dataset.names).get("json_file")
-    if annotations is None:
-        return {}
-    recall = evaluate_file(file, annotations, loaders.evaluator.get("max_dets_per_image"))["AR"]
-    return {f"bbox/{name}": value for name, value in recall.items()}
+    for evaluator in loaders.evaluator if isinstance(loaders.evaluator, ListConfig) else [loaders.evaluator]:
+        writes = evaluator.get("output_dir", str(folder)) == str(folder)
+        annotations = _annotations(evaluator.get("dataset_name", loaders.test.dataset.names))
+        if writes and annotations is not None:
+            recall = evaluate_file(file, annotations, evaluator.get("max_dets_per_image"))["AR"]
+            return {f"bbox/{name}": value for name, value in recall.items()}
+    return {}
+
+
+def _annotations(dataset: str | Sequence[str]) -> str | None:
+    """The annotation file of a dataset, by its name or a list of it; of several datasets there is no such file."""
+    names = [dataset] if isinstance(dataset, str) else list(dataset)
+    return MetadataCatalog.get(names[0]).get("json_file") if len(names) == 1 else None

@@ -101,11 +101,12 @@ def run(args: argparse.Namespace) -> None:
             "overrides": list(variant.overrides),
             "seeds": seeds,
             "result": summarise([results[runs[variant, seed]] for seed in seeds]),
+            "costs": costs,
             **mean_cost(costs),
         }
     head = {"title": study.title, "description": study.description, "command": args.command}
-    cost = {"weights": "trained", "images": args.images}
-    record = {**head, **machine("cuda" if torch.cuda.is_available() else "cpu"), "cost": cost, "variants": rows}
+    where = machine("cuda" if torch.cuda.is_available() else "cpu")
+    record = {**head, **where, "cost": {"weights": "trained"}, "variants": rows}
     print(markdown_table(record))
     for path in filter(None, (args.output / "study.json", args.record)):
         write_json(path, record)

@@ -1,6 +1,7 @@
 import json
 import shlex
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -87,7 +88,7 @@ def test_the_recorded_command_has_all_arguments(tmp_path, monkeypatch, capsys):
                           "variants: {x: {}, y: {}}\n", encoding="utf-8")  # fmt: skip
     result = {**dict.fromkeys(METRICS, 1.0), "first_loss": 2.0, "last_loss": 1.0, "iterations": 3}
     monkeypatch.setattr(cli, "result_of", lambda run, threads: result)
-    costs = {3: {"parameters": 100, "flops": 2e9, "ms_per_image": None}, 4: None}
+    costs = {3: {"parameters": 100, "flops": 2e9, "ms_per_image": None, "images": 4}, 4: None}
     monkeypatch.setattr(cli, "cost_of", lambda run, images, rounds: costs[run.seed])
     output = tmp_path / "out put"
     arguments = [str(study_file), "--output", str(output), "--seeds", "3", "4", "--variants", "x", "--rounds", "0"]
@@ -95,8 +96,11 @@ def test_the_recorded_command_has_all_arguments(tmp_path, monkeypatch, capsys):
     record = json.loads((output / "study.json").read_text(encoding="utf-8"))
     assert shlex.split(record["command"]) == ["python", "tools/study.py", *arguments]
     assert list(record["variants"]) == ["x"] and record["variants"]["x"]["seeds"] == [3, 4]
-    assert record["variants"]["x"]["flops"] == 2e9 and record["cost"] == {"weights": "trained", "images": 20}
-    assert "seed4/model_final.pth does not exist" in capsys.readouterr().out
+    assert record["variants"]["x"]["flops"] == 2e9 and record["cost"] == {"weights": "trained"}
+    assert record["variants"]["x"]["costs"] == [costs[3], None]
+    printed = capsys.readouterr().out
+    assert "seed4/model_final.pth does not exist" in printed
+    assert "first 4 images of the test loader. Means of fewer seeds than trained: GFLOPs of x (1 of 2)." in printed
     with pytest.raises(SystemExit, match="--seeds must be different whole numbers, 0 or more"):
         cli.main([*arguments, "--seeds", "3", "3"])
     with pytest.raises(SystemExit) as error:
@@ -120,7 +124,8 @@ def row(**figures):
     results = [{**dict.fromkeys(("bbox/AP", "bbox/AP50", "bbox/AP75", "first_loss", "last_loss"), value), **figures}
                for value in (1.0, 2.0)]  # fmt: skip
     costs = {"parameters": 2_500_000, "flops": 3e9, "ms_per_image": None}
-    return {"result": summarise(results), "seeds": [1, 2], **costs}
+    measured = {**costs, "images": 20}
+    return {"result": summarise(results), "seeds": [1, 2], "costs": [measured, measured], **costs}
 
 
 def test_table_of_a_record_from_before_more_was_recorded():
@@ -135,9 +140,7 @@ def test_table_of_a_record_from_before_more_was_recorded():
 def test_table():
     more = {"bbox/APs": 20.0, "bbox/AR1": 30.0, "bbox/AR10": 40.0, "bbox/AR100": 50.0, "step_seconds": 0.25}
     rows = {"x": row(**more), "y": row() | {"flops": None, "ms_per_image": 4.0}}
-    head, _, x, y, _, note = markdown_table({"variants": rows, "cost": {"weights": "trained", "images": 20}}).split(
-        "\n"
-    )[:6]
+    head, _, x, y, _, note = markdown_table({"variants": rows, "cost": {"weights": "trained"}}).split("\n")[:6]
     assert head == (
         "| variant | AP | AP50 | AP75 | AP_S | AR | loss first -> last | s/step | parameters (M) | GFLOPs | ms/image | "
         "seeds |"
@@ -149,6 +152,24 @@ def test_table():
         "evaluations and the first steps. GFLOPs and ms/image: mean and median with the trained weights on the first "
         "20 images of the test loader."
     )
+
+
+@pytest.mark.parametrize(
+    ("images", "said"),
+    [
+        ((3, 3), "the first 3 images of the test loader."),
+        ((1, 1), "the first image of the test loader."),
+        ((5, 20), "the first 5 to 20 images, depending on the run, of the test loader."),
+        ((5, None), "the first 5 images of the test loader. Means of fewer seeds than trained: GFLOPs of x (1 of "
+         "2), ms/image of x (1 of 2)."),
+    ],
+)  # fmt: skip
+def test_the_note_says_what_was_measured(images, said):
+    costs = [None if each is None else {"parameters": 4, "flops": 2e9, "ms_per_image": 3.0, "images": each}
+             for each in images]  # fmt: skip
+    record = {"variants": {"x": row() | {"costs": costs, **mean_cost(costs)}}, "cost": {"weights": "trained"}}
+    note = markdown_table(record).splitlines()[-1]
+    assert note == f"GFLOPs and ms/image: mean and median with the trained weights on {said}"
 
 
 def test_a_figure_that_a_seed_lacks_has_no_mean():
@@ -175,6 +196,29 @@ def test_average_recall_of_the_last_evaluation(tmp_path, dataset):
     file.write_text(json.dumps([{"image_id": 2, "category_id": 1, "bbox": [10, 10, 20, 20], "score": 0.9}]))
     recall = average_recall(run)
     assert list(recall) == [f"bbox/AR{each}" for each in (1, 10, 100, "s", "m", "l")] and recall["bbox/AR100"] == 50
+    listed = Variant("x", "dino/dino_digits", (f"dataloader.test.dataset.names=[{dataset}]",))
+    assert average_recall(replace(run, variant=listed)) == pytest.approx(recall, nan_ok=True)
+    several = Variant("x", "dino/dino_digits", (f"dataloader.test.dataset.names=[{dataset},digits_val]",))
+    assert average_recall(replace(run, variant=several)) == {}
+
+
+def test_average_recall_of_several_evaluators(tmp_path, dataset):
+    """The first one writes nothing; the second one counts with its own limit."""
+    config = tmp_path / "config.py"
+    config.write_text(
+        "from detrx import model_zoo\nfrom detrx.d2.config import LazyCall as L\n"
+        "from detrx.evaluation import COCOEvaluator\n"
+        "cfg = model_zoo.get_config('dino/dino_digits.py')\n"
+        "model, optimizer, lr_multiplier = cfg.model, cfg.optimizer, cfg.lr_multiplier\n"
+        f"train, dataloader = cfg.train, cfg.dataloader\ndataloader.test.dataset.names = ['{dataset}']\n"
+        f"dataloader.evaluator = [L(COCOEvaluator)(dataset_name='{dataset}', output_dir=None), "
+        f"L(COCOEvaluator)(dataset_name='{dataset}', max_dets_per_image=7)]\n"
+    )
+    run = Run(Variant("x", str(config), ()), 1, tmp_path / "out")
+    file = run.folder / "inference" / "coco_instances_results.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps([{"image_id": 2, "category_id": 1, "bbox": [10, 10, 20, 20], "score": 0.9}]))
+    assert average_recall(run)["bbox/AR7"] == 50
 
 
 def test_costs_are_those_of_the_trained_weights(tmp_path, dataset):
