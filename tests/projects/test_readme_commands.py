@@ -1,7 +1,7 @@
 """Every row of "Tables and figures of the paper" in the READMEs has commands, and each runs as it is written."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,9 +57,9 @@ def check_rows(rows: list[Row], readme: str) -> None:
         assert not others, f"{row}: `{others[0]}` must start with tools/ or benchmarks/"
 
 
-def check_command(workspace: Workspace, row: Row, command: str) -> None:
+def check_command(workspace: Workspace, row: Row, command: str, beside: Sequence[str] = ()) -> None:
     try:
-        workspace.run(command)
+        workspace.run(command, beside)
     except Stale as error:
         raise AssertionError(f"{row}: `{command}` does not work: {error}") from error
 
@@ -86,7 +86,9 @@ def test_readme_has_every_table(paper: str):
 
 @pytest.mark.parametrize("command", [*reversed(COMMANDS)])
 def test_command(workspace: Workspace, command: str):
-    check_command(workspace, COMMANDS[command], command)
+    row = COMMANDS[command]
+    beside = [each for rows in ROWS.values() for other in rows if other.readme == row.readme for each in other.commands]
+    check_command(workspace, row, command, beside)
 
 
 README = f"""# A method
@@ -133,20 +135,32 @@ def test_rows_without_an_answer_are_named(before: str, after: str, message: str)
         check_rows(rows_of(README.replace(before, after), "README.md"), "README.md")
 
 
+TRAIN = "tools/lazyconfig_train_net.py --config-file"
+ROUTING = "benchmarks/studies/query_routing_digits.yaml"
+BESIDE = (
+    f"{TRAIN} dino/dino_r50_lvis train.output_dir=output/lvis",
+    f"{TRAIN} deformable_detr/deformable_detr_digits train.output_dir=output/digits_backbone",
+    f"{TRAIN} detr/detr_r50 train.output_dir=output/detr",
+    f"tools/study.py {ROUTING} --output output/r",
+)
+"""Commands of a README whose outputs other commands read."""
+
+
 @pytest.mark.parametrize(
     "command",
     [
         "tools/lazyconfig_train_net.py --config-file mr_detr/mr_detr_pp_dino_r50 --num-gpus 8 train.output_dir=o/x",
-        "tools/lazyconfig_train_net.py --config-file dino/dino_r50_lvis --eval-only train.init_checkpoint=output/x.pth",
+        "tools/lazyconfig_train_net.py --config-file dino/dino_r50_lvis --eval-only "
+        "train.init_checkpoint=output/lvis/model_final.pth",
         "tools/analyze_queries.py --routing --study benchmarks/studies/query_routing_digits.yaml --weights output/r",
         "tools/benchmark_model.py --config-file detr/detr_r50 --config-file detr/detr_r18 --size 640 640",
-        "tools/evaluate_results.py --results output/x/inference/coco_instances_results.json --dataset coco_2017_val",
+        "tools/evaluate_results.py --results output/detr/inference/coco_instances_results.json --dataset coco_2017_val",
         "benchmarks/training_step.py --queries 300",
     ],
 )
 def test_tiny_instances(workspace: Workspace, command: str):
     """Kinds of commands that few READMEs have, if any."""
-    workspace.run(command)
+    workspace.run(command, BESIDE)
 
 
 @pytest.mark.parametrize(
@@ -160,12 +174,25 @@ def test_tiny_instances(workspace: Workspace, command: str):
         ("tools/study.py benchmarks/studies/query_routing_digits.yaml --output o --variants EEQR X", "no variant X"),
         ("benchmarks/training_step.py --query 300", "unrecognized arguments: --query"),
         ("tools/analyze_model.py --config-file dino/dino_r50 --flops", "unrecognized arguments: --flops"),
+        (f"{TRAIN} dino/dino_r50 train.init_checkpoint=output/x/model_final.pth", "no command of the README writes"),
+        (f"{TRAIN} d3etr/d3etr_detr_r50 model.methods.0.checkpoint=o/model_final.pth", "no command of the README wri"),
+        (
+            f"{TRAIN} dino/dino_r50 train.init_checkpoint=output/o/model_final.pth train.output_dir=output/o",
+            "no command of the README writes output/o/",
+        ),
+        ("tools/study.py benchmarks/studies/distillation_digits.yaml --output o", "writes output/student_backbone/"),
+        ("tools/demo.py --config-file detr/detr_r50 --weights output/y.pth --dataset coco_2017_val", "does not exist"),
+        (
+            "tools/demo.py --config-file dino/dino_r50 --weights output/detr/model_final.pth --dataset coco_2017_val",
+            "is from another model",
+        ),
+        ("tools/plot_metrics.py output/x --output output/x.png", "no command of the README has the output output/x"),
     ],
 )
 def test_stale_commands_are_named(workspace: Workspace, command: str, message: str):
     row = Row("README.md", "Table 1", f"`{command}`")
     with pytest.raises(AssertionError) as error:
-        check_command(workspace, row, command)
+        check_command(workspace, row, command, BESIDE)
     assert f"README.md, row 'Table 1': `{command}` does not work" in str(error.value) and message in str(error.value)
 
 

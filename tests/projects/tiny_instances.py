@@ -1,7 +1,8 @@
 """Commands of READMEs, run in this process in seconds: on a few small images, with thin models and few iterations.
 
 Configs and overrides are read as a user's command reads them; `tiny_configs` then changes what makes them large.
-Weights that a command loads, but which an earlier command would have to train, are made when it asks for them.
+Weights that a command loads and that another command of the README trains are made, untrained, from the config of that
+command. Files that no command of the README writes do not exist.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ import pickle
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -27,12 +29,12 @@ from typing import Any
 
 import pytest
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from detrx import config_zoo
 from detrx.analysis import study_runs
 from detrx.analysis.study import Study, load_study
-from detrx.checkpoint.checkpointer import AtomicCheckpointer, CheckpointError
+from detrx.checkpoint.checkpointer import AtomicCheckpointer
 from detrx.config_zoo import read_config
 from detrx.d2.data import DatasetCatalog, MetadataCatalog, register_coco_instances
 from detrx.d2.engine import default_argument_parser
@@ -40,9 +42,10 @@ from detrx.data.digits import DigitsSpec, prepare
 from detrx.engine import config as engine_config
 from detrx.engine import load_config, run_job, setup
 from detrx.engine.renamed import rename_targets
+from detrx.engine.trained import build_model
+from tests.projects.readme_weights import ROOT, Source, trained_by, weights_in
 from tests.projects.tiny_configs import SIDE, description, shrink_model, shrunk
 
-ROOT = Path(__file__).resolve().parents[2]
 DEFAULT_CONFIG = "deformable_detr/deformable_detr_digits"
 """Of what a command does not say the config of."""
 FEW = {"size": [SIDE, SIDE], "rounds": 1, "num": 1, "images": 1, "cost_images": 1, "training_batch": 1, "jobs": 1}
@@ -62,10 +65,10 @@ def _stop(args: argparse.Namespace) -> None:
 
 
 class Workspace:
-    """A folder in which commands run as in the root of the repository, and what has been run there.
+    """Folders in which commands run as in the root of the repository, one for each README, and what has been run there.
 
     Args:
-        folder: empty; gets links to the folders of the repository, and what the commands write.
+        folder: empty; gets a folder for each README, with links to those of the repository and what its commands write.
         patch: undone after the last command.
     """
 
@@ -75,17 +78,16 @@ class Workspace:
         self.files: dict[str, bytes] = {}
         self.done: set[str] = set()
         self.ready: dict[tuple[str, ...], DictConfig] = {}  # read already, and wanted again next
-        for linked in ("benchmarks", "configs", "projects", "tools"):
-            (folder / linked).symlink_to(ROOT / linked)
+        self.places: dict[tuple[str, ...], Path] = {}
+        self.sources: dict[str, Source] = {}
         self.images = prepare(
             folder / "tiny", DigitsSpec(canvas=SIDE, digit_size=(12, 24), num_train=4, num_val=1), progress=False
         )
-        patch.chdir(folder)
         patch.setattr(engine_config, "read_config", self.read_config)
         patch.setattr(engine_config, "rename_targets", lambda cfg: None)  # done once, by `self.read_config`
         patch.setattr(config_zoo, "name_of", functools.cache(config_zoo.name_of))
         patch.setattr(setup, "setup_logger", lambda *args, **kwargs: None)
-        patch.setattr(AtomicCheckpointer, "load", weights_on_demand(AtomicCheckpointer.load))
+        patch.setattr(AtomicCheckpointer, "load", self.weights_on_demand(AtomicCheckpointer.load))
         patch.setattr(study_runs.subprocess, "run", self.in_this_process(subprocess.run))
 
     def close(self) -> None:
@@ -96,13 +98,29 @@ class Workspace:
             DatasetCatalog.remove(name)
             MetadataCatalog.remove(name)
 
-    def run(self, command: str) -> None:
+    def enter(self, commands: tuple[str, ...]) -> None:
+        """Go to the folder of the README that has these commands."""
+        if commands not in self.places:
+            place = self.places[commands] = self.folder / f"readme{len(self.places)}"
+            place.mkdir()
+            for linked in ("benchmarks", "configs", "projects", "tools"):
+                (place / linked).symlink_to(ROOT / linked)
+        self.patch.chdir(self.places[commands])
+
+    def run(self, command: str, beside: Sequence[str] = ()) -> None:
         """Run a command; its figures are not looked at.
+
+        Args:
+            beside: all commands of the README, which write what this one may read.
 
         Raises:
             Stale: it fails; the message says why.
         """
+        self.enter(tuple(beside))
         name, *arguments = shlex.split(command)
+        # Studies measure what they have trained; trainings must not begin with their own result.
+        others = [each for each in (*beside, command) if each != command or name == "tools/study.py"]
+        self.sources = {path: source for each in others for path, source in trained_by(each).items()}
         match = re.fullmatch(r"(tools|benchmarks)/(\w+)\.py", name)
         if match is None or not (ROOT / name).is_file():
             raise Stale(f"{name} is no tool or benchmark of the repository")
@@ -150,12 +168,20 @@ class Workspace:
     def load_config(self, path: str, overrides: list[str]) -> DictConfig:
         if (cfg := self.ready.pop((path, *overrides), None)) is not None:
             return cfg
-        cfg = shrunk(load_config(path, overrides))
+        cfg = load_config(path, overrides)
+        self.check_files(cfg)
+        shrunk(cfg)
         self.read_small()  # in projects that this config has imported
         classes = cfg.model.decoder.heads.num_classes
         for part in ("train", "test"):
             self.stand_in(cfg.dataloader[part].dataset.names, part, classes)
         return cfg
+
+    def check_files(self, cfg: DictConfig) -> None:
+        """Raise Stale if a config reads weights that no command of the README writes."""
+        for file in weights_in(OmegaConf.to_container(cfg)):
+            if not Path(file).exists() and str(Path(file)) not in self.sources:
+                raise Stale(f"no command of the README writes {file}")
 
     def read_small_config(self, path: str) -> DictConfig:
         cfg = self.read_config(path)
@@ -206,7 +232,7 @@ class Workspace:
         args = tool.parse_args(arguments)
         study = load_study(args.study)
         for variant in tool.select(study, args.variants):
-            load_config(variant.config, list(variant.overrides))
+            self.check_files(load_config(variant.config, list(variant.overrides)))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(tool, "load_study", lambda path: last_run(study))
             if "costs of a study" in self.done:
@@ -239,11 +265,29 @@ class Workspace:
             tool.main(arguments)
 
     def results_on_demand(self, folder: Path) -> None:
-        """Let there be the output of a training."""
-        if not (folder / "metrics.json").exists():
-            config = ["--config-file", DEFAULT_CONFIG, f"train.output_dir={folder}"]
+        """Let there be metrics and detections of a training that a command of the README runs."""
+        if str(folder / "model_final.pth") not in self.sources:
+            raise Stale(f"no command of the README has the output {folder}")
+        if (folder / "metrics.json").exists():
+            return
+        made = self.folder / "results"
+        if not made.exists():
+            config = ["--config-file", DEFAULT_CONFIG, f"train.output_dir={made}"]
             train_net = import_module("detrx.cli.lazyconfig_train_net")
             run_job(train_net.run, default_argument_parser().parse_args(config))
+        shutil.copytree(made, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.pth", "last_checkpoint"))
+
+    def weights_on_demand(self, load: Callable) -> Callable:
+        """`AtomicCheckpointer.load` for which there is what commands of the README train."""
+
+        def load_made(checkpointer: AtomicCheckpointer, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+            if path and not Path(path).exists() and (source := self.sources.get(str(Path(path)))) is not None:
+                config, overrides = source
+                Path(path).parent.mkdir(parents=True, exist_ok=True)
+                torch.save({"model": build_model(self.load_config(config, list(overrides)), "cpu").state_dict()}, path)
+            return load(checkpointer, path, *args, **kwargs)
+
+        return load_made
 
     def in_this_process(self, elsewhere: Callable) -> Callable:
         """`subprocess.run` that runs the trainings of studies here, and everything else in a process."""
@@ -278,17 +322,3 @@ def few(args: argparse.Namespace) -> argparse.Namespace:
 
 def last_run(study: Study) -> Study:
     return replace(study, variants=study.variants[-1:], seeds=study.seeds[:1])
-
-
-def weights_on_demand(load: Callable) -> Callable:
-    """`AtomicCheckpointer.load` for which every file exists and fits: or else the model's own weights are put there."""
-
-    def load_any(self: AtomicCheckpointer, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        try:
-            return load(self, path, *args, **kwargs)
-        except CheckpointError:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            torch.save({"model": self.model.state_dict()}, path)
-            return load(self, path, *args, **kwargs)
-
-    return load_any
