@@ -192,6 +192,9 @@ class EncoderProposals(QuerySource):
     def rank(self, proposals: Proposals, count: int, last: Tensor | None = None) -> Tensor:
         """Indices (B, count) of the tokens with the best proposals, best first; of all tokens, if there are fewer.
 
+        Equally good ones are in the order of the tokens, so that learned content, which belongs to the rank, goes to the
+        same proposals in every batch.
+
         Args:
             last: (B, S) bool, True for tokens that come after all others.
         """
@@ -199,7 +202,8 @@ class EncoderProposals(QuerySource):
         ranking = logits[..., 0] if self.rank_by == "first_class" else logits.amax(-1)
         if last is not None:
             ranking = ranking.masked_fill(last, float("-inf"))
-        return ranking.topk(min(count, ranking.shape[1]), dim=1).indices
+        best = ranking.topk(min(count, ranking.shape[1]), dim=1).indices.sort(dim=1).values
+        return best.gather(1, ranking.gather(1, best).argsort(dim=1, descending=True, stable=True))
 
     def embed(self, reference: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """References (B, N, 4) cxcywh -> position and content embeddings (B, N, C); None without embed_position."""

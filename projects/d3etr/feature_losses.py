@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from detrx.errors import InvalidInputError
-from detrx.layers import cxcywh_to_xyxy
+from detrx.layers import cast_like, cxcywh_to_xyxy
 from detrx.modeling import MultiScaleTokens, Targets
 
 
@@ -163,7 +163,7 @@ class DeFeat(FeatureLoss):
         self.adapt = self.for_levels(lambda: nn.Conv2d(self.embed_dim, self.teacher_dim, 3, padding=1))
 
     def of_level(self, level: int, own: Tensor, other: Tensor, keep: Tensor, boxes: Tensor) -> dict[str, Tensor]:
-        difference = (self.adapt[level](own * keep).float() - other).square() / 2
+        difference = (self.adapt[level](own * cast_like(keep, own)).float() - other).square() / 2
         inside = boxes.any(1, keepdim=True) * keep
         return {
             "defeat_object": self.object_weight * mean_where(difference, inside),
@@ -203,8 +203,9 @@ class MGD(FeatureLoss):
     def of_level(self, level: int, own: Tensor, other: Tensor, keep: Tensor, boxes: Tensor) -> dict[str, Tensor]:
         visible = keep * (torch.rand_like(keep) <= 1 - self.mask_ratio)
         first, relu, second = self.generate[level]
+        own = self.align[level](own)
         # between the convolutions, too: an image must not see its padding
-        generated = second(relu(first(self.align[level](own) * visible)) * keep).float()
+        generated = second(relu(first(own * cast_like(visible, own))) * cast_like(keep, own)).float()
         return {"mgd": self.weight * ((generated - other).square() * keep).sum() / len(own)}
 
 
@@ -223,9 +224,10 @@ class GlobalContext(nn.Module):
 
     def forward(self, x: Tensor, keep: Tensor) -> Tensor:
         """(B, C, H, W) -> the same shape; `keep` (B, 1, H, W) is 0 for padding."""
-        logits = self.attention(x).float().masked_fill(keep == 0, float("-inf"))
+        weight = self.attention.weight
+        logits = self.attention(cast_like(x, weight)).float().masked_fill(keep == 0, float("-inf"))
         context = (logits.flatten(2).softmax(-1) * x.flatten(2)).sum(-1)
-        return x + self.transform(context)[..., None, None]
+        return x + self.transform(cast_like(context, weight))[..., None, None]
 
 
 class FGD(FeatureLoss):

@@ -1,6 +1,7 @@
 """D3ETR, Table 4: distances of encoder features by loops over images and cells, and their teacher."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -276,3 +277,15 @@ def test_errors_of_the_method():
     assert isinstance(model.methods[-1].teacher, Teacher)
     with pytest.raises(ValueError, match="needs the weights of its teacher: set `checkpoint`"):
         losses_of(model, make_batch())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("kind", [FitNet, DeFeat, MGD, FGD])
+def test_losses_of_tokens_in_half_precision(kind: type[FeatureLoss], dtype: torch.dtype):
+    loss = moved(kind(8, 6, num_levels=2)).to(dtype)
+    student, teacher = make_tokens(8, 0), make_tokens(6, 1)
+    own = student.tokens.to(dtype).requires_grad_()
+    found = loss(replace(student, tokens=own), replace(teacher, tokens=teacher.tokens.to(dtype)), make_targets())
+    assert all(value.dtype == torch.float32 and value.isfinite() for value in found.values())
+    sum(found.values()).backward()
+    assert own.grad.isfinite().all() and all(p.grad.dtype == dtype for p in loss.parameters())
