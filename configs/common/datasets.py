@@ -1,6 +1,11 @@
 """What each dataset fixes in a config: how long its epochs are, its classes, and how detections are scored."""
 
+from typing import Any
+
+from omegaconf import DictConfig
+
 from detrx.d2.config import LazyCall as L
+from detrx.errors import InvalidInputError
 from detrx.evaluation import COCOEvaluator, LVISEvaluator
 
 # epoch: iterations of 16 images. That of COCO, and of LVIS, which has about as many images and repeats some of them, is
@@ -70,7 +75,7 @@ DATASETS = {
 _PERIOD = 5000  # iterations between evaluations on COCO; about so many, in whole epochs, elsewhere
 
 
-def on_dataset(cfg, name):
+def on_dataset(cfg: DictConfig, name: str) -> None:
     """Set data, classes, detections and evaluator of a config in place; schedules are set by `variant`."""
     dataset, loaders = DATASETS[name], cfg.dataloader
     loaders.train.dataset.names = dataset["train"]
@@ -84,18 +89,18 @@ def on_dataset(cfg, name):
     detections.num_detections = dataset["num_detections"]
     detections.score_threshold = dataset["score_threshold"]
     whole_epochs = dataset["epoch"] * max(1, round(_PERIOD / dataset["epoch"]))
-    cfg.train.eval_period = cfg.train.checkpointer.period = _PERIOD if name == "coco" else whole_epochs
+    cfg.train.eval_period = _PERIOD if name == "coco" else whole_epochs
 
 
-def dataset_of(cfg):
+def dataset_of(cfg: DictConfig) -> dict[str, Any]:
     """What `DATASETS` says of the dataset that a config trains on.
 
     Raises:
-        ValueError: it is none of them.
+        InvalidInputError: it is none of them.
     """
     name = cfg.dataloader.train.dataset.names
     found = [dataset for dataset in DATASETS.values() if dataset["train"] == name]
     if not found:
         known = ", ".join(dataset["train"] for dataset in DATASETS.values())
-        raise ValueError(f"dataloader.train.dataset.names is {name!r}, but epochs are known of {known}")
+        raise InvalidInputError(f"dataloader.train.dataset.names is {name!r}, but epochs are known of {known}")
     return found[0]

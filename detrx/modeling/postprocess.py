@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from detrx.d2.structures import Boxes, Instances
-from detrx.errors import NonFinitePredictionError
+from detrx.errors import InvalidInputError, NonFinitePredictionError
 from detrx.layers import cxcywh_to_xyxy, to_device
 
 from .queries import Predictions
@@ -18,9 +18,14 @@ class TopDetections:
     Args:
         num_detections: number of pairs per image.
         score_threshold: pairs with a lower score, in [0, 1], are left out; 0 leaves out none.
+
+    Raises:
+        ValueError: the threshold is not in [0, 1].
     """
 
     def __init__(self, num_detections: int = 100, score_threshold: float = 0.0):
+        if not (isinstance(score_threshold, (int, float)) and 0 <= score_threshold <= 1):
+            raise InvalidInputError(f"score_threshold must be in [0, 1], got {score_threshold!r}")
         self.num_detections, self.score_threshold = num_detections, score_threshold
 
     def scores(self, predictions: Predictions) -> Tensor:

@@ -59,6 +59,12 @@ def test_detections_below_the_threshold_are_left_out():
     assert first.pred_queries.tolist() == [2]
 
 
+@pytest.mark.parametrize("threshold", [-0.1, 1.5, float("nan"), "high"])
+def test_thresholds_that_are_none(threshold: object):
+    with pytest.raises(ValueError, match=r"score_threshold must be in \[0, 1\], got"):
+        TopDetections(score_threshold=threshold)
+
+
 def test_output_frames_are_those_of_detectron2():
     """Scaled, clipped and without boxes that have no area, in all images at once."""
     centres, sizes = torch.rand(2, 12, 2) * 2 - 0.5, torch.rand(2, 12, 2) * 0.5

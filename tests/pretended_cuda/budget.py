@@ -53,7 +53,9 @@ BUDGET: dict[str, tuple[int, int]] = {
     "h_detr/h_deformable_detr_layer_digits.py": (COSTS, AREAS),
     "mr_detr/mr_detr_align_digits.py": (COSTS, AREAS),
     "mr_detr/mr_detr_deformable_calibrated_digits.py": (COSTS, AREAS),
+    "mr_detr/mr_detr_deformable_decoder_experts_digits.py": (COSTS, AREAS),
     "mr_detr/mr_detr_deformable_digits.py": (COSTS, AREAS),
+    "mr_detr/mr_detr_deformable_encoder_experts_digits.py": (COSTS, AREAS),
     "mr_detr/mr_detr_dino_digits.py": (COSTS, AREAS),
     # The counts of the experts stay on the device where there is a grouped GEMM: bfloat16, from compute capability 9.0.
     "mr_detr/mr_detr_pp_align_digits.py": (COSTS, AREAS),
