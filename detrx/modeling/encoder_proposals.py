@@ -192,8 +192,8 @@ class EncoderProposals(QuerySource):
     def rank(self, proposals: Proposals, count: int, last: Tensor | None = None) -> Tensor:
         """Indices (B, count) of the tokens with the best proposals, best first; of all tokens, if there are fewer.
 
-        Equally good ones are in the order of the tokens, so that learned content, which belongs to the rank, goes to the
-        same proposals in every batch.
+        Equally good ones are in the order of the tokens, so that learned content, which belongs to the rank, goes to
+        the same proposals in every batch.
 
         Args:
             last: (B, S) bool, True for tokens that come after all others.

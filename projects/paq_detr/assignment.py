@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -82,6 +83,18 @@ class QualityAwareAssigner(Assigner):
         return assign_all([(self, predictions, targets)])[0]
 
 
+def slice_of(layers: Any) -> slice:
+    """The slice between two indices, each of which may be None.
+
+    Raises:
+        ValueError: `layers` are not two whole numbers or None.
+    """
+    whole = isinstance(layers, Sequence) and [each for each in layers if each is None or type(each) is int]
+    if not whole or len(whole) != 2 or len(layers) != 2:
+        raise InvalidInputError(f"layers must be two of whole numbers and None, such as [null, -1], got {layers!r}")
+    return slice(*whole)
+
+
 class QualityAwareAssignment(Method):
     """Quality-aware assignment of the main queries in some decoder layers; the others keep their assigner and losses.
 
@@ -104,7 +117,7 @@ class QualityAwareAssignment(Method):
     ):
         super().__init__()
         self.assigner = QualityAwareAssigner(top_k, gamma, tau, positives, minimum)
-        self.chosen = slice(*layers)
+        self.chosen = slice_of(layers)
         self.losses = None if losses is None else tuple(losses)
 
     def attach(self, model: DetectionTransformer) -> None:

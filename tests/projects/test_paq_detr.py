@@ -494,3 +494,9 @@ def test_errors(make, message: str):
 def one_layer(cfg) -> None:
     cfg.decoder.num_layers = 1
     cfg.methods = [L(QualityAwareAssignment)()]
+
+
+@pytest.mark.parametrize("layers", [5, ("all", None), (1.5, 2), (0, 6, 2), (True, None), "ab", None])
+def test_layers_that_are_no_slice(layers: object):
+    with pytest.raises(ValueError, match=r"layers must be two of whole numbers and None, such as \[null, -1\], got"):
+        QualityAwareAssignment(layers=layers)
