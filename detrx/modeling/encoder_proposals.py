@@ -202,7 +202,10 @@ class EncoderProposals(QuerySource):
         ranking = logits[..., 0] if self.rank_by == "first_class" else logits.amax(-1)
         if last is not None:
             ranking = ranking.masked_fill(last, float("-inf"))
-        best = ranking.topk(min(count, ranking.shape[1]), dim=1).indices.sort(dim=1).values
+        best = ranking.topk(min(count, ranking.shape[1]), dim=1).indices
+        if torch.compiler.is_exporting():  # ONNX's TopK has this order, but ONNX has no stable sort
+            return best
+        best = best.sort(dim=1).values
         return best.gather(1, ranking.gather(1, best).argsort(dim=1, descending=True, stable=True))
 
     def embed(self, reference: Tensor) -> tuple[Tensor | None, Tensor | None]:
