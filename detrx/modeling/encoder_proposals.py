@@ -203,7 +203,7 @@ class EncoderProposals(QuerySource):
         if last is not None:
             ranking = ranking.masked_fill(last, float("-inf"))
         best = ranking.topk(min(count, ranking.shape[1]), dim=1).indices
-        if torch.compiler.is_exporting():  # ONNX's TopK has this order, but ONNX has no stable sort
+        if torch.compiler.is_compiling():  # exported, too: ONNX has no stable sort, and its TopK has this order
             return best
         best = best.sort(dim=1).values
         return best.gather(1, ranking.gather(1, best).argsort(dim=1, descending=True, stable=True))
