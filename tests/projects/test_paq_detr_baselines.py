@@ -75,24 +75,20 @@ def test_trains_every_parameter(name: str):
     assert ("loss_class_dn" in losses) == (name == DN)
 
 
-def weights_of(name: str) -> dict[str, tuple[float, ...]]:
-    supervisions = model_zoo.get_config(f"paq_detr/{name}.py").model.criterion.supervisions
-    return {each.group: tuple(loss.weight for loss in each.losses) for each in supervisions}
-
-
 @pytest.mark.parametrize(
-    ("detector", "class_weight"), [("deformable", 2.0), ("dab_detr", 1.0), ("dn_detr", 1.0), ("dino", 2.0)]
+    ("detector", "class_weight"), [("deformable_detr", 2.0), ("dab_detr", 1.0), ("dn_detr", 1.0), ("dino", 2.0)]
 )
 def test_settings_of_the_baselines_on_coco(detector: str, class_weight: float):
     """What "++" stands for, and the weights of the losses."""
-    cfg = model_zoo.get_config(f"paq_detr/baseline_{detector}_r50.py").model
-    assert weights_of(f"baseline_{detector}_r50") == dict.fromkeys(("main", "encoder"), (class_weight, 5.0, 2.0))
+    cfg = model_zoo.get_config(model_zoo.baseline(f"paq_detr/paq_{detector}_r50")).model
+    weights = {each.group: tuple(loss.weight for loss in each.losses) for each in cfg.criterion.supervisions}
+    assert weights == dict.fromkeys(("main", "encoder"), (class_weight, 5.0, 2.0))
     assert cfg.query_source.content == "learned" and cfg.decoder.refine_boxes and cfg.decoder.look_forward_twice
     assert (cfg.tokenizer.num_levels, cfg.encoder.layer.ffn.hidden_dim, cfg.encoder.layer.dropout) == (4, 2048, 0.0)
     assert not cfg.decoder.heads.shared
     position = cfg.decoder.get("position")
     scaled = None if position is None else instantiate(position).scale is not None
-    assert scaled == {"deformable": None, "dino": False}.get(detector, True)
+    assert scaled == {"deformable_detr": None, "dino": False}.get(detector, True)
     kinds = {"dn_detr": ["GroupDenoising"], "dino": ["ContrastiveDenoising"]}
     assert [each["_target_"].__name__ for each in cfg.methods] == kinds.get(detector, [])
 
