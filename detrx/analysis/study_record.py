@@ -99,7 +99,8 @@ def _notes(record: dict[str, Any]) -> list[str]:
     variants = record["variants"].values()
     notes = []
     if key := next((key for each in variants if (key := _recall_key(each["result"]))), None):
-        notes.append(f"AR: average recall with at most {_RECALL.fullmatch(key)[1]} detections per image.")
+        limit = key.rpartition("AR")[2].lstrip("@")
+        notes.append(f"AR: average recall with at most {limit} detections per image.")
     if any("step_seconds" in each["result"] for each in variants):
         notes.append("s/step: median time of a training step, without evaluations and the first steps.")
     if measured := [name for key, name in _COSTS.items() if any(each[key] is not None for each in variants)]:

@@ -19,7 +19,6 @@ def markdown(rows: Sequence[Mapping[str, str]]) -> str:
     """A Markdown table with one line per row; the keys of the first row are the header. Columns that are `NOTHING` in
     all rows are left out."""
     columns = [name for name in rows[0] if any(row[name] != NOTHING for row in rows)]
-    lines = [columns, ["---"] * len(columns), *([row[name] for name in columns] for row in rows)]
-    lines = [f"| {' | '.join(line)} |" for line in lines]
-    lines[1] = lines[1].replace(" ", "")
-    return "\n".join(lines) + "\n"
+    cells = [columns, *([row[name] for name in columns] for row in rows)]
+    head, *body = (f"| {' | '.join(line)} |" for line in cells)
+    return "\n".join([head, f"|{'---|' * len(columns)}", *body]) + "\n"

@@ -1,7 +1,7 @@
 """Analyse what the queries of a trained detector do on a dataset."""
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def mapped(
-    dataset: str | Sequence[str], mapper: Mapper, num: int | None, bad: BadFiles, filter_empty: bool = False
+    dataset: str | list[str], mapper: Mapper, num: int | None, bad: BadFiles, filter_empty: bool = False
 ) -> Iterator[dict[str, Any]]:
     """The first `num` images of a dataset; what the mapper does at random depends on the position only.
 

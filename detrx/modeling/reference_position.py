@@ -89,8 +89,7 @@ class AnchorPosition(ReferencePosition):
     """
 
     def __init__(self, embed_dim: int, temperature: float = 10000.0):
-        super().__init__(embed_dim, temperature)
-        self.scale = ContentScale(embed_dim)
+        super().__init__(embed_dim, temperature, scale_by_content=True)
         self.size = MLP(embed_dim, embed_dim, 2, 2)
         reset_linears(self.size)
 
@@ -99,6 +98,7 @@ class AnchorPosition(ReferencePosition):
         reference = queries.given("reference")
         embedding = self.embed(reference)
         centre, _ = embedding.chunk(2, dim=-1)
+        assert self.scale is not None
         sine = self.scale(centre, queries.content, layer).unflatten(-1, (2, -1))
         ratio = self.size(queries.content).sigmoid() / reference[..., 2:]
         sine = (sine * ratio.flip(-1)[..., None]).flatten(-2)
