@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.projects.tiny_instances import ROOT, Stale, Workspace
+from tests.docs.tiny_instances import ROOT, Stale, Workspace
 
 PAPERS = ("h_detr", "mr_detr", "qr_detr", "paq_detr", "d3etr")
 SECTION = "## Tables and figures of the paper"

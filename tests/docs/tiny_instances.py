@@ -43,8 +43,8 @@ from detrx.engine import config as engine_config
 from detrx.engine import load_config, run_job, setup
 from detrx.engine.renamed import rename_targets
 from detrx.engine.trained import build_model
-from tests.projects.readme_weights import ROOT, Source, trained_by, weights_in
-from tests.projects.tiny_configs import SIDE, description, shrink_model, shrunk
+from tests.docs.readme_weights import ROOT, Source, trained_by, weights_in
+from tests.docs.tiny_configs import SIDE, description, shrink_model, shrunk
 
 DEFAULT_CONFIG = "deformable_detr/deformable_detr_digits"
 """Of what a command does not say the config of."""
