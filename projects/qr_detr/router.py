@@ -100,4 +100,4 @@ def force_routers(model: DetectionTransformer, passing: float | Tensor | Sequenc
             raise InvalidInputError(
                 f"force_routers: decoder layer {index} has no router; add QueryRouting to model.methods"
             )
-        layer.router = FixedRouter(value).to(model.device)
+        layer.router = FixedRouter(value).to(model.device).train(layer.training)
