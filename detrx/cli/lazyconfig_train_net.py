@@ -43,6 +43,7 @@ from detrx.engine import (
     run_job,
 )
 from detrx.engine.fit import check_classes, warn_of_too_many_boxes
+from detrx.engine.host_memory import keep_freed_memory
 from detrx.engine.limits import check_settings
 from detrx.engine.output_folder import EVALUATION_CONFIG, TRAINING_CONFIG, in_main_process, last_set_aside, write_config
 from detrx.engine.setup import set_up
@@ -71,6 +72,8 @@ def do_test(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
 def do_train(args: argparse.Namespace, cfg: DictConfig) -> None:
     """Train, from the last checkpoint in the output folder if ``--resume`` is given, and evaluate."""
     settings = cfg.train
+    if torch.device(settings.device).type == "cpu":
+        keep_freed_memory()
     if "evaluator" in cfg.dataloader:
         check_classes(cfg, "test")
     model = instantiate(cfg.model)
