@@ -38,24 +38,25 @@ class ModelEMA:
         self.decay = decay
         self.warmup = warmup
         self.updates = 0
+        self._pairs: _Pairs | None = None
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Update the averages with the values of ``model``."""
+        """Update the averages with the values of ``model``, whose parameters and buffers are the same tensors every
+        time (after :meth:`reset` and :meth:`load_state_dict` they may be others)."""
         self.updates += 1
         decay = self.decay * (1 - math.exp(-self.updates / self.warmup)) if self.warmup else self.decay
-        source = dict(_tensors(model))
-        pairs = [(average, source[name]) for name, average in _tensors(self.model)]
-        averages = [pair for pair in pairs if pair[0].is_floating_point()]
-        torch._foreach_lerp_([average for average, _ in averages], [value for _, value in averages], 1 - decay)
-        for counter, value in pairs:
-            if not counter.is_floating_point():
-                counter.copy_(value)
+        if self._pairs is None or self._pairs.model is not model:
+            self._pairs = _Pairs(self.model, model)
+        torch._foreach_lerp_(self._pairs.averages, self._pairs.values, 1 - decay)
+        for counter, value in self._pairs.counters:
+            counter.copy_(value)
 
     def reset(self, model: nn.Module) -> None:
         """Restart the averages from the values of ``model``."""
         self.model.load_state_dict(model.state_dict())
         self.updates = 0
+        self._pairs = None
 
     def state_dict(self) -> dict[str, Any]:
         return {"model": self.model.state_dict(), "updates": self.updates}
@@ -63,6 +64,24 @@ class ModelEMA:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.model.load_state_dict(state_dict["model"])
         self.updates = state_dict["updates"]
+        self._pairs = None
+
+
+class _Pairs:
+    """The tensors of an average and of the model that it follows; to list them takes as long as to average them.
+
+    Attributes:
+        averages, values: floating-point tensors of both, in the same order.
+        counters: pairs of the other tensors.
+    """
+
+    def __init__(self, average: nn.Module, model: nn.Module):
+        self.model = model
+        source = dict(_tensors(model))
+        pairs = [(tensor, source[name]) for name, tensor in _tensors(average)]
+        self.averages = [tensor for tensor, _ in pairs if tensor.is_floating_point()]
+        self.values = [value for tensor, value in pairs if tensor.is_floating_point()]
+        self.counters = [pair for pair in pairs if not pair[0].is_floating_point()]
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
