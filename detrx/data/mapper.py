@@ -31,6 +31,8 @@ class DetectionMapper:
         is_train: whether to add `instances`.
         augmentations: a callable on samples as `detrx.data.transforms` describes them, or None.
         min_box_size: boxes with a side of at most this many pixels, after augmentation, are left out.
+        cache_mib: keep decoded images in memory, up to this many MiB in each process that loads data: for small
+            datasets, whose images are not decoded again in every epoch. 0: none.
     """
 
     def __init__(
@@ -38,26 +40,28 @@ class DetectionMapper:
         is_train: bool,
         augmentations: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
         min_box_size: float = 1e-5,
+        cache_mib: int = 0,
     ) -> None:
+        if cache_mib < 0:
+            raise InvalidInputError(f"cache_mib must be 0 or more MiB, got {cache_mib}")
         self.is_train = is_train
         self.augmentations = augmentations
         self.min_box_size = min_box_size
         self._warned = _warned_flags(is_train)
+        self._decoded: dict[tuple[object, ...], torch.Tensor] = {}
+        self._free_bytes = cache_mib * 2**20
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
         """Raises FileNotFoundError or ValueError, naming the file, for an image that is missing, broken or of another
         size than annotated."""
         from torchvision import tv_tensors
-        from torchvision.transforms.v2 import functional as F
 
         record = dict(dataset_dict)
         annotations = [a for a in record.pop("annotations", []) if not a.get("iscrowd", 0)]
         annotated = annotated_size(record)
         where = record.get("file_name", "in memory")
-        picture = as_picture(record["image"], annotated) if "image" in record else open_picture(where, annotated)
-        for note in picture.notes:
-            self._warn_once(note, where)
-        width, height = picture.image.size
+        image = self._image(record, annotated)
+        height, width = image.shape[-2:]
         if annotated not in (None, (width, height)):
             raise InvalidInputError(
                 f"image {where} is {width} x {height} (width x height), "
@@ -65,14 +69,13 @@ class DetectionMapper:
             )
         record["height"], record["width"] = height, width
 
-        boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
-        boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
+        boxes = Boxes(_xyxy(annotations))
         classes = torch.tensor([a["category_id"] for a in annotations], dtype=torch.int64)
         boxes.clip((height, width))  # here already: augmentation could move what is outside into the picture
         usable = boxes.nonempty(self.min_box_size)
         boxes, classes = boxes.tensor[usable], classes[usable]
         sample = {
-            "image": tv_tensors.Image(F.pil_to_tensor(picture.image)),
+            "image": tv_tensors.Image(image),
             "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width)),
         }
         if self.augmentations is not None:
@@ -86,11 +89,38 @@ class DetectionMapper:
             record["instances"] = instances[instances.gt_boxes.nonempty(self.min_box_size)]
         return record
 
+    def _image(self, record: dict[str, Any], annotated: tuple[int, int] | None) -> torch.Tensor:
+        """The image of a record, (3, H, W) uint8 RGB, decoded or from the cache."""
+        from torchvision.transforms.v2 import functional as F
+
+        where = record.get("file_name", "in memory")
+        key = (where, annotated)
+        if "image" not in record and key in self._decoded:
+            return self._decoded[key].clone()  # a batch may be changed, and its memory shared with other processes
+        picture = as_picture(record["image"], annotated) if "image" in record else open_picture(where, annotated)
+        for note in picture.notes:
+            self._warn_once(note, where)
+        image = F.pil_to_tensor(picture.image)
+        if "image" not in record and image.nbytes <= self._free_bytes:
+            self._decoded[key] = image.clone()
+            self._free_bytes -= image.nbytes
+        return image
+
     def _warn_once(self, note: ImageNote, file_name: str) -> None:
         flag = list(ImageNote).index(note)
         if not self._warned[flag]:
             self._warned[flag] = True
             logger.warning("image %s: %s (other such images are not reported)", file_name, note.value)
+
+
+def _xyxy(annotations: list[dict[str, Any]]) -> torch.Tensor:
+    """The boxes of annotations, (N, 4) float32 XYXY."""
+    modes = {a["bbox_mode"] for a in annotations}
+    if modes == {BoxMode.XYWH_ABS}:
+        low, size = torch.tensor([a["bbox"] for a in annotations], dtype=torch.float32).split(2, dim=1)
+        return torch.cat([low, low + size], dim=1)
+    boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
+    return torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
 
 
 @functools.cache

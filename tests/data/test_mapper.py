@@ -10,7 +10,7 @@ from detrx.data.mapper import _warned_flags
 
 
 def annotation(box, category=1, **more):
-    return {"bbox": box, "bbox_mode": BoxMode.XYWH_ABS, "category_id": category, "iscrowd": 0, **more}
+    return {"bbox": box, "bbox_mode": BoxMode.XYWH_ABS, "category_id": category, "iscrowd": 0} | more
 
 
 @pytest.fixture
@@ -157,3 +157,29 @@ def test_broken_image(record, tmp_path, keep, suffix):
 def test_size_other_than_annotated(record):
     with pytest.raises(ValueError, match=r"picture\.png is 60 x 40 .* says 40 x 60"):
         DetectionMapper(is_train=True)(record | {"width": 40, "height": 60})
+
+
+def test_cached_images_are_not_read_again(record):
+    mapper = DetectionMapper(is_train=True, cache_mib=1)
+    first = mapper(record)["image"].clone()
+    mapper(record)["image"].zero_()
+    Image.new("RGB", (60, 40)).save(record["file_name"])
+    assert torch.equal(mapper(record)["image"], first)
+    assert not torch.equal(DetectionMapper(is_train=True)(record)["image"], first)
+
+
+def test_the_cache_is_bounded(record, tmp_path):
+    mapper = DetectionMapper(is_train=True, cache_mib=1)
+    wide = {**record, "file_name": str(tmp_path / "wide.png"), "width": 800, "height": 500}
+    for each, size in ((wide, (800, 500)), (record, (60, 40))):  # 1.2 MB and 7 kB
+        Image.new("RGB", size, (1, 2, 3)).save(each["file_name"])
+        mapper(each)
+        Image.new("RGB", size).save(each["file_name"])
+    assert mapper(wide)["image"].max() == 0
+    assert mapper(record)["image"].max() == 3
+
+
+def test_mixed_box_modes(record):
+    boxes = [annotation([10, 5, 20, 8]), annotation([1, 2, 11, 12], bbox_mode=BoxMode.XYXY_ABS)]
+    result = DetectionMapper(is_train=True)({**record, "annotations": boxes})
+    assert result["instances"].gt_boxes.tensor.tolist() == [[10, 5, 30, 13], [1, 2, 11, 12]]

@@ -9,6 +9,7 @@ dataloader.train.dataset.names = "digits_train"
 dataloader.train.mapper.augmentations = L(digits_augmentation)(
     shuffle_prob=0.5, invert_prob=0.5, jitter=0.0, translate=0.0, scale=[1.0, 1.0]
 )
+dataloader.train.mapper.cache_mib = 256
 dataloader.train.total_batch_size = 4
 dataloader.train.num_workers = 1
 dataloader.train.aspect_ratio_grouping = False
