@@ -19,15 +19,16 @@ from detrx.engine.output_folder import TRAINING_CONFIG
 from detrx.engine.settings import changed_settings, describe_changes, saved_config
 from detrx.errors import UserError
 from detrx.evaluation import evaluate_file
+from detrx.evaluation.nms import AP_NMS
 
 from .cost import evaluation_images, model_cost
-from .metrics import read_metrics
+from .metrics import METRICS_FILE, read_metrics
 from .study import Run
 
 TRAIN = (sys.executable, "-m", "detrx.cli", "lazyconfig_train_net")
 METRICS = ("bbox/AP", "bbox/AP50", "bbox/AP75")
 """What every evaluation gives."""
-_PRECISIONS = re.compile(r"bbox/AP(\d+|[smlrcf])?")
+_PRECISIONS = re.compile(rf"bbox/(AP(\d+|[smlrcf])?|{AP_NMS})")
 _TIMES = {"step_seconds": "time", "data_seconds": "data_time"}
 _DETECTIONS = ("coco_instances_results.json", "lvis_instances_results.json")
 _OF_THE_MACHINE = ("train.output_dir", "train.device")  # settings that a run may change
@@ -43,8 +44,9 @@ def result_of(run: Run, command: Sequence[str] = TRAIN, threads: int | None = No
         threads: of the training on the CPU; None: as torch chooses.
 
     Returns:
-        Of the last evaluation, in percent, each as `bbox/<figure>`: AP, AP50, AP75, APs, APm, APl and average recall
-        (AR1, AR10, AR100, ARs, ARm and ARl of COCO); figures without ground truth are left out. Of the training:
+        Of the last evaluation, in percent, each as `bbox/<figure>`: AP, AP50, AP75, APs, APm, APl, AP_NMS where the
+        evaluator has `nms`, and average recall (AR1, AR10, AR100, ARs, ARm and ARl of COCO); figures without ground
+        truth are left out. Of the training:
         `first_loss` and `last_loss` (total, as logged), `iterations`, and, where the log has them, `step_seconds` and
         `data_seconds`: the medians of the time per step and of the part of it spent waiting for data.
 
@@ -57,6 +59,31 @@ def result_of(run: Run, command: Sequence[str] = TRAIN, threads: int | None = No
         result = train(run, command, threads)
     _store(run, {"result": result})
     return result
+
+
+def curve_of(run: Run) -> list[dict[str, float]] | None:
+    """The evaluations of a run, in their order: `iteration`, the number of steps before, `AP` in percent, and `AP_NMS`
+    where the evaluator has `nms`. Evaluations without detections are left out. None: a finished run of which only older
+    results are kept."""
+    stored = next((each["curve"] for each in _stored(run) if "curve" in each), None)
+    if stored is None:
+        if not (run.folder / METRICS_FILE).is_file():
+            return None
+        stored = _evaluations(run)
+    _store(run, {"curve": stored})
+    return stored
+
+
+def _evaluations(run: Run) -> list[dict[str, float]]:
+    series = read_metrics(run.folder).series
+    last = int(series["total_loss"][0][-1])
+    points: dict[int, dict[str, float]] = {}
+    for name in ("AP", AP_NMS):
+        for iteration, value in zip(*series.get(f"bbox/{name}", ((), ())), strict=True):
+            done = min(int(iteration), last) + 1  # the evaluation at the end is logged one later than others
+            if math.isfinite(value):
+                points.setdefault(done, {"iteration": done})[name] = float(value)
+    return [points[done] for done in sorted(points)]
 
 
 def cost_of(run: Run, images: int, rounds: int, device: str = "auto") -> dict[str, Any] | None:

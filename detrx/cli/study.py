@@ -10,8 +10,9 @@ import torch
 from tqdm import tqdm
 
 from detrx.analysis.study import Run, Study, Variant, check_seeds, load_study
-from detrx.analysis.study_record import markdown_table, mean_cost, plot_study, summarise
-from detrx.analysis.study_runs import cost_of, result_of
+from detrx.analysis.study_figure import plot_study
+from detrx.analysis.study_record import markdown_table, mean_cost, summarise
+from detrx.analysis.study_runs import cost_of, curve_of, result_of
 from detrx.cli._command import at_least, run_tool, write_json
 from detrx.collect_env import machine
 from detrx.errors import InvalidInputError
@@ -21,10 +22,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Train every variant of a study with every seed, measure what the trained models cost, print a "
         "table of means and standard deviations, and write all results as JSON, Markdown and PNG. Recorded are the "
-        "figures of COCO (AP, AP50, AP75, by size, and average recall), losses, the time of a training step, "
-        "parameters, multiply-adds and time per image. Run the command again to continue an interrupted study: "
-        "finished runs are kept, others resume from their last checkpoint, and settings that have changed since are an "
-        "error. Writes OUTPUT/<variant>/seed<N>/ and OUTPUT/study.*.",
+        "figures of COCO (AP, AP50, AP75, by size, after NMS if dataloader.evaluator.nms is set, and average recall), "
+        "the AP of every evaluation, losses, the time of a training step, parameters, multiply-adds and time per "
+        "image. Run the command again to continue an interrupted study: finished runs are kept, others resume from "
+        "their last checkpoint, and settings that have changed since are an error. Writes "
+        "OUTPUT/<variant>/seed<N>/ and OUTPUT/study.*.",
         epilog="example: study.py benchmarks/studies/detectors_digits.yaml --output output/detectors",
     )
     parser.add_argument("study", type=Path, help="YAML file of the study")
@@ -101,6 +103,7 @@ def run(args: argparse.Namespace) -> None:
             "overrides": list(variant.overrides),
             "seeds": seeds,
             "result": summarise([results[runs[variant, seed]] for seed in seeds]),
+            "curves": [curve_of(runs[variant, seed]) for seed in seeds],
             "costs": costs,
             **mean_cost(costs),
         }

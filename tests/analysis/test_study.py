@@ -6,10 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 import yaml
+from matplotlib.image import imread
 
 from detrx.analysis.study import Run, Variant, load_study
-from detrx.analysis.study_record import markdown_table, mean_cost, plot_study, summarise
-from detrx.analysis.study_runs import METRICS, average_recall, cost_of, result_of
+from detrx.analysis.study_figure import mean_curve, plot_study
+from detrx.analysis.study_record import markdown_table, mean_cost, summarise
+from detrx.analysis.study_runs import METRICS, average_recall, cost_of, curve_of, result_of
 from detrx.cli import study as cli
 from detrx.engine import load_config
 from detrx.engine.output_folder import write_config
@@ -26,8 +28,9 @@ if values["train.seed"] == "13":
     sys.exit(3)
 ap = float(values["ap"]) + int(values["train.seed"])
 lines = [{"iteration": 0, "total_loss": 9.0}, {"iteration": 1, "total_loss": 4.0}]
-lines.append({"iteration": 1, "bbox/AP": ap, "bbox/AP50": 2 * ap, "bbox/AP75": ap, "bbox/APs": 3.0})
-lines[-1] |= {"bbox/APl": float("nan"), "bbox/AP-cup": 5.0}
+lines.append({"iteration": 0, "bbox/AP": 1.0, "bbox/AP_NMS": 2.0})
+lines.append({"iteration": 2, "bbox/AP": ap, "bbox/AP50": 2 * ap, "bbox/AP75": ap, "bbox/APs": 3.0})
+lines[-1] |= {"bbox/APl": float("nan"), "bbox/AP-cup": 5.0, "bbox/AP_NMS": ap + 0.5}
 lines += [{"iteration": 2 + i, "time": time, "data_time": 0.1} for i, time in enumerate((0.5, 9.0, 0.7))]
 (folder / "metrics.json").write_text("\\n".join(map(json.dumps, lines)))
 """
@@ -44,8 +47,8 @@ def test_a_finished_run_is_not_repeated(tmp_path, command):
     first_run = Run(Variant("a, b", "config.py", ("ap=10",)), 1, tmp_path / "out", tmp_path / "kept")
     first = result_of(first_run, command)
     assert first == {
-        "bbox/AP": 11, "bbox/AP50": 22, "bbox/AP75": 11, "bbox/APs": 3, "first_loss": 9, "last_loss": 4,
-        "iterations": 2, "step_seconds": 0.7, "data_seconds": 0.1,
+        "bbox/AP": 11, "bbox/AP50": 22, "bbox/AP75": 11, "bbox/APs": 3, "bbox/AP_NMS": 11.5, "first_loss": 9,
+        "last_loss": 4, "iterations": 2, "step_seconds": 0.7, "data_seconds": 0.1,
     }  # fmt: skip
     assert result_of(first_run, command) == first
     assert (first_run.folder / "calls").read_text().count("call") == 1
@@ -55,6 +58,32 @@ def test_a_finished_run_is_not_repeated(tmp_path, command):
     assert (first_run.folder / "calls").read_text().count("call") == 1
     with pytest.raises(UserError, match=r"of another run \(overrides: \['ap=10'\] -> \['ap=20'\]\)"):
         result_of(Run(Variant("a, b", "config.py", ("ap=20",)), 1, tmp_path / "out"), command)
+
+
+def test_the_curve_of_a_run(tmp_path, command):
+    run = Run(Variant("a", "config.py", ("ap=10",)), 1, tmp_path / "out", tmp_path / "kept")
+    assert curve_of(run) is None and not (tmp_path / "kept").exists(), "not trained"
+    result_of(run, command)
+    curve = [{"iteration": 1, "AP": 1.0, "AP_NMS": 2.0}, {"iteration": 2, "AP": 11.0, "AP_NMS": 11.5}]
+    assert curve_of(run) == curve
+    (run.folder / "metrics.json").unlink()
+    (run.folder / "result.json").unlink()
+    assert curve_of(run) == curve, "kept elsewhere"
+    kept = tmp_path / "kept" / "a" / "seed1.json"
+    content = json.loads(kept.read_text())
+    assert content.pop("curve") == curve and set(content) == {"run", "result"}
+    kept.write_text(json.dumps(content))
+    (run.folder / "result.json").unlink()
+    assert curve_of(run) is None, "of a run from before curves were recorded"
+
+
+def test_evaluations_without_detections_are_no_points(tmp_path):
+    run = Run(Variant("a", "config.py", ()), 1, tmp_path)
+    run.folder.mkdir(parents=True)
+    lines = [{"iteration": 9, "total_loss": 1.0}, {"iteration": 4, "bbox/AP": float("nan")}]
+    lines += [{"iteration": 9, "bbox/AP": 3.0}, {"iteration": 10, "bbox/AP": 3.5}]
+    (run.folder / "metrics.json").write_text("\n".join(map(json.dumps, lines)))
+    assert curve_of(run) == [{"iteration": 10, "AP": 3.5}]
 
 
 def test_an_interrupted_run_keeps_the_settings_that_it_began_with(tmp_path, command):
@@ -138,16 +167,24 @@ def test_table_of_a_record_from_before_more_was_recorded():
 
 
 def test_table():
-    more = {"bbox/APs": 20.0, "bbox/AR1": 30.0, "bbox/AR10": 40.0, "bbox/AR100": 50.0, "step_seconds": 0.25}
+    more = {
+        "bbox/APs": 20.0,
+        "bbox/AP_NMS": 25.0,
+        "bbox/AR1": 30.0,
+        "bbox/AR10": 40.0,
+        "bbox/AR100": 50.0,
+        "step_seconds": 0.25,
+    }
     rows = {"x": row(**more), "y": row() | {"flops": None, "ms_per_image": 4.0}}
     head, _, x, y, _, note = markdown_table({"variants": rows, "cost": {"weights": "trained"}}).split("\n")[:6]
     assert head == (
-        "| variant | AP | AP50 | AP75 | AP_S | AR | loss first -> last | s/step | parameters (M) | GFLOPs | ms/image | "
-        "seeds |"
+        "| variant | AP | AP50 | AP75 | AP_S | AP NMS | AR | loss first -> last | s/step | parameters (M) | GFLOPs | "
+        "ms/image | seeds |"
     )
-    assert "| 1.5 ± 0.7 | 20.0 ± 0.0 | 50.0 ± 0.0 | 1.5 -> 1.5 | 0.250 | 2.50 | 3.000 | - | 2 |" in x
-    assert "| 1.5 ± 0.7 | - | - | 1.5 -> 1.5 | - | 2.50 | - | 4.0 | 2 |" in y
+    assert "| 1.5 ± 0.7 | 20.0 ± 0.0 | 25.0 ± 0.0 | 50.0 ± 0.0 | 1.5 -> 1.5 | 0.250 | 2.50 | 3.000 | - | 2 |" in x
+    assert "| 1.5 ± 0.7 | - | - | - | 1.5 -> 1.5 | - | 2.50 | - | 4.0 | 2 |" in y
     assert note == (
+        "AP NMS: AP after non-maximum suppression; what it adds is the cost of duplicates. "
         "AR: average recall with at most 100 detections per image. s/step: median time of a training step, without "
         "evaluations and the first steps. GFLOPs and ms/image: mean and median with the trained weights on the first "
         "20 images of the test loader."
@@ -241,10 +278,28 @@ def test_costs_are_those_of_the_trained_weights(tmp_path, dataset):
     assert cost_of(run, 5, 5) == passing, "kept elsewhere"
 
 
-def test_picture(tmp_path):
+def test_pictures(tmp_path):
     rows = {name: {"result": summarise([dict.fromkeys(METRICS, 10.0), dict.fromkeys(METRICS, 12.0)])} for name in "ab"}
-    plot_study({"title": "t", "variants": rows}, tmp_path / "study.png")
-    assert (tmp_path / "study.png").stat().st_size > 5000
+    plot_study({"title": "t", "variants": rows}, tmp_path / "bars.png")
+    for row in rows.values():
+        row["result"] |= summarise([{"bbox/AP_NMS": 13.0}])
+        row["curves"] = [CURVES[0], None]
+    plot_study({"title": "t", "variants": rows}, tmp_path / "curves.png")
+    (bars, curves) = (imread(tmp_path / f"{name}.png") for name in ("bars", "curves"))
+    assert curves.shape[1] > 1.5 * bars.shape[1] and (bars != 1).any() and (curves[:, bars.shape[1] :] != 1).any()
+
+
+CURVES = (
+    [{"iteration": 5, "AP": 1.0, "AP_NMS": 3.0}, {"iteration": 10, "AP": 4.0, "AP_NMS": 5.0}],
+    [{"iteration": 10, "AP": 6.0}],
+)
+
+
+def test_the_mean_curve_has_what_all_seeds_have():
+    assert mean_curve(CURVES, "AP") == [(10, 5.0)]
+    assert mean_curve(CURVES, "AP_NMS") == []
+    assert mean_curve([CURVES[0], None], "AP_NMS") == [(5, 3.0), (10, 5.0)]
+    assert mean_curve([], "AP") == []
 
 
 def test_study_files(tmp_path):
