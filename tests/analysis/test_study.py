@@ -116,9 +116,9 @@ def test_the_recorded_command_has_all_arguments(tmp_path, monkeypatch, capsys):
     study_file.write_text("title: t\ndescription: d\nseeds: [1]\nconfig: deformable_detr/deformable_detr_digits\n"
                           "variants: {x: {}, y: {}}\n", encoding="utf-8")  # fmt: skip
     result = {**dict.fromkeys(METRICS, 1.0), "first_loss": 2.0, "last_loss": 1.0, "iterations": 3}
-    monkeypatch.setattr(cli, "result_of", lambda run, threads: result)
+    monkeypatch.setattr(cli, "result_of", lambda run, resources: result)
     costs = {3: {"parameters": 100, "flops": 2e9, "ms_per_image": None, "images": 4}, 4: None}
-    monkeypatch.setattr(cli, "cost_of", lambda run, images, rounds: costs[run.seed])
+    monkeypatch.setattr(cli, "cost_of", lambda run, images, rounds, device: costs[run.seed])
     output = tmp_path / "out put"
     arguments = [str(study_file), "--output", str(output), "--seeds", "3", "4", "--variants", "x", "--rounds", "0"]
     cli.main(arguments)
@@ -262,7 +262,7 @@ def test_costs_are_those_of_the_trained_weights(tmp_path, dataset):
     """A routed decoder, with routers as they are drawn, and with others that let all queries pass."""
     overrides = (f"dataloader.test.dataset.names={dataset}",)
     run = Run(Variant("x", "qr_detr/qr_deformable_detr_digits", overrides), 1, tmp_path / "out", tmp_path / "kept")
-    assert cost_of(run, 2, 0) is None, "not trained"
+    assert cost_of(run, 2, 0, "cpu") is None, "not trained"
     weights = build_model(load_config(run.variant.config, list(overrides)), "cpu").state_dict()
     run.folder.mkdir(parents=True)
     torch.save({"model": weights}, run.weights)
@@ -271,11 +271,12 @@ def test_costs_are_those_of_the_trained_weights(tmp_path, dataset):
     torch.save({"model": {key: value * (".router." not in key) for key, value in weights.items()}}, run.weights)
     assert cost_of(run, 9, 1, "cpu") == routed, "measured once"
     passing = cost_of(run, 1, 0, "cpu")
+    assert passing["device"] == "cpu"
     assert passing["flops"] > routed["flops"] and passing["parameters"] == routed["parameters"]
     assert passing["ms_per_image"] is None
     run.weights.unlink()
     (run.folder / "result.json").unlink()
-    assert cost_of(run, 5, 5) == passing, "kept elsewhere"
+    assert cost_of(run, 5, 5, "cuda") == passing, "kept elsewhere"
 
 
 def test_pictures(tmp_path):
