@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from detrx.errors import InvalidInputError
 
 _WEIGHTS = "model_final.pth"
 _KEYS = {"title", "description", "seeds", "variants"}
-_OPTIONAL = {"config", "overrides", "prepare"}
+_OPTIONAL = {"analyses", "config", "overrides", "prepare"}
 _WITHOUT_EFFECT = {"size"}  # of earlier files: the random image that costs were measured on
 
 
@@ -133,6 +134,7 @@ class Study:
         seeds: every variant is trained with each.
         variants: what is compared, the overrides of the whole study included.
         prepare: what is trained before.
+        analyses: arguments of tools/analyze_queries.py, for the analyses of all runs; none: no analysis.
     """
 
     title: str
@@ -140,13 +142,14 @@ class Study:
     seeds: tuple[int, ...]
     variants: tuple[Variant, ...]
     prepare: tuple[Preparation, ...] = ()
+    analyses: tuple[str, ...] = ()
 
 
 def load_study(path: str | os.PathLike) -> Study:
     """Read a study from YAML: `title`, `description`, `seeds`, optionally `overrides` for all variants, and `variants`,
     each with a `config`, unless the study has one for all, and optionally `overrides`. What must be trained before is
     in `prepare`: a list of `output`, a folder, `config` and optionally `overrides`. Trainings that have the weights of
-    this folder in their overrides come after it.
+    this folder in their overrides come after it. `analyses` is a text with arguments of tools/analyze_queries.py.
 
     Raises:
         FileNotFoundError: there is no such file, or no such config.
@@ -181,7 +184,12 @@ def load_study(path: str | os.PathLike) -> Study:
             other.uses(each) for other in prepare
         ):
             raise InvalidInputError(f"study {path}: `prepare`: nothing uses {each.weights}")
-    return Study(content["title"], content["description"], seeds, tuple(variants), prepare)
+    analyses = content.get("analyses", "")
+    if not isinstance(analyses, str):
+        raise InvalidInputError(f"study {path}: `analyses` must be a text, such as '--activation', got {analyses}")
+    return Study(
+        content["title"], content["description"], seeds, tuple(variants), prepare, tuple(shlex.split(analyses))
+    )
 
 
 def _preparations(entries: Any, source: str) -> tuple[Preparation, ...]:

@@ -2,10 +2,11 @@
 
 A record has `title`, `description` and `command`, the machine (`detrx.collect_env.machine`), `cost`, and `variants`.
 Each variant has `config`, `overrides`, `seeds`; `result`, with mean, standard deviation and values of each figure of
-`study_runs.result_of`; `curves` and `costs`, what `study_runs.curve_of` and `cost_of` returned for each seed; and
-`parameters`, `flops` and `ms_per_image`, the means over the seeds that were measured, None if none was. `cost` says
-which weights these were measured with: {"weights": "trained"}. Older records have no `curves`. Still older ones have
-neither `cost` nor `costs`, but `size`: theirs were measured with random weights on a random image of this size.
+`study_runs.result_of` and of the scalars of the study's `analyses`; `curves` and `costs`, what `study_runs.curve_of`
+and `cost_of` returned for each seed; and `parameters`, `flops` and `ms_per_image`, the means over the seeds that were
+measured, None if none was. `cost` says which weights these were measured with: {"weights": "trained"}. Older records
+have no `curves`. Still older ones have neither `cost` nor `costs`, but `size`: theirs were measured with random weights
+on a random image of this size.
 """
 
 import re
@@ -27,6 +28,12 @@ _PRECISIONS = {
     "AP NMS": f"bbox/{AP_NMS}",
 }
 _COSTS = {"flops": "GFLOPs", "ms_per_image": "ms/image"}
+_GINI = {
+    "activation": "confident detections of test images",
+    "positives": "pairs with ground truth in all layers, in training",
+    "positives_last_layer": "those of the last layer",
+    "gradient": "norms of the gradient of the losses",
+}
 _RECALL = re.compile(r"bbox/AR@?(\d+)")
 
 
@@ -77,6 +84,7 @@ def _row(name: str, variant: dict[str, Any]) -> dict[str, str]:
         "variant": name,
         **{column: text(result.get(key)) for column, key in _PRECISIONS.items()},
         "AR": text(result.get(_recall_key(result))),
+        **{f"Gini, {name.replace('_', ' ')}": text(result.get(f"gini/{name}")) for name in _GINI},
         "loss first -> last": " -> ".join(f"{loss:.1f}" for loss in losses),
         "s/step": _number(result["step_seconds"]["mean"], 3) if "step_seconds" in result else NOTHING,
         "parameters (M)": _number(variant["parameters"], 2, 1e6),
@@ -105,6 +113,9 @@ def _notes(record: dict[str, Any]) -> list[str]:
     if key := next((key for each in variants if (key := _recall_key(each["result"]))), None):
         limit = key.rpartition("AR")[2].lstrip("@")
         notes.append(f"AR: average recall with at most {limit} detections per image.")
+    found = [name for name in _GINI if any(f"gini/{name}" in each["result"] for each in variants)]
+    if said := [f"{name.replace('_', ' ')}: {_GINI[name]}" for name in found]:
+        notes.append(f"Gini: Gini coefficient over the queries; {'; '.join(said)}.")
     if any("step_seconds" in each["result"] for each in variants):
         notes.append("s/step: median time of a training step, without evaluations and the first steps.")
     if measured := [name for key, name in _COSTS.items() if any(each[key] is not None for each in variants)]:

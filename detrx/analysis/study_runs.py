@@ -7,7 +7,7 @@ import re
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -156,20 +156,31 @@ def cost_of(run: Run, images: int, rounds: int, device: str) -> dict[str, Any] |
         None: the weights are no longer there.
     """
     asked = {"images_asked": images, "rounds": rounds, "device": device}
-    stored = next((each["cost"] for each in _stored(run) if "cost" in each), None)
-    if stored is not None and (not run.weights.is_file() or asked.items() <= stored.items()):
-        _store(run, {"cost": stored})
-        return stored
+
+    def measure() -> dict[str, Any]:
+        cfg = load_config(run.variant.config, run.overrides)
+        model = load_model(cfg, str(run.weights), device)
+        inputs = evaluation_images(cfg, images, str(next(model.parameters()).device))
+        measured = model_cost(model, inputs, rounds)
+        return {key: measured[key] for key in ("parameters", "flops", "ms_per_image")} | {"images": len(inputs)}
+
+    return measured_once(run, "cost", asked, measure)
+
+
+def measured_once(
+    run: Run, part: str, asked: dict[str, Any], measure: Callable[[], dict[str, Any]]
+) -> dict[str, Any] | None:
+    """What is measured with the weights of a finished run, and `asked`, what it depends on; kept as a part of what is
+    known about the run. None: it has not been measured, and the weights are no longer there."""
+    stored = next((each[part] for each in _stored(run) if part in each), None)
     if not run.weights.is_file():
-        return None
-    cfg = load_config(run.variant.config, run.overrides)
-    model = load_model(cfg, str(run.weights), device)
-    inputs = evaluation_images(cfg, images, str(next(model.parameters()).device))
-    measured = model_cost(model, inputs, rounds)
-    cost = {key: measured[key] for key in ("parameters", "flops", "ms_per_image")}
-    cost |= {"images": len(inputs), **asked}
-    _store(run, {"cost": cost})
-    return cost
+        if stored is not None:
+            _store(run, {part: stored})
+        return stored
+    if stored is None or not asked.items() <= stored.items():
+        stored = measure() | asked
+    _store(run, {part: stored})
+    return stored
 
 
 def _stored(run: Training) -> list[dict[str, Any]]:

@@ -1,20 +1,26 @@
 """Train the variants of a study with several seeds and compare them."""
 
 import argparse
+import contextlib
+import io
+import math
 import os
 import shlex
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from detrx.analysis.study import Preparation, Study, Training, Variant, check_seeds, load_study
+from detrx.analysis.study import Preparation, Run, Study, Training, Variant, check_seeds, load_study
 from detrx.analysis.study_figure import plot_study
 from detrx.analysis.study_record import markdown_table, mean_cost, summarise
-from detrx.analysis.study_runs import Resources, cost_of, curve_of, prepare, result_of
+from detrx.analysis.study_runs import Resources, cost_of, curve_of, measured_once, prepare, result_of
 from detrx.analysis.study_schedule import plan, train_all
 from detrx.analysis.table import print_table
+from detrx.cli import analyze_queries
 from detrx.cli._command import at_least, device, run_tool, write_json
 from detrx.collect_env import machine
+from detrx.data.bad_files import BadFiles
 from detrx.errors import InvalidInputError
 
 
@@ -100,8 +106,46 @@ def resources_of(args: argparse.Namespace) -> Resources:
     return Resources(threads, args.device, args.workers)
 
 
+def figures_of(run: Run, analyses: argparse.Namespace) -> dict[str, float]:
+    """The scalars of the analyses of a finished run; none if they have not been made, and its weights are gone."""
+
+    def measure() -> dict[str, Any]:
+        bad = BadFiles()
+        output = run.folder / "queries"
+        made = analyze_queries.analyse(analyses, run.variant.config, run.settings, str(run.weights), output, bad)
+        bad.raise_any()
+        scalars = {name: value for each in made for name, value in each.scalars().items() if math.isfinite(value)}
+        return {"figures": scalars}
+
+    asked = {"arguments": analyses.arguments}
+    measured = measured_once(run, "analyses", asked, measure)
+    return {} if measured is None else measured["figures"]
+
+
+def parsed_analyses(study: Study, args: argparse.Namespace, on: str) -> argparse.Namespace | None:
+    """What tools/analyze_queries.py makes of the study's `analyses`; None if it has none.
+
+    Raises:
+        ValueError: they are no arguments of it.
+    """
+    if not study.analyses:
+        return None
+    rest = ["--study", str(args.study), "--weights", str(args.output), "--device", on]
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            analyses = analyze_queries.parse_args([*study.analyses, *rest])
+    except SystemExit as stopped:
+        reason = said.getvalue().rpartition("error: ")[2].strip()
+        raise InvalidInputError(f"study {args.study}: `analyses`: {reason}") from stopped
+    analyses.arguments = list(study.analyses)
+    return analyses
+
+
 def run(args: argparse.Namespace) -> None:
     study = load_study(args.study)
+    measured_on = args.device or device("auto")
+    analyses = parsed_analyses(study, args, measured_on)
     variants = select(study, args.variants)
     seeds = list(check_seeds(args.seeds, "--seeds") if args.seeds else study.seeds)
     kept = args.record and args.record.with_suffix("")
@@ -111,7 +155,9 @@ def run(args: argparse.Namespace) -> None:
         return
     results = train_all(todo.uses, partial(train, resources=resources_of(args)), args.jobs)
     runs = {(each.variant, each.seed): each for each in todo.runs}
-    measured_on = args.device or device("auto")
+    if analyses is not None:
+        for each in todo.runs:
+            results[each] = results[each] | figures_of(each, analyses)
     rows = {}
     for variant in variants:
         costs = [cost_of(runs[variant, seed], args.images, args.rounds, measured_on) for seed in seeds]

@@ -2,6 +2,7 @@ import json
 import shlex
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -135,6 +136,63 @@ def test_the_recorded_command_has_all_arguments(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as error:
         cli.main([*arguments, "--seeds", "-1"])
     assert error.value.code == 2
+
+
+@pytest.fixture
+def analysed(tmp_path, monkeypatch):
+    """Runs a study whose two runs are finished; returns how often runs were analysed, and the record."""
+    study = {"title": "t", "description": "d", "seeds": [1, 2], "config": "deformable_detr/deformable_detr_digits"}
+    monkeypatch.setattr(cli, "cost_of", lambda *args: None)
+    calls = []
+
+    def analyse(args, config, overrides, weights, output, bad):
+        assert config == study["config"] and args.score_threshold == 0.25 and args.num == 7
+        calls.append((overrides, weights, output))
+        return [SimpleNamespace(scalars=lambda: {"gini/activation": 0.4, "gini/gradient": float("nan")})]
+
+    monkeypatch.setattr(cli.analyze_queries, "analyse", analyse)
+
+    def run(analyses, weights=True):
+        file = tmp_path / "study.yaml"
+        file.write_text(yaml.safe_dump({**study, "analyses": analyses, "variants": {"x": {}}}))
+        for seed in study["seeds"]:
+            each = Run(load_study(file).variants[0], seed, tmp_path / "out")
+            each.folder.mkdir(parents=True, exist_ok=True)
+            result = {**dict.fromkeys(METRICS, 1.0), "first_loss": 2.0, "last_loss": 1.0, "iterations": 3}
+            if not each.result_files[0].exists():
+                each.result_files[0].write_text(json.dumps({"run": each.signature, "result": result}))
+            each.weights.touch()
+            if not weights:
+                each.weights.unlink()
+        calls.clear()
+        cli.main([str(file), "--output", str(tmp_path / "out")])
+        return list(calls), json.loads((tmp_path / "out" / "study.json").read_text())["variants"]["x"]["result"]
+
+    return run
+
+
+def test_analyses_are_made_once_with_the_trained_weights(analysed, tmp_path, capsys):
+    calls, result = analysed("--activation --score-threshold 0.25 --num 7")
+    folders = [tmp_path / "out" / "x" / f"seed{seed}" for seed in (1, 2)]
+    assert calls == [([f"train.seed={seed}"], str(folder / "model_final.pth"), folder / "queries")
+                     for seed, folder in zip((1, 2), folders, strict=True)]  # fmt: skip
+    assert result["gini/activation"]["values"] == [0.4, 0.4] and "gini/gradient" not in result
+    printed = capsys.readouterr().out
+    assert "| Gini, activation |" in printed and "| 0.40 ± 0.00 |" in printed
+    assert "Gini: Gini coefficient over the queries; activation: confident detections of test images." in printed
+    assert analysed("--activation --score-threshold 0.25 --num 7") == ([], result)
+    calls, _ = analysed("--activation --supervision --score-threshold 0.25 --num 7")
+    assert len(calls) == 2, "other arguments"
+    calls, kept = analysed("--activation --score-threshold 0.25 --num 7", weights=False)
+    assert not calls and kept["gini/activation"]["mean"] == pytest.approx(0.4)
+
+
+def test_mistakes_in_the_analyses_are_found_before_training(analysed, monkeypatch):
+    monkeypatch.setattr(cli, "train_all", None)
+    with pytest.raises(SystemExit, match=r"study\.yaml: `analyses`: unrecognized arguments: --score-treshold"):
+        analysed("--activation --score-treshold 0.25")
+    with pytest.raises(SystemExit, match="`analyses`: give at least one analysis"):
+        analysed("--num 7")
 
 
 def test_a_failed_run_names_its_log(tmp_path, command):
@@ -335,6 +393,7 @@ def test_study_files(tmp_path):
         ({"seeds": [-1]}, "`seeds` must be different whole numbers"),
         ({"seeds": 3}, "`seeds` must be different whole numbers"),
         ({"variants": ["x"]}, "`variants` must be names"),
+        ({"analyses": ["--activation"]}, "`analyses` must be a text"),
         ({"overrides": [{"a": 1}]}, "`overrides` must be a list of texts KEY=VALUE"),
         ({"variants": {"x": {"overrides": "a=1"}}}, "variant 'x': `overrides` must be a list of texts KEY=VALUE"),
         ({"variants": {"a, b": {}, "a b": {}}}, r"variants '.*' and '.*' would share the folder a_b"),

@@ -4,6 +4,7 @@ import json
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ SCRIPT = """
 import json, os, pathlib, sys
 values = dict(a.split("=", 1) for a in sys.argv[1:] if "=" in a)
 folder = pathlib.Path(values["train.output_dir"])
+(folder / "calls").open("a").write("call\\n")
 (folder / "call.json").write_text(json.dumps([sys.argv[1:], os.environ.get("OMP_NUM_THREADS")]))
 used = values.get("model.backbone.checkpoint_path")
 if values.get("train.seed") == "13" or used and not pathlib.Path(used).exists():
@@ -125,6 +127,14 @@ def test_a_preparation_with_other_settings_is_an_error(tmp_path, command):
     prepare(first, command)
     with pytest.raises(UserError, match=r"the run of out/backbone began with other settings .*max_iter: 7 -> 8\)"):
         prepare(second, command)
+
+
+def test_studies_that_run_at_once_train_what_they_share_once(tmp_path, command):
+    shared = Preparation(Variant("out/backbone", CONFIG, ()))
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(prepare, shared, command) for _ in range(2)]:
+            done.result()
+    assert (shared.folder / "calls").read_text() == "call\n"
 
 
 def test_a_failure_stops_what_needs_it_and_nothing_else(tmp_path, command):

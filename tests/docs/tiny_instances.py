@@ -321,4 +321,4 @@ def few(args: argparse.Namespace) -> argparse.Namespace:
 
 
 def last_run(study: Study) -> Study:
-    return replace(study, variants=study.variants[-1:], seeds=study.seeds[:1], prepare=())
+    return replace(study, variants=study.variants[-1:], seeds=study.seeds[:1], prepare=(), analyses=())
