@@ -11,12 +11,16 @@ from typing import Any
 
 from detrx.config_zoo.yaml_files import read_yaml
 from detrx.errors import InvalidInputError
+from detrx.evaluation.nms import AP_NMS
 
 APPEARS, DOES_NOT, UNDECIDED, NOT_MEASURED = "appears", "does not", "undecided", "not measured"
 LEAST_SEEDS = 3
 STANDARD_ERRORS = 2.0
 NEGLIGIBLE = 0.25
 """Part of the paper's difference that an ordering must reach to be more than negligible."""
+
+LEARNED = 1.0
+"""What non-maximum suppression may add to the AP of a detector that has learned to leave out duplicates."""
 
 _KEYS = {"claim", "source", "where", "records", "steps"}
 _OPTIONAL = {"figure", "lower_is_better", "margin"}
@@ -73,6 +77,7 @@ class Comparison:
         gain: difference of the means in the paper's direction, and `error`, its standard error; NaN where a variant has
             fewer than two seeds.
         verdict: one of the four.
+        duplicates: what non-maximum suppression adds to the AP of one of the two variants, at most; NaN: not recorded.
     """
 
     step: Step
@@ -81,6 +86,7 @@ class Comparison:
     gain: float
     error: float
     verdict: str
+    duplicates: float = math.nan
 
     @property
     def strength(self) -> float:
@@ -101,8 +107,9 @@ def compare(ordering: Ordering, step: Step, record: Mapping[str, Any] | None) ->
     if not better or not worse:
         return Comparison(step, (), (), math.nan, math.nan, NOT_MEASURED)
     gain = ordering.gain(statistics.fmean(better), statistics.fmean(worse))
+    duplicates = _duplicates(record, (step.better, step.worse))
     if min(len(better), len(worse)) < 2:
-        return Comparison(step, better, worse, gain, math.nan, UNDECIDED)
+        return Comparison(step, better, worse, gain, math.nan, UNDECIDED, duplicates)
     error = math.sqrt(sum(statistics.variance(values) / len(values) for values in (better, worse)))
     verdict = UNDECIDED
     if min(len(better), len(worse)) >= LEAST_SEEDS:
@@ -111,7 +118,16 @@ def compare(ordering: Ordering, step: Step, record: Mapping[str, Any] | None) ->
             verdict = APPEARS
         elif gain + STANDARD_ERRORS * error < negligible:
             verdict = DOES_NOT
-    return Comparison(step, better, worse, gain, error, verdict)
+    return Comparison(step, better, worse, gain, error, verdict, duplicates)
+
+
+def _duplicates(record: Mapping[str, Any] | None, variants: Sequence[str]) -> float:
+    added = []
+    for name in variants:
+        after, before = (_values(record, name, f"bbox/{figure}") for figure in (AP_NMS, "AP"))
+        if after and before:
+            added.append(statistics.fmean(after) - statistics.fmean(before))
+    return max(added, default=math.nan)
 
 
 def _values(record: Mapping[str, Any] | None, variant: str, figure: str) -> tuple[float, ...]:

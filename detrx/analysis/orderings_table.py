@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from .orderings import (
     APPEARS,
     DOES_NOT,
+    LEARNED,
     LEAST_SEEDS,
     NOT_MEASURED,
     Comparison,
@@ -35,7 +36,8 @@ Between variants that are alike, with 3 seeds of each, the difference exceeds 2 
 in about 6% of cases (t distribution, 4 degrees of freedom). An ordering of several steps, a ladder or the best of a
 family, appears if all steps do, and does not if one does not; so the more steps it has, the harder is the first and the
 easier the second. The first table has, of the steps that have this verdict, the one with the smallest difference in
-standard errors. The second table has all of them.
+standard errors. The second table has all of them. "†": non-maximum suppression adds more than 1 AP to one of the two
+variants, so they are compared before they have learned to leave out duplicates.
 """
 
 
@@ -109,7 +111,8 @@ def _cell(ordering: Ordering, comparisons: Sequence[Comparison], several: bool) 
     few = f", {seeds} seed{'s' * (seeds > 1)}" if seeds < LEAST_SEEDS else ""
     step = f"{each.step}: " if several else ""
     means = f"({worse:.{digits}f} → {better:.{digits}f}{few})"
-    return f"**{verdict}**: {step}{better - worse:+.{digits}f}{error} {means}"
+    early = "†" * (each.duplicates > LEARNED)
+    return f"**{verdict}**{early}: {step}{better - worse:+.{digits}f}{error} {means}"
 
 
 def _digits(ordering: Ordering) -> int:

@@ -167,6 +167,17 @@ def test_orderings_of_the_repository_are_of_its_studies():
     assert known >= len(orderings)
 
 
+def test_variants_that_have_not_learned_to_leave_out_duplicates_are_marked():
+    values = record(a=(10, 11, 12), b=(13, 14, 15))
+    assert math.isnan(compare(ordering(), STEP, values).duplicates)
+    for added, mark in ((0.9, ""), (1.1, "†")):
+        values["variants"]["a"]["result"] |= summarise([{"bbox/AP_NMS": each + added} for each in (10, 11, 12)])
+        values["variants"]["b"]["result"] |= summarise([{"bbox/AP_NMS": each} for each in (13, 14, 15)])
+        found = compare(ordering(), STEP, values)
+        assert found.duplicates == pytest.approx(added)
+        assert f"| **appears**{mark}: +3.0" in section([ordering()], [{"digits": [found]}])
+
+
 ENTRY = {
     "claim": "c",
     "source": "s",
