@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Write MODEL_ZOO.md from the recorded studies in benchmarks/results/studies and the papers' results."""
+"""Write MODEL_ZOO.md from the recorded studies in benchmarks/results/studies, and the papers' results and orderings."""
 
 from detrx.cli.make_model_zoo import main
 

@@ -108,6 +108,9 @@ class ActivationAnalysis(QueryAnalysis):
             "lorenz": lorenz(self.counts).tolist(),
         }
 
+    def scalars(self) -> dict[str, float]:
+        return {"gini/activation": self.gini}
+
     def draw(self, figures: dict[str, Any], folder: Path) -> tuple[list[str], list[str]]:
         plot_activation(figures, folder / "activation.png")
         coefficient = "undefined" if figures["gini"] is None else f"{figures['gini']:.3f}"

@@ -7,11 +7,14 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from detrx.evaluation.nms import AP_NMS
+
 from .metrics import LOSS_NAMES, SCALAR_GROUPS, RunMetrics, ScalarGroup, smooth
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+_PRECISIONS = {"AP": "AP", "AP50": "AP50", "AP75": "AP75", AP_NMS: "AP after NMS"}
 _LINES = ("-", "--", ":", "-.")
 
 
@@ -97,10 +100,10 @@ def _logarithmic(panel: Axes) -> None:
 
 def _draw_precision(panel: Axes, runs: Sequence[RunMetrics]) -> None:
     for number, run in enumerate(runs):
-        for index, metric in enumerate(("AP", "AP50", "AP75")):
+        for index, (metric, name) in enumerate(_PRECISIONS.items()):
             if f"bbox/{metric}" in run.series:
                 x, y = run.series[f"bbox/{metric}"]
-                label = f"{metric}: {y[-1]:.1f}" if len(runs) == 1 else f"{run.name}: {metric} {y[-1]:.1f}"
+                label = f"{name}: {y[-1]:.1f}" if len(runs) == 1 else f"{run.name}: {name} {y[-1]:.1f}"
                 panel.plot(x, y, marker="o", markersize=4, clip_on=False, label=label, **_style(runs, number, index))
     panel.set(title="Average precision on the validation images", ylabel="AP (%)", ylim=(0, 100))
 

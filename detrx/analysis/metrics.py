@@ -10,6 +10,7 @@ import numpy as np
 
 from detrx.errors import InvalidInputError
 
+METRICS_FILE = "metrics.json"
 Points = tuple[np.ndarray, np.ndarray]
 """Iterations and values."""
 
@@ -85,7 +86,7 @@ def read_metrics(path: str | os.PathLike, name: str | None = None) -> RunMetrics
         ValueError: a line is not what a training script writes, or nothing was logged.
     """
     path = Path(path)
-    file = path / "metrics.json" if path.is_dir() else path
+    file = path / METRICS_FILE if path.is_dir() else path
     if not file.is_file():
         raise FileNotFoundError(f"{file} does not exist; expected the metrics.json of a training run, or its folder")
     points: dict[str, dict[float, float]] = {}

@@ -133,6 +133,10 @@ class QueryAnalysis(ABC):
     def figures(self) -> dict[str, Any]:
         """What `<name>.json` holds."""
 
+    def scalars(self) -> dict[str, float]:
+        """Single figures for the record of a study, by name; most have none."""
+        return {}
+
     @abstractmethod
     def draw(self, figures: dict[str, Any], folder: Path) -> tuple[list[str], list[str]]:
         """Draw the figures.

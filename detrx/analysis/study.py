@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from detrx.errors import InvalidInputError
 
 _WEIGHTS = "model_final.pth"
 _KEYS = {"title", "description", "seeds", "variants"}
-_OPTIONAL = {"config", "overrides"}
+_OPTIONAL = {"analyses", "config", "overrides", "prepare"}
 _WITHOUT_EFFECT = {"size"}  # of earlier files: the random image that costs were measured on
 
 
@@ -31,29 +32,35 @@ class Variant:
         return re.sub(r"[^\w+.-]+", "_", self.name)
 
 
-@dataclass(frozen=True)
-class Run:
-    """One training of a variant with one seed: the output folder, and `kept`, a folder for a copy of its result."""
+class Training:
+    """A training that a study needs, and what it writes. `kept` is a folder for copies of the results, or None."""
 
     variant: Variant
-    seed: int
-    output: Path
-    kept: Path | None = None
+    kept: Path | None
 
     @property
     def folder(self) -> Path:
-        return self.output / self.variant.slug / f"seed{self.seed}"
+        """Where it trains."""
+        raise NotImplementedError
+
+    @property
+    def place(self) -> Path:
+        """Of the copy of its result in `kept`."""
+        raise NotImplementedError
+
+    @property
+    def settings(self) -> list[str]:
+        """Overrides of the config without the folder."""
+        return list(self.variant.overrides)
+
+    @property
+    def signature(self) -> dict[str, Any]:
+        """What results are recognised by."""
+        return {"config": self.variant.config, "overrides": list(self.variant.overrides)}
 
     @property
     def overrides(self) -> list[str]:
-        return [f"train.output_dir={self.folder}", f"train.seed={self.seed}", *self.variant.overrides]
-
-    @property
-    def result_files(self) -> tuple[Path, ...]:
-        of_output = self.folder / "result.json"
-        return (
-            (of_output,) if self.kept is None else (of_output, self.kept / self.variant.slug / f"seed{self.seed}.json")
-        )
+        return [f"train.output_dir={self.folder}", *self.settings]
 
     @property
     def weights(self) -> Path:
@@ -61,8 +68,62 @@ class Run:
         return self.folder / _WEIGHTS
 
     @property
+    def result_files(self) -> tuple[Path, ...]:
+        of_output = self.folder / "result.json"
+        return (of_output,) if self.kept is None else (of_output, self.kept / self.place)
+
+    def uses(self, preparation: "Preparation") -> bool:
+        """Whether it begins with, or is taught by, the weights of a preparation."""
+        return any(str(preparation.weights) in text for text in self.variant.overrides)
+
+
+@dataclass(frozen=True)
+class Run(Training):
+    """One training of a variant with one seed, in the output folder of a study."""
+
+    variant: Variant
+    seed: int
+    output: Path
+    kept: Path | None = None
+
+    def __str__(self) -> str:
+        return f"{self.variant.name!r} with seed {self.seed}"
+
+    @property
+    def folder(self) -> Path:
+        return self.output / self.place.with_suffix("")
+
+    @property
+    def place(self) -> Path:
+        return Path(self.variant.slug, f"seed{self.seed}.json")
+
+    @property
+    def settings(self) -> list[str]:
+        return [f"train.seed={self.seed}", *self.variant.overrides]
+
+    @property
     def signature(self) -> dict[str, Any]:
-        return {"config": self.variant.config, "overrides": list(self.variant.overrides), "seed": self.seed}
+        return {**super().signature, "seed": self.seed}
+
+
+@dataclass(frozen=True)
+class Preparation(Training):
+    """A training whose weights others begin with, or are taught by. It has its own folder, which studies may share; its
+    variant is named after that."""
+
+    variant: Variant
+    kept: Path | None = None
+
+    def __str__(self) -> str:
+        return f"{self.folder}"
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.variant.name)
+
+    @property
+    def place(self) -> Path:
+        return Path("prepare", f"{self.variant.slug}.json")
 
 
 @dataclass(frozen=True)
@@ -72,17 +133,23 @@ class Study:
         title, description: head of the table: what is compared, and how it was trained.
         seeds: every variant is trained with each.
         variants: what is compared, the overrides of the whole study included.
+        prepare: what is trained before.
+        analyses: arguments of tools/analyze_queries.py, for the analyses of all runs; none: no analysis.
     """
 
     title: str
     description: str
     seeds: tuple[int, ...]
     variants: tuple[Variant, ...]
+    prepare: tuple[Preparation, ...] = ()
+    analyses: tuple[str, ...] = ()
 
 
 def load_study(path: str | os.PathLike) -> Study:
     """Read a study from YAML: `title`, `description`, `seeds`, optionally `overrides` for all variants, and `variants`,
-    each with a `config`, unless the study has one for all, and optionally `overrides`.
+    each with a `config`, unless the study has one for all, and optionally `overrides`. What must be trained before is
+    in `prepare`: a list of `output`, a folder, `config` and optionally `overrides`. Trainings that have the weights of
+    this folder in their overrides come after it. `analyses` is a text with arguments of tools/analyze_queries.py.
 
     Raises:
         FileNotFoundError: there is no such file, or no such config.
@@ -106,13 +173,46 @@ def load_study(path: str | os.PathLike) -> Study:
         config = variant.get("config", content.get("config"))
         if config is None:
             raise InvalidInputError(f"study {path}: neither variant {name!r} nor the study has a `config`")
-        if not Path(config).is_file() and config_zoo.name_of(config) is None:
-            raise FileNotFoundError(f"study {path}: config {config} of {name!r} does not exist")
+        _check_config(config, f"study {path}: config {config} of {name!r}")
         overrides = [*_overrides(content, f"study {path}"), *_overrides(variant, f"study {path}: variant {name!r}")]
         variants.append(Variant(str(name), config, tuple(overrides)))
     _check_folders(variants, path)
     seeds = check_seeds(content["seeds"], f"study {path}: `seeds`")
-    return Study(content["title"], content["description"], seeds, tuple(variants))
+    prepare = _preparations(content.get("prepare"), f"study {path}: `prepare`")
+    for each in prepare:
+        if not any(Run(variant, 0, Path()).uses(each) for variant in variants) and not any(
+            other.uses(each) for other in prepare
+        ):
+            raise InvalidInputError(f"study {path}: `prepare`: nothing uses {each.weights}")
+    analyses = content.get("analyses", "")
+    if not isinstance(analyses, str):
+        raise InvalidInputError(f"study {path}: `analyses` must be a text, such as '--activation', got {analyses}")
+    return Study(
+        content["title"], content["description"], seeds, tuple(variants), prepare, tuple(shlex.split(analyses))
+    )
+
+
+def _preparations(entries: Any, source: str) -> tuple[Preparation, ...]:
+    preparations: list[Preparation] = []
+    if not isinstance(entries or [], list):
+        raise InvalidInputError(f"{source} must be a list of trainings, got {entries}")
+    for entry in entries or ():
+        if not isinstance(entry, dict) or not {"output", "config"} <= entry.keys() <= {"output", "config", "overrides"}:
+            raise InvalidInputError(f"{source} needs `output` and `config`, and may have `overrides`, got {entry}")
+        output = str(entry["output"])
+        _check_config(entry["config"], f"{source}: config {entry['config']} of {output}")
+        each = Preparation(Variant(output, entry["config"], tuple(_overrides(entry, f"{source}: {output}"))))
+        if any(other.folder == each.folder for other in preparations):
+            raise InvalidInputError(f"{source} has the output {output} twice")
+        if each.uses(each):
+            raise InvalidInputError(f"{source}: {output} uses its own weights")
+        preparations.append(each)
+    return tuple(preparations)
+
+
+def _check_config(config: str, what: str) -> None:
+    if not Path(config).is_file() and config_zoo.name_of(config) is None:
+        raise FileNotFoundError(f"{what} does not exist")
 
 
 def check_seeds(seeds: Any, source: str) -> tuple[int, ...]:

@@ -1,18 +1,20 @@
-"""Records of studies: the JSON that tools/study.py writes, and the table and the picture of it.
+"""Records of studies: the JSON that tools/study.py writes, and the table of it.
 
 A record has `title`, `description` and `command`, the machine (`detrx.collect_env.machine`), `cost`, and `variants`.
 Each variant has `config`, `overrides`, `seeds`; `result`, with mean, standard deviation and values of each figure of
-`study_runs.result_of`; `costs`, what `study_runs.cost_of` returned for each seed; and `parameters`, `flops` and
-`ms_per_image`, the means over the seeds that were measured, None if none was. `cost` says which weights these were
-measured with: {"weights": "trained"}. Older records have neither `cost` nor `costs`, but `size`: theirs were measured
-with random weights on a random image of this size.
+`study_runs.result_of` and of the scalars of the study's `analyses`; `curves` and `costs`, what `study_runs.curve_of`
+and `cost_of` returned for each seed; and `parameters`, `flops` and `ms_per_image`, the means over the seeds that were
+measured, None if none was. `cost` says which weights these were measured with: {"weights": "trained"}. Older records
+have no `curves`. Still older ones have neither `cost` nor `costs`, but `size`: theirs were measured with random weights
+on a random image of this size.
 """
 
-import os
 import re
 import statistics
 from collections.abc import Sequence
 from typing import Any
+
+from detrx.evaluation.nms import AP_NMS
 
 from .table import NOTHING, markdown
 
@@ -23,8 +25,15 @@ _PRECISIONS = {
     "AP_S": "bbox/APs",
     "AP_M": "bbox/APm",
     "AP_L": "bbox/APl",
+    "AP NMS": f"bbox/{AP_NMS}",
 }
 _COSTS = {"flops": "GFLOPs", "ms_per_image": "ms/image"}
+_GINI = {
+    "activation": "confident detections of test images",
+    "positives": "pairs with ground truth in all layers, in training",
+    "positives_last_layer": "those of the last layer",
+    "gradient": "norms of the gradient of the losses",
+}
 _RECALL = re.compile(r"bbox/AR@?(\d+)")
 
 
@@ -75,6 +84,7 @@ def _row(name: str, variant: dict[str, Any]) -> dict[str, str]:
         "variant": name,
         **{column: text(result.get(key)) for column, key in _PRECISIONS.items()},
         "AR": text(result.get(_recall_key(result))),
+        **{f"Gini, {name.replace('_', ' ')}": text(result.get(f"gini/{name}")) for name in _GINI},
         "loss first -> last": " -> ".join(f"{loss:.1f}" for loss in losses),
         "s/step": _number(result["step_seconds"]["mean"], 3) if "step_seconds" in result else NOTHING,
         "parameters (M)": _number(variant["parameters"], 2, 1e6),
@@ -98,9 +108,14 @@ def _notes(record: dict[str, Any]) -> list[str]:
     """Sentences on the columns of a record's table that need them."""
     variants = record["variants"].values()
     notes = []
+    if any(_PRECISIONS["AP NMS"] in each["result"] for each in variants):
+        notes.append("AP NMS: AP after non-maximum suppression; what it adds is the cost of duplicates.")
     if key := next((key for each in variants if (key := _recall_key(each["result"]))), None):
         limit = key.rpartition("AR")[2].lstrip("@")
         notes.append(f"AR: average recall with at most {limit} detections per image.")
+    found = [name for name in _GINI if any(f"gini/{name}" in each["result"] for each in variants)]
+    if said := [f"{name.replace('_', ' ')}: {_GINI[name]}" for name in found]:
+        notes.append(f"Gini: Gini coefficient over the queries; {'; '.join(said)}.")
     if any("step_seconds" in each["result"] for each in variants):
         notes.append("s/step: median time of a training step, without evaluations and the first steps.")
     if measured := [name for key, name in _COSTS.items() if any(each[key] is not None for each in variants)]:
@@ -130,24 +145,3 @@ def _of_fewer_seeds(record: dict[str, Any]) -> list[str]:
         for key, column in _COSTS.items()
         if 0 < len(measured := _with(variant["costs"], key)) < len(variant["seeds"])
     ]
-
-
-def plot_study(record: dict[str, Any], path: str | os.PathLike) -> None:
-    """Write a PNG with the AP of every variant of a record: mean, standard deviation and each seed."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    rows = record["variants"]
-    figure = Figure(figsize=(8, 1.2 + 0.4 * len(rows)), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot(title=record["title"], xlabel="AP")
-    for place, row in enumerate(rows.values()):
-        ap = row["result"].get("bbox/AP")
-        if ap is None:  # a model that detects nothing has none
-            continue
-        axes.barh(place, ap["mean"], xerr=ap["std"], color="tab:blue", alpha=0.5, height=0.6, capsize=3)
-        axes.plot(ap["values"], [place] * len(ap["values"]), "o", color="tab:blue", markersize=4)
-    axes.set_yticks(range(len(rows)), rows)
-    axes.invert_yaxis()
-    axes.grid(axis="x", alpha=0.3)
-    figure.savefig(path, dpi=120)

@@ -139,6 +139,9 @@ class SupervisionAnalysis(QueryAnalysis):
             }
         return figures
 
+    def scalars(self) -> dict[str, float]:
+        return {f"gini/{measure}": self.gini(measure) for measure in MEASURES}
+
     def draw(self, figures: dict[str, Any], folder: Path) -> tuple[list[str], list[str]]:
         plot_supervision(figures, folder / "supervision.png")
         taught = sum(value > 0 for value in figures["positives"]["sums"])

@@ -1,4 +1,4 @@
-"""Write MODEL_ZOO.md from the recorded studies in benchmarks/results/studies and the papers' results."""
+"""Write MODEL_ZOO.md from the recorded studies in benchmarks/results/studies, and the papers' results and orderings."""
 
 import argparse
 import itertools
@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from detrx import config_zoo
+from detrx.analysis.orderings import compare_all, read_orderings
+from detrx.analysis.orderings_table import section
 from detrx.analysis.study_record import markdown_table
 from detrx.analysis.table import NOTHING, markdown
 from detrx.cli._command import run_tool
@@ -17,13 +19,14 @@ from detrx.errors import InvalidInputError
 
 ROOT = config_zoo.config_root().parent
 RECORDS = ROOT / "benchmarks" / "results" / "studies"
+ORDERINGS = ROOT / "benchmarks" / "orderings.yaml"
 PAPERS = ROOT / "benchmarks" / "results" / "papers.yaml"
 PAGE = ROOT / "MODEL_ZOO.md"
 HEADER = """# Model zoo
 
-Written by `python tools/make_model_zoo.py`. The first part has results measured with detrx, from the records in
-`benchmarks/results/studies`, each table with the command that produced it. The last section has the results that the
-papers report.
+Written by `python tools/make_model_zoo.py`. The first section says which conclusions of the papers our results show.
+The next ones have results measured with detrx, from the records in `benchmarks/results/studies`, each table with the
+command that produced it. The last section has the results that the papers report.
 
 In our tables, AP is COCO AP in percent on 300 images of generated digits (`digits_val`, unless a study says otherwise),
 mean and sample standard deviation over seeds. Parameters, GFLOPs (multiply-adds) and ms/image are those of inference
@@ -43,9 +46,9 @@ NEEDED = {"table": {"source", "where", "rows"}, "row": {"config", "backbone", "q
 OPTIONAL = {"table": {"epochs"}, "row": {*FIGURES, "dataset", "metric", "note"}}
 
 
-def page(records: list[dict[str, Any]], papers: list[dict[str, Any]]) -> str:
-    """The Markdown of all records and of the papers' tables."""
-    parts = [HEADER]
+def page(orderings: str, records: list[dict[str, Any]], papers: list[dict[str, Any]]) -> str:
+    """The Markdown of all records and of the papers' tables, after the section on the orderings."""
+    parts = [HEADER, orderings]
     for record in records:
         threads = f"{record['threads']} thread{'s' * (record['threads'] > 1)}"
         device = record["gpu"] or f"{record['cpu']}, {threads} of {record['cores']} cores"
@@ -127,7 +130,8 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(args: argparse.Namespace) -> None:
     records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RECORDS.glob("*.json"))]
-    text = page(records, read_papers(PAPERS))
+    orderings = read_orderings(ORDERINGS)
+    text = page(section(orderings, compare_all(orderings, RECORDS)), records, read_papers(PAPERS))
     if not args.check:
         PAGE.write_text(text, encoding="utf-8")
         print(f"model zoo: {PAGE}")

@@ -23,6 +23,7 @@ from detrx.d2.utils import PathManager, comm
 from detrx.errors import InvalidInputError
 
 from .ground_truth import ground_truth_of
+from .nms import AP_NMS, check_nms, without_duplicates
 
 __all__ = ["COCOEvaluator"]
 
@@ -36,6 +37,9 @@ class COCOEvaluator(DatasetEvaluator):
     ground truth. Classes of the same name have their category id in the name, too. Name, arguments and results are
     those of Detectron2's evaluator; this one scores datasets with ids of any kind, and is used with and without
     Detectron2. It knows boxes only: for masks and keypoints, a config can have Detectron2's.
+
+    With `nms`, "AP_NMS" is among them: the AP after non-maximum suppression. A detector that has learned to leave out
+    duplicates gains nothing from it. The other figures, and the detections that are written, are without.
     """
 
     def __init__(
@@ -47,6 +51,7 @@ class COCOEvaluator(DatasetEvaluator):
         *,
         max_dets_per_image: int | None = None,
         use_fast_impl: bool = True,
+        nms: float | None = None,
     ):
         """
         Args:
@@ -57,9 +62,11 @@ class COCOEvaluator(DatasetEvaluator):
             output_dir: folder for ``coco_instances_results.json``. None: nothing is written.
             max_dets_per_image: how many of an image's detections of each class count, by score. Default: 100.
             use_fast_impl: count with faster-coco-eval where it is installed: the figures of pycocotools, sooner.
+            nms: IoU of the suppression before "AP_NMS", see `without_duplicates`. None: no such figure.
 
         Raises:
-            ValueError: a task other than "bbox", an unknown dataset, or `max_dets_per_image` is no positive number.
+            ValueError: a task other than "bbox", an unknown dataset, `max_dets_per_image` is no positive number, or
+                `nms` is not in [0, 1].
             FileNotFoundError, ValueError: its file is missing or not in COCO's format.
         """
         if tasks is not None and set(tasks) != {"bbox"}:
@@ -69,6 +76,9 @@ class COCOEvaluator(DatasetEvaluator):
             )
         self._max_dets = 100 if max_dets_per_image is None else max_dets_per_image
         detection_limits(self._max_dets)
+        if nms is not None:
+            check_nms(nms)
+        self._nms = nms
         self._metadata = MetadataCatalog.get(dataset_name)
         json_file = self._metadata.get("json_file")
         if json_file is not None:
@@ -117,9 +127,13 @@ class COCOEvaluator(DatasetEvaluator):
     def _score(self, results: list[dict], img_ids: Sequence[Any] | None) -> dict[str, float]:
         if not results:
             logger.warning("The model has detected nothing")
-            return dict.fromkeys(METRICS, float("nan"))
+            return dict.fromkeys([*METRICS, *([] if self._nms is None else [AP_NMS])], float("nan"))
         scores = score_boxes(self._coco, results, self._max_dets, img_ids, self._use_fast_impl)
         figures = scores.average_precision()
+        if self._nms is not None:
+            kept = without_duplicates(results, self._nms)
+            after = score_boxes(self._coco, kept, self._max_dets, img_ids, self._use_fast_impl)
+            figures[AP_NMS] = after.average_precision()["AP"]
         logger.info("Results for bbox:\n%s", table(figures))
         logger.info("Average recall:\n%s", table(scores.average_recall()))
 

@@ -13,6 +13,8 @@ from detrx.d2.evaluation import DatasetEvaluator
 from detrx.d2.utils import PathManager, comm
 from detrx.errors import InvalidInputError, MissingImportError
 
+from .nms import AP_NMS, check_nms, without_duplicates
+
 __all__ = ["LVISEvaluator", "import_lvis"]
 
 logger = logging.getLogger(__name__)
@@ -28,8 +30,9 @@ class LVISEvaluator(DatasetEvaluator):
     the image may have more objects of the class than are annotated (https://arxiv.org/abs/1908.03195, section 2).
 
     The result is ``{"bbox": {"AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf"}}``: the mean over all
-    classes, and over the rare, common and frequent ones; NaN where there is no ground truth. The name, arguments and
-    results are those of Detectron2's evaluator, which does not run with numpy 1.24 or newer.
+    classes, and over the rare, common and frequent ones; NaN where there is no ground truth. With `nms`, "AP_NMS" is
+    among them, as for `COCOEvaluator`. The name, other arguments and results are those of Detectron2's evaluator, which
+    does not run with numpy 1.24 or newer.
     """
 
     def __init__(
@@ -40,6 +43,7 @@ class LVISEvaluator(DatasetEvaluator):
         output_dir: str | None = None,
         *,
         max_dets_per_image: int = 300,
+        nms: float | None = None,
     ):
         """
         Args:
@@ -48,16 +52,19 @@ class LVISEvaluator(DatasetEvaluator):
             distributed: collect the predictions of all ranks and score them on rank 0, rather than each its own.
             output_dir: folder for ``lvis_instances_results.json``. None: nothing is written.
             max_dets_per_image: how many of an image's detections count, by score, over all classes.
+            nms: IoU of the suppression before "AP_NMS", see `without_duplicates`. None: no such figure.
 
         Raises:
             ImportError: the package lvis cannot be imported.
-            ValueError: a task other than "bbox", a dataset without an LVIS file, or `max_dets_per_image` is no positive
-                number.
+            ValueError: a task other than "bbox", a dataset without an LVIS file, `max_dets_per_image` is no positive
+                number, or `nms` is not in [0, 1].
             FileNotFoundError, ValueError: its file is missing or not in LVIS' format.
         """
         if tasks is not None and set(tasks) != {"bbox"}:
             raise InvalidInputError(f"LVISEvaluator scores the task 'bbox' only, got tasks={list(tasks)}")
         detection_limits(max_dets_per_image)
+        if nms is not None:
+            check_nms(nms)
         import_lvis()
         self._metadata = MetadataCatalog.get(dataset_name)
         json_file = self._metadata.get("json_file")
@@ -73,6 +80,7 @@ class LVISEvaluator(DatasetEvaluator):
                     raise InvalidInputError(f"{where}: expected {missing[0]!r}, as LVIS has it")
         self._output_dir = output_dir
         self._max_dets = max_dets_per_image
+        self._nms = nms
         self._found = CollectedResults(distributed, comm)
 
     def reset(self) -> None:
@@ -100,12 +108,15 @@ class LVISEvaluator(DatasetEvaluator):
             return {}
         if not results:
             logger.warning("The model has detected nothing")
-            return {"bbox": dict.fromkeys(_METRICS, float("nan"))}
+            return {"bbox": dict.fromkeys([*_METRICS, *([] if self._nms is None else [AP_NMS])], float("nan"))}
 
         from .lvis_scores import score_lvis
 
         scores = score_lvis(self._ground_truth, results, self._max_dets)
         figures = {name: scores.pop(name) for name in _METRICS}
+        if self._nms is not None:
+            kept = without_duplicates(results, self._nms)
+            figures[AP_NMS] = score_lvis(self._ground_truth, kept, self._max_dets)["AP"]
         logger.info("Results for bbox:\n%s", table(figures))
         logger.info("Average recall:\n%s", table(scores))
         return {"bbox": figures}

@@ -1,17 +1,15 @@
 """Scoring a file of detections, without the model that made them."""
 
 import os
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-
 from detrx.coco.json_files import read_ground_truth, read_results
 from detrx.coco.metrics import coco_api, distinct_names, score_boxes, table, table_per_class
-from detrx.errors import InvalidInputError
 
-__all__ = ["evaluate_file", "is_lvis", "tables", "without_duplicates"]
+from .nms import without_duplicates
+
+__all__ = ["evaluate_file", "is_lvis", "tables"]
 
 
 def is_lvis(ground_truth: Mapping[str, Any]) -> bool:
@@ -60,36 +58,6 @@ def evaluate_file(
         "detections": len(detections),
         **score(ground_truth, detections, max_dets_per_image, use_fast_impl),
     }
-
-
-def without_duplicates(detections: Sequence[Mapping[str, Any]], iou: float) -> list[Mapping[str, Any]]:
-    """The detections that non-maximum suppression leaves, per image and class: what a detector would give if it had
-    learned to leave out duplicates.
-
-    Args:
-        iou: a detection with a larger overlap with a better one is left out.
-
-    Raises:
-        ValueError: `iou` is not in [0, 1].
-    """
-    if not 0 <= iou <= 1:
-        raise InvalidInputError(f"the IoU of non-maximum suppression must be in [0, 1], got {iou}")
-    from torchvision.ops import nms
-
-    groups: dict[tuple[Any, Any], list[int]] = defaultdict(list)
-    for position, entry in enumerate(detections):
-        groups[entry["image_id"], entry["category_id"]].append(position)
-    boxes = torch.tensor([entry["bbox"] for entry in detections], dtype=torch.float64).reshape(-1, 4)
-    boxes[:, 2:] += boxes[:, :2]
-    scores = torch.tensor([entry["score"] for entry in detections], dtype=torch.float64)
-    kept: list[int] = []
-    for positions in groups.values():  # one by one: the time of batched_nms grows with the square of their number
-        if len(positions) == 1:
-            kept += positions
-            continue
-        members = torch.tensor(positions)
-        kept += members[nms(boxes[members], scores[members], iou)].tolist()
-    return [detections[position] for position in sorted(kept)]
 
 
 def _score_coco(

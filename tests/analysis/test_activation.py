@@ -81,6 +81,7 @@ def test_what_is_written(tmp_path: Path):
     observe(analysis, model, detections((3, 0, 0.9), (4, 0, 0.9)))
     assert "2 of 10 queries" in analysis.write(tmp_path)
     assert json.loads((tmp_path / "activation.json").read_text()) == analysis.figures()
+    assert analysis.scalars() == {"gini/activation": pytest.approx(0.8)}, "2 of 10 have all"
     assert {path.name for path in tmp_path.iterdir()} == {"activation.json", "activation.png"}
     image = Image.open(tmp_path / "activation.png")
     assert min(image.size) > 200 and len(image.convert("RGB").getcolors(1 << 24)) > 20

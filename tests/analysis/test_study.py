@@ -2,14 +2,17 @@ import json
 import shlex
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
+from matplotlib.image import imread
 
 from detrx.analysis.study import Run, Variant, load_study
-from detrx.analysis.study_record import markdown_table, mean_cost, plot_study, summarise
-from detrx.analysis.study_runs import METRICS, average_recall, cost_of, result_of
+from detrx.analysis.study_figure import mean_curve, plot_study
+from detrx.analysis.study_record import markdown_table, mean_cost, summarise
+from detrx.analysis.study_runs import METRICS, average_recall, cost_of, curve_of, result_of
 from detrx.cli import study as cli
 from detrx.engine import load_config
 from detrx.engine.output_folder import write_config
@@ -26,8 +29,9 @@ if values["train.seed"] == "13":
     sys.exit(3)
 ap = float(values["ap"]) + int(values["train.seed"])
 lines = [{"iteration": 0, "total_loss": 9.0}, {"iteration": 1, "total_loss": 4.0}]
-lines.append({"iteration": 1, "bbox/AP": ap, "bbox/AP50": 2 * ap, "bbox/AP75": ap, "bbox/APs": 3.0})
-lines[-1] |= {"bbox/APl": float("nan"), "bbox/AP-cup": 5.0}
+lines.append({"iteration": 0, "bbox/AP": 1.0, "bbox/AP_NMS": 2.0})
+lines.append({"iteration": 2, "bbox/AP": ap, "bbox/AP50": 2 * ap, "bbox/AP75": ap, "bbox/APs": 3.0})
+lines[-1] |= {"bbox/APl": float("nan"), "bbox/AP-cup": 5.0, "bbox/AP_NMS": ap + 0.5}
 lines += [{"iteration": 2 + i, "time": time, "data_time": 0.1} for i, time in enumerate((0.5, 9.0, 0.7))]
 (folder / "metrics.json").write_text("\\n".join(map(json.dumps, lines)))
 """
@@ -44,8 +48,8 @@ def test_a_finished_run_is_not_repeated(tmp_path, command):
     first_run = Run(Variant("a, b", "config.py", ("ap=10",)), 1, tmp_path / "out", tmp_path / "kept")
     first = result_of(first_run, command)
     assert first == {
-        "bbox/AP": 11, "bbox/AP50": 22, "bbox/AP75": 11, "bbox/APs": 3, "first_loss": 9, "last_loss": 4,
-        "iterations": 2, "step_seconds": 0.7, "data_seconds": 0.1,
+        "bbox/AP": 11, "bbox/AP50": 22, "bbox/AP75": 11, "bbox/APs": 3, "bbox/AP_NMS": 11.5, "first_loss": 9,
+        "last_loss": 4, "iterations": 2, "step_seconds": 0.7, "data_seconds": 0.1,
     }  # fmt: skip
     assert result_of(first_run, command) == first
     assert (first_run.folder / "calls").read_text().count("call") == 1
@@ -55,6 +59,32 @@ def test_a_finished_run_is_not_repeated(tmp_path, command):
     assert (first_run.folder / "calls").read_text().count("call") == 1
     with pytest.raises(UserError, match=r"of another run \(overrides: \['ap=10'\] -> \['ap=20'\]\)"):
         result_of(Run(Variant("a, b", "config.py", ("ap=20",)), 1, tmp_path / "out"), command)
+
+
+def test_the_curve_of_a_run(tmp_path, command):
+    run = Run(Variant("a", "config.py", ("ap=10",)), 1, tmp_path / "out", tmp_path / "kept")
+    assert curve_of(run) is None and not (tmp_path / "kept").exists(), "not trained"
+    result_of(run, command)
+    curve = [{"iteration": 1, "AP": 1.0, "AP_NMS": 2.0}, {"iteration": 2, "AP": 11.0, "AP_NMS": 11.5}]
+    assert curve_of(run) == curve
+    (run.folder / "metrics.json").unlink()
+    (run.folder / "result.json").unlink()
+    assert curve_of(run) == curve, "kept elsewhere"
+    kept = tmp_path / "kept" / "a" / "seed1.json"
+    content = json.loads(kept.read_text())
+    assert content.pop("curve") == curve and set(content) == {"run", "result"}
+    kept.write_text(json.dumps(content))
+    (run.folder / "result.json").unlink()
+    assert curve_of(run) is None, "of a run from before curves were recorded"
+
+
+def test_evaluations_without_detections_are_no_points(tmp_path):
+    run = Run(Variant("a", "config.py", ()), 1, tmp_path)
+    run.folder.mkdir(parents=True)
+    lines = [{"iteration": 9, "total_loss": 1.0}, {"iteration": 4, "bbox/AP": float("nan")}]
+    lines += [{"iteration": 9, "bbox/AP": 3.0}, {"iteration": 10, "bbox/AP": 3.5}]
+    (run.folder / "metrics.json").write_text("\n".join(map(json.dumps, lines)))
+    assert curve_of(run) == [{"iteration": 10, "AP": 3.5}]
 
 
 def test_an_interrupted_run_keeps_the_settings_that_it_began_with(tmp_path, command):
@@ -87,9 +117,9 @@ def test_the_recorded_command_has_all_arguments(tmp_path, monkeypatch, capsys):
     study_file.write_text("title: t\ndescription: d\nseeds: [1]\nconfig: deformable_detr/deformable_detr_digits\n"
                           "variants: {x: {}, y: {}}\n", encoding="utf-8")  # fmt: skip
     result = {**dict.fromkeys(METRICS, 1.0), "first_loss": 2.0, "last_loss": 1.0, "iterations": 3}
-    monkeypatch.setattr(cli, "result_of", lambda run, threads: result)
+    monkeypatch.setattr(cli, "result_of", lambda run, resources: result)
     costs = {3: {"parameters": 100, "flops": 2e9, "ms_per_image": None, "images": 4}, 4: None}
-    monkeypatch.setattr(cli, "cost_of", lambda run, images, rounds: costs[run.seed])
+    monkeypatch.setattr(cli, "cost_of", lambda run, images, rounds, device: costs[run.seed])
     output = tmp_path / "out put"
     arguments = [str(study_file), "--output", str(output), "--seeds", "3", "4", "--variants", "x", "--rounds", "0"]
     cli.main(arguments)
@@ -106,6 +136,63 @@ def test_the_recorded_command_has_all_arguments(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as error:
         cli.main([*arguments, "--seeds", "-1"])
     assert error.value.code == 2
+
+
+@pytest.fixture
+def analysed(tmp_path, monkeypatch):
+    """Runs a study whose two runs are finished; returns how often runs were analysed, and the record."""
+    study = {"title": "t", "description": "d", "seeds": [1, 2], "config": "deformable_detr/deformable_detr_digits"}
+    monkeypatch.setattr(cli, "cost_of", lambda *args: None)
+    calls = []
+
+    def analyse(args, config, overrides, weights, output, bad):
+        assert config == study["config"] and args.score_threshold == 0.25 and args.num == 7
+        calls.append((overrides, weights, output))
+        return [SimpleNamespace(scalars=lambda: {"gini/activation": 0.4, "gini/gradient": float("nan")})]
+
+    monkeypatch.setattr(cli.analyze_queries, "analyse", analyse)
+
+    def run(analyses, weights=True):
+        file = tmp_path / "study.yaml"
+        file.write_text(yaml.safe_dump({**study, "analyses": analyses, "variants": {"x": {}}}))
+        for seed in study["seeds"]:
+            each = Run(load_study(file).variants[0], seed, tmp_path / "out")
+            each.folder.mkdir(parents=True, exist_ok=True)
+            result = {**dict.fromkeys(METRICS, 1.0), "first_loss": 2.0, "last_loss": 1.0, "iterations": 3}
+            if not each.result_files[0].exists():
+                each.result_files[0].write_text(json.dumps({"run": each.signature, "result": result}))
+            each.weights.touch()
+            if not weights:
+                each.weights.unlink()
+        calls.clear()
+        cli.main([str(file), "--output", str(tmp_path / "out")])
+        return list(calls), json.loads((tmp_path / "out" / "study.json").read_text())["variants"]["x"]["result"]
+
+    return run
+
+
+def test_analyses_are_made_once_with_the_trained_weights(analysed, tmp_path, capsys):
+    calls, result = analysed("--activation --score-threshold 0.25 --num 7")
+    folders = [tmp_path / "out" / "x" / f"seed{seed}" for seed in (1, 2)]
+    assert calls == [([f"train.seed={seed}"], str(folder / "model_final.pth"), folder / "queries")
+                     for seed, folder in zip((1, 2), folders, strict=True)]  # fmt: skip
+    assert result["gini/activation"]["values"] == [0.4, 0.4] and "gini/gradient" not in result
+    printed = capsys.readouterr().out
+    assert "| Gini, activation |" in printed and "| 0.40 ± 0.00 |" in printed
+    assert "Gini: Gini coefficient over the queries; activation: confident detections of test images." in printed
+    assert analysed("--activation --score-threshold 0.25 --num 7") == ([], result)
+    calls, _ = analysed("--activation --supervision --score-threshold 0.25 --num 7")
+    assert len(calls) == 2, "other arguments"
+    calls, kept = analysed("--activation --score-threshold 0.25 --num 7", weights=False)
+    assert not calls and kept["gini/activation"]["mean"] == pytest.approx(0.4)
+
+
+def test_mistakes_in_the_analyses_are_found_before_training(analysed, monkeypatch):
+    monkeypatch.setattr(cli, "train_all", None)
+    with pytest.raises(SystemExit, match=r"study\.yaml: `analyses`: unrecognized arguments: --score-treshold"):
+        analysed("--activation --score-treshold 0.25")
+    with pytest.raises(SystemExit, match="`analyses`: give at least one analysis"):
+        analysed("--num 7")
 
 
 def test_a_failed_run_names_its_log(tmp_path, command):
@@ -138,16 +225,24 @@ def test_table_of_a_record_from_before_more_was_recorded():
 
 
 def test_table():
-    more = {"bbox/APs": 20.0, "bbox/AR1": 30.0, "bbox/AR10": 40.0, "bbox/AR100": 50.0, "step_seconds": 0.25}
+    more = {
+        "bbox/APs": 20.0,
+        "bbox/AP_NMS": 25.0,
+        "bbox/AR1": 30.0,
+        "bbox/AR10": 40.0,
+        "bbox/AR100": 50.0,
+        "step_seconds": 0.25,
+    }
     rows = {"x": row(**more), "y": row() | {"flops": None, "ms_per_image": 4.0}}
     head, _, x, y, _, note = markdown_table({"variants": rows, "cost": {"weights": "trained"}}).split("\n")[:6]
     assert head == (
-        "| variant | AP | AP50 | AP75 | AP_S | AR | loss first -> last | s/step | parameters (M) | GFLOPs | ms/image | "
-        "seeds |"
+        "| variant | AP | AP50 | AP75 | AP_S | AP NMS | AR | loss first -> last | s/step | parameters (M) | GFLOPs | "
+        "ms/image | seeds |"
     )
-    assert "| 1.5 ± 0.7 | 20.0 ± 0.0 | 50.0 ± 0.0 | 1.5 -> 1.5 | 0.250 | 2.50 | 3.000 | - | 2 |" in x
-    assert "| 1.5 ± 0.7 | - | - | 1.5 -> 1.5 | - | 2.50 | - | 4.0 | 2 |" in y
+    assert "| 1.5 ± 0.7 | 20.0 ± 0.0 | 25.0 ± 0.0 | 50.0 ± 0.0 | 1.5 -> 1.5 | 0.250 | 2.50 | 3.000 | - | 2 |" in x
+    assert "| 1.5 ± 0.7 | - | - | - | 1.5 -> 1.5 | - | 2.50 | - | 4.0 | 2 |" in y
     assert note == (
+        "AP NMS: AP after non-maximum suppression; what it adds is the cost of duplicates. "
         "AR: average recall with at most 100 detections per image. s/step: median time of a training step, without "
         "evaluations and the first steps. GFLOPs and ms/image: mean and median with the trained weights on the first "
         "20 images of the test loader."
@@ -225,7 +320,7 @@ def test_costs_are_those_of_the_trained_weights(tmp_path, dataset):
     """A routed decoder, with routers as they are drawn, and with others that let all queries pass."""
     overrides = (f"dataloader.test.dataset.names={dataset}",)
     run = Run(Variant("x", "qr_detr/qr_deformable_detr_digits", overrides), 1, tmp_path / "out", tmp_path / "kept")
-    assert cost_of(run, 2, 0) is None, "not trained"
+    assert cost_of(run, 2, 0, "cpu") is None, "not trained"
     weights = build_model(load_config(run.variant.config, list(overrides)), "cpu").state_dict()
     run.folder.mkdir(parents=True)
     torch.save({"model": weights}, run.weights)
@@ -234,17 +329,36 @@ def test_costs_are_those_of_the_trained_weights(tmp_path, dataset):
     torch.save({"model": {key: value * (".router." not in key) for key, value in weights.items()}}, run.weights)
     assert cost_of(run, 9, 1, "cpu") == routed, "measured once"
     passing = cost_of(run, 1, 0, "cpu")
+    assert passing["device"] == "cpu"
     assert passing["flops"] > routed["flops"] and passing["parameters"] == routed["parameters"]
     assert passing["ms_per_image"] is None
     run.weights.unlink()
     (run.folder / "result.json").unlink()
-    assert cost_of(run, 5, 5) == passing, "kept elsewhere"
+    assert cost_of(run, 5, 5, "cuda") == passing, "kept elsewhere"
 
 
-def test_picture(tmp_path):
+def test_pictures(tmp_path):
     rows = {name: {"result": summarise([dict.fromkeys(METRICS, 10.0), dict.fromkeys(METRICS, 12.0)])} for name in "ab"}
-    plot_study({"title": "t", "variants": rows}, tmp_path / "study.png")
-    assert (tmp_path / "study.png").stat().st_size > 5000
+    plot_study({"title": "t", "variants": rows}, tmp_path / "bars.png")
+    for row in rows.values():
+        row["result"] |= summarise([{"bbox/AP_NMS": 13.0}])
+        row["curves"] = [CURVES[0], None]
+    plot_study({"title": "t", "variants": rows}, tmp_path / "curves.png")
+    (bars, curves) = (imread(tmp_path / f"{name}.png") for name in ("bars", "curves"))
+    assert curves.shape[1] > 1.5 * bars.shape[1] and (bars != 1).any() and (curves[:, bars.shape[1] :] != 1).any()
+
+
+CURVES = (
+    [{"iteration": 5, "AP": 1.0, "AP_NMS": 3.0}, {"iteration": 10, "AP": 4.0, "AP_NMS": 5.0}],
+    [{"iteration": 10, "AP": 6.0}],
+)
+
+
+def test_the_mean_curve_has_what_all_seeds_have():
+    assert mean_curve(CURVES, "AP") == [(10, 5.0)]
+    assert mean_curve(CURVES, "AP_NMS") == []
+    assert mean_curve([CURVES[0], None], "AP_NMS") == [(5, 3.0), (10, 5.0)]
+    assert mean_curve([], "AP") == []
 
 
 def test_study_files(tmp_path):
@@ -279,6 +393,7 @@ def test_study_files(tmp_path):
         ({"seeds": [-1]}, "`seeds` must be different whole numbers"),
         ({"seeds": 3}, "`seeds` must be different whole numbers"),
         ({"variants": ["x"]}, "`variants` must be names"),
+        ({"analyses": ["--activation"]}, "`analyses` must be a text"),
         ({"overrides": [{"a": 1}]}, "`overrides` must be a list of texts KEY=VALUE"),
         ({"variants": {"x": {"overrides": "a=1"}}}, "variant 'x': `overrides` must be a list of texts KEY=VALUE"),
         ({"variants": {"a, b": {}, "a b": {}}}, r"variants '.*' and '.*' would share the folder a_b"),

@@ -177,6 +177,7 @@ def test_what_is_written(tmp_path: Path):
     table = SupervisionAnalysis.compare({"plain": {1: analysis}}, tmp_path)
     assert table.count("| plain | ") == 3
     assert json.loads((tmp_path / "gini_gradient.json").read_text())["plain"]["1"] == analysis.gini("gradient")
+    assert analysis.scalars() == {f"gini/{measure}": analysis.gini(measure) for measure in MEASURES}
 
 
 def test_images_without_boxes(tmp_path: Path):

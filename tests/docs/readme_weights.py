@@ -36,7 +36,8 @@ def trained_by(command: str) -> dict[str, Source]:
             study = load_study(ROOT / args.study)
             variants = select(study, args.variants)
             runs = [Run(variant, seed, args.output) for variant in variants for seed in args.seeds or study.seeds]
-            return {str(run.weights): (run.variant.config, tuple(run.overrides)) for run in runs}
+            trainings = [*study.prepare, *runs]
+            return {str(each.weights): (each.variant.config, tuple(each.overrides)) for each in trainings}
     return {}
 
 

@@ -144,6 +144,7 @@ BESIDE = (
     f"tools/study.py {ROUTING} --output output/r",
 )
 """Commands of a README whose outputs other commands read."""
+BEGINNING = "model.backbone.checkpoint_path=output/none/model_final.pth"
 
 
 @pytest.mark.parametrize(
@@ -180,7 +181,6 @@ def test_tiny_instances(workspace: Workspace, command: str):
             f"{TRAIN} dino/dino_r50 train.init_checkpoint=output/o/model_final.pth train.output_dir=output/o",
             "no command of the README writes output/o/",
         ),
-        ("tools/study.py benchmarks/studies/distillation_digits.yaml --output o", "writes output/student_backbone/"),
         ("tools/demo.py --config-file detr/detr_r50 --weights output/y.pth --dataset coco_2017_val", "does not exist"),
         (
             "tools/demo.py --config-file dino/dino_r50 --weights output/detr/model_final.pth --dataset coco_2017_val",
@@ -196,12 +196,25 @@ def test_stale_commands_are_named(workspace: Workspace, command: str, message: s
     assert f"README.md, row 'Table 1': `{command}` does not work" in str(error.value) and message in str(error.value)
 
 
-def test_a_study_with_a_stale_variant_is_named(workspace: Workspace, tmp_path: Path):
+@pytest.mark.parametrize(
+    ("overrides", "prepared", "message"),
+    [
+        ("model.decoder.hads=1", "", r"unknown config key 'model\.decoder\.hads'"),
+        (BEGINNING, "", "no command of the README writes output/none/"),
+        (BEGINNING, "model.decoder.hads=1", r"unknown config key 'model\.decoder\.hads'"),
+    ],
+)
+def test_a_study_with_a_stale_training_is_named(
+    workspace: Workspace, tmp_path: Path, overrides: str, prepared: str, message: str
+):
     """Also if it is not the one that is trained."""
     file = tmp_path / "study.yaml"
-    file.write_text(
-        "title: t\ndescription: d\nseeds: [1]\nconfig: dino/dino_digits\n"
-        "variants: {a: {overrides: [model.decoder.hads=1]}, b: {}}\n"
+    prepare = f"prepare: [{{output: output/none, config: dino/dino_digits, overrides: [{prepared}]}}]\n" * bool(
+        prepared
     )
-    with pytest.raises(Stale, match=r"unknown config key 'model\.decoder\.hads'"):
+    file.write_text(
+        f"title: t\ndescription: d\nseeds: [1]\nconfig: dino/dino_digits\n{prepare}"
+        f"variants: {{a: {{overrides: [{overrides}]}}, b: {{}}}}\n"
+    )
+    with pytest.raises(Stale, match=message):
         workspace.run(f"tools/study.py {file} --output output/stale")

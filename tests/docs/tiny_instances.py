@@ -227,11 +227,11 @@ class Workspace:
             return run_job(tool.run, args)
 
     def study(self, tool: ModuleType, arguments: list[str]) -> None:
-        """tools/study.py: every variant is read, the last of the study is trained with one seed. The costs of the first
-        study only are measured."""
+        """tools/study.py: every variant and preparation is read, the last variant is trained with one seed.
+        The costs of the first study only are measured."""
         args = tool.parse_args(arguments)
         study = load_study(args.study)
-        for variant in tool.select(study, args.variants):
+        for variant in (*tool.select(study, args.variants), *(each.variant for each in study.prepare)):
             self.check_files(load_config(variant.config, list(variant.overrides)))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(tool, "load_study", lambda path: last_run(study))
@@ -321,4 +321,4 @@ def few(args: argparse.Namespace) -> argparse.Namespace:
 
 
 def last_run(study: Study) -> Study:
-    return replace(study, variants=study.variants[-1:], seeds=study.seeds[:1])
+    return replace(study, variants=study.variants[-1:], seeds=study.seeds[:1], prepare=(), analyses=())

@@ -173,6 +173,35 @@ def test_limit_of_detections_per_image(register):
     assert result["APm"] == pytest.approx(100)  # the others are small and do not count here
 
 
+def test_average_precision_after_suppression(register, tmp_path):
+    """An exact box with a better, less exact duplicate, which hides it from the thresholds above its IoU of .8."""
+    found = {1: detections([10, 10, 50, 50, 1, 0.6], [10, 10, 50, 40, 1, 0.7], [100, 10, 20, 20, 0, 0.9])}
+    register("coco_hand", HAND)
+    without = evaluate("coco_hand", found)["bbox"]
+    result = evaluate("coco_hand", found, nms=0.7, output_dir=str(tmp_path))["bbox"]
+    cup, fork = 100 * 51 / 101, 70.0
+    assert result.pop("AP_NMS") == pytest.approx((cup + fork) / 2)
+    assert result == pytest.approx(without, nan_ok=True) and result["AP-fork"] == pytest.approx(70 + 30 * 0.5)
+    assert len(json.loads((tmp_path / "coco_instances_results.json").read_text())) == 3
+    assert evaluate("coco_hand", found, nms=0.9)["bbox"]["AP_NMS"] == pytest.approx(without["AP"])
+    assert math.isnan(evaluate("coco_hand", {1: detections()}, nms=0.7)["bbox"]["AP_NMS"])
+    for wrong in (1.5, "0.7", True):
+        with pytest.raises(UserError, match=r"non-maximum suppression must be in \[0, 1\], got"):
+            COCOEvaluator("coco_hand", nms=wrong)
+
+
+def test_average_precision_after_suppression_is_that_of_the_saved_detections(register, tmp_path):
+    content, found = random_case()
+    name = register("coco_random", content)
+    result = evaluate(name, found, list(range(1, 13)), nms=0.6, output_dir=str(tmp_path))["bbox"]
+    file = MetadataCatalog.get(name).json_file
+    saved = evaluate_file(tmp_path / "coco_instances_results.json", file, nms=0.6)["AP"]["AP"]
+    assert result.pop("AP_NMS") == pytest.approx(saved) and saved != pytest.approx(RECORDED["AP"], abs=0.1)
+    assert result == pytest.approx(RECORDED, abs=2e-6)
+    some = evaluate(name, found, [1, 2, 3], nms=1.0)["bbox"]
+    assert some["AP_NMS"] == pytest.approx(some["AP"]) != pytest.approx(RECORDED["AP"], abs=0.1)
+
+
 def test_images_can_be_chosen(register):
     register("coco_hand", HAND)
     assert math.isnan(evaluate("coco_hand", HAND_DETECTIONS, img_ids=[2])["bbox"]["AP"])

@@ -166,6 +166,22 @@ def test_nothing_detected_nothing_processed_nothing_annotated(register, tmp_path
     assert len(json.loads((tmp_path / "lvis_instances_results.json").read_text())) == 6
 
 
+def test_average_precision_after_suppression(register):
+    """Of HAND's detections nothing is a duplicate; a second, better box of the cup is one."""
+    name = register(HAND, ids=IDS)
+    better = found((1, 4, [0, 0, 10, 8], 0.95))
+    assert evaluate(name, outputs(HAND_RESULTS, IDS), nms=0.7)["bbox"] == pytest.approx(
+        {**EXPECTED, "AP_NMS": EXPECTED["AP"]}, nan_ok=True
+    )
+    by_image = outputs([*HAND_RESULTS, *better], IDS)
+    result = evaluate(name, by_image, nms=0.7)["bbox"]
+    kept = outputs([each for each in HAND_RESULTS if (each["image_id"], each["score"]) != (1, 0.5)] + better, IDS)
+    assert result.pop("AP_NMS") == pytest.approx(evaluate(name, kept)["bbox"]["AP"])
+    assert result == pytest.approx(evaluate(name, by_image)["bbox"], nan_ok=True)
+    with pytest.raises(ValueError, match=r"must be in \[0, 1\], got -1"):
+        LVISEvaluator(name, nms=-1)
+
+
 def test_log(register, caplog):
     with caplog.at_level(logging.INFO):
         evaluate(register(HAND, ids=IDS), outputs(HAND_RESULTS, IDS))

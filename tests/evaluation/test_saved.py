@@ -7,7 +7,8 @@ import pytest
 import torchvision
 
 from detrx.evaluation import evaluate_file
-from detrx.evaluation.saved import tables, without_duplicates
+from detrx.evaluation.nms import without_duplicates
+from detrx.evaluation.saved import tables
 from tests.coco.cases import found, ground_truth
 
 

@@ -1,0 +1,95 @@
+"""The order in which the trainings of a study run: preparations before what uses them, several at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from detrx.errors import UserError
+
+from .study import Preparation, Run, Study, Training, Variant
+from .study_runs import has_begun, is_finished
+
+
+@dataclass(frozen=True)
+class Plan:
+    """
+    Attributes:
+        uses: every training, in the order in which they begin, and the preparations that it waits for.
+    """
+
+    uses: Mapping[Training, tuple[Preparation, ...]]
+
+    @property
+    def runs(self) -> list[Run]:
+        return [each for each in self.uses if isinstance(each, Run)]
+
+    def states(self) -> list[dict[str, str]]:
+        """A row for each training: what it is, its folder, and whether it is finished, has begun, or waits."""
+        return [
+            {
+                "training": "preparation" if isinstance(each, Preparation) else str(each),
+                "state": "finished" if is_finished(each) else "begun" if has_begun(each) else "to train",
+                "uses": ", ".join(map(str, used)) or "-",
+                "folder": str(each.folder),
+            }
+            for each, used in self.uses.items()
+        ]
+
+
+def plan(study: Study, variants: Sequence[Variant], seeds: Sequence[int], output: Path, kept: Path | None) -> Plan:
+    """The runs of these variants, seed by seed, so that an unfinished study has results of every variant, and before
+    them the preparations that unfinished runs use, and those that these use."""
+    runs = [Run(variant, seed, output, kept) for seed in seeds for variant in variants]
+    needed: list[Preparation] = []
+    waiting: list[Training] = [each for each in runs if not is_finished(each)]
+    while waiting:
+        user = waiting.pop()
+        found = [each for each in study.prepare if user.uses(each) and each not in needed]
+        needed += found
+        waiting += [each for each in found if not is_finished(each)]
+    ordered = [each for each in study.prepare if each in needed]
+    own = {each: replace(each, kept=kept) for each in ordered}
+    uses = {each: tuple(own[other] for other in ordered if each.uses(other)) for each in (*own.values(), *runs)}
+    return Plan(uses)
+
+
+def train_all(
+    uses: Mapping[Training, Sequence[Training]], train: Callable[[Training], Any], jobs: int
+) -> dict[Training, Any]:
+    """Results of all trainings, `jobs` at a time. Where one fails, what uses it is left out, and the others go on.
+
+    Args:
+        uses: every training, and those that must be finished before it begins.
+
+    Raises:
+        UserError: one or more have failed, when the others have ended; the message has all errors.
+    """
+    waiting, running = list(uses), dict[Future, Training]()
+    results: dict[Training, Any] = {}
+    errors: dict[Training, str] = {}
+    with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(waiting), unit="run") as bar:
+        while waiting or running:
+            for each in list(waiting):
+                if failed := [used for used in uses[each] if used in errors]:
+                    errors[each] = f"{each} needs {failed[0]}"
+                    waiting.remove(each)
+                    bar.update()
+                elif len(running) < jobs and all(used in results for used in uses[each]):
+                    running[pool.submit(train, each)] = each
+                    waiting.remove(each)
+            for done in wait(running, return_when=FIRST_COMPLETED).done if running else ():
+                each = running.pop(done)
+                try:
+                    results[each] = done.result()
+                except UserError as error:
+                    errors[each] = str(error)
+                bar.update()
+    if errors:
+        raise UserError(f"{len(errors)} of {len(uses)} trainings failed:\n" + "\n".join(errors.values()))
+    return results
