@@ -1,4 +1,7 @@
-"""D3ETR on Conditional DETR for photographs: an EfficientNet-Lite0 learns from a Lite2. `checkpoint` has to be set."""
+"""D3ETR on Conditional DETR for photographs: an EfficientNet-Lite0 learns from a Lite2. `checkpoint` has to be set.
+
+A teacher trained with `dataset.*` has its classes in its saved config: set `teacher` to output/.../config.yaml.
+"""
 
 from detrx.d2.config import LazyCall as L
 from detrx.projects.d3etr import Distillation
