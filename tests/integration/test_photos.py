@@ -49,5 +49,7 @@ def test_two_steps(
 
     moved, kept = "blocks.2.0.conv_pw.weight", ("conv_stem.weight", "blocks.1.1.conv_pwl.weight", "blocks.2.0.bn1.bias")
     assert change(moved) and not any(map(change, kept))
+    Path(WEIGHTS).unlink()
+    assert main(["--eval-only", "--resume", *arguments]) == 0
     scores = [json.loads(line) for line in Path("out/metrics.json").read_text(encoding="utf-8").splitlines()]
     assert any("bbox/AP-disc" in line for line in scores)
