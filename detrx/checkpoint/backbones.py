@@ -14,6 +14,8 @@ from torch import Tensor
 
 from detrx.errors import InvalidInputError
 
+from . import efficientnet
+
 # A key that exists in one naming only. What precedes it is the prefix of the whole backbone.
 _ANCHORS = {
     "torchvision": r"layer1\.0\.conv1\.weight",  # and timm, the original DETR repositories, DETR in transformers
@@ -21,6 +23,7 @@ _ANCHORS = {
     "hf_resnet": r"encoder\.stages\.0\.layers\.0\.layer\.0\.convolution\.weight",
     "swin": r"layers\.0\.blocks\.0\.attn\.qkv\.weight",  # original, Detectron2, timm
     "hf_swin": r"(?:swin\.)?encoder\.layers\.0\.blocks\.0\.attention\.(?:self\.query|q_proj)\.weight",
+    "efficientnet_pytorch": r"_conv_stem\.weight",
 }
 
 _RULES = {
@@ -90,9 +93,9 @@ def to_timm(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename the weights of one backbone, with or without a common prefix, to the names of timm's model.
 
     Supported are ResNets from torchvision, the original DETR repositories, Detectron2 and transformers (timm's or its
-    own), and Swin from the original code, Detectron2 and transformers. The layer norms that detectors apply to Swin's
-    maps become "norms.res2.weight" etc. Buffers that timm computes and batch norm's counts of batches are dropped.
-    Unknown names stay as they are.
+    own), Swin from the original code, Detectron2 and transformers, and EfficientNets from efficientnet_pytorch. The
+    layer norms that detectors apply to Swin's maps become "norms.res2.weight" etc. Buffers that timm computes and batch
+    norm's counts of batches are dropped. Unknown names stay as they are.
 
     Raises:
         ValueError: there are several backbones, keys outside the backbone's prefix, or a query without key or value.
@@ -103,6 +106,9 @@ def to_timm(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     weights = {key.removeprefix(prefix): value for key, value in state_dict.items() if not key.endswith(_COMPUTED)}
     if naming is None:
         return weights
+    if naming == "efficientnet_pytorch":
+        names = efficientnet.timm_names(weights)
+        return {names.get(key, key): value for key, value in weights.items()}
     weights = {_rename(key, _RULES[naming]): value for key, value in weights.items()}
     if naming == "hf_swin":
         weights = _join_query_key_value(weights)

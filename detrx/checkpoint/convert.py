@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from detrx.coco.classes import COCO_CATEGORIES
 
-from . import detrex, huggingface, original
+from . import detrex, efficientnet, huggingface, original
 from .files import CheckpointError, read_weights
 from .rules import Report, apply_rules
 
 __all__ = ["FORMATS", "CheckpointConversionError", "convert_checkpoint", "detect_format"]
 
-FORMATS = {"detrex": detrex, "huggingface": huggingface, "original": original}
+FORMATS = {"detrex": detrex, "efficientnet": efficientnet, "huggingface": huggingface, "original": original}
 """One module for each format: `matches(keys)` recognises it, `rules(source, model)` maps its keys to ours, and
 `settings(source)` gives the hyper-parameters in which our configs may differ, by attribute of our model.
 """

@@ -47,6 +47,7 @@ from detrx.engine.host_memory import keep_freed_memory
 from detrx.engine.limits import check_settings
 from detrx.engine.output_folder import EVALUATION_CONFIG, TRAINING_CONFIG, in_main_process, last_set_aside, write_config
 from detrx.engine.setup import set_up
+from detrx.engine.trained import build_model
 from detrx.modeling import DetectionTransformer
 
 logger = logging.getLogger("detrx.train_net")
@@ -159,7 +160,7 @@ def _save_config(cfg: DictConfig, name: str) -> None:
 def do_eval(args: argparse.Namespace, cfg: DictConfig) -> None:
     """Evaluate ``train.init_checkpoint``, or the last checkpoint in the output folder if ``--resume`` is given."""
     settings = cfg.train
-    model = instantiate(cfg.model).to(settings.device)
+    model = build_model(cfg, settings.device)
     checkpointer = AtomicCheckpointer(model, settings.output_dir, prefer_ema=settings.ema.evaluate)
     path = checkpointer.get_checkpoint_file() if args.resume else settings.init_checkpoint
     if not path:

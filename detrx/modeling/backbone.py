@@ -136,9 +136,10 @@ class TimmBackbone(nn.Module):
         from timm.models import load_state_dict
 
         from detrx.checkpoint.backbones import split_backbone
+        from detrx.checkpoint.efficientnet import how_to_make
 
         if not Path(path).is_file():
-            raise FileNotFoundError(f"backbone weights not found: {path}")
+            raise FileNotFoundError(f"backbone weights not found: {path}{how_to_make(self.name, path)}")
         try:
             weights = load_state_dict(path, weights_only=True)
         except Exception as error:  # pickle, zip and safetensors have their own types

@@ -203,6 +203,6 @@ def test_unknown_formats(refine, tmp_path):
     with pytest.raises(CheckpointError, match=r"from another model.* It has the names of Detectron2"):
         AtomicCheckpointer(refine).load(str(tmp_path / "other.pth"))
     with pytest.raises(
-        CheckpointConversionError, match="unknown format 'caffe', expected one of detrex, huggingface, original"
+        CheckpointConversionError, match="unknown format 'caffe', expected one of detrex, efficientnet, huggingface"
     ):
         convert_checkpoint({}, refine, "caffe")

