@@ -18,19 +18,19 @@ TOOL = ROOT / "tools" / "study.py"
 
 def run(context: Context, study: Path = STUDY, seeds: tuple[int, ...] = (1, 2, 3), tool: Path = TOOL) -> None:
     content = yaml.safe_load(study.read_text(encoding="utf-8"))
-    content["overrides"] = [*content.get("overrides", ()), f"train.device={context.device}"]
     variants = list(content["variants"])
     if context.tiny:
         variants, seeds = variants[:1], seeds[:1]
-        content["overrides"] += ["train.max_iter=2", "train.eval_period=2"]
+        for trained in (content, *content.get("prepare", ())):
+            trained["overrides"] = [*trained.get("overrides", ()), "train.max_iter=2", "train.eval_period=2"]
     here = context.scratch / study.name
     here.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     output = context.scratch / "study"
     jobs = 1 if context.tiny else min(max((os.cpu_count() or 2) // 2, 1), len(variants) * len(seeds))
     context.report.fact(study=study.stem, jobs=jobs)
     command = [sys.executable, str(tool), str(here), "--output", str(output), "--jobs", str(jobs), "--threads", "1"]
-    command += ["--images", "1", "--rounds", "0", "--seeds", *map(str, seeds), "--variants", *variants]
-    process = subprocess.Popen(command, cwd=ROOT)
+    command += ["--device", context.device, "--images", "1", "--rounds", "0", "--seeds", *map(str, seeds), "--variants", *variants]
+    process = subprocess.Popen(command, cwd=context.scratch)  # where it prepares what the study begins with
     seen: set[Path] = set()
     while process.poll() is None and context.left() > 5:
         time.sleep(0.5)
