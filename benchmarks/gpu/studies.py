@@ -29,7 +29,18 @@ def run(context: Context, study: Path = STUDY, seeds: tuple[int, ...] = (1, 2, 3
     jobs = 1 if context.tiny else min(max((os.cpu_count() or 2) // 2, 1), len(variants) * len(seeds))
     context.report.fact(study=study.stem, jobs=jobs)
     command = [sys.executable, str(tool), str(here), "--output", str(output), "--jobs", str(jobs), "--threads", "1"]
-    command += ["--device", context.device, "--images", "1", "--rounds", "0", "--seeds", *map(str, seeds), "--variants", *variants]
+    command += [
+        "--device",
+        context.device,
+        "--images",
+        "1",
+        "--rounds",
+        "0",
+        "--seeds",
+        *map(str, seeds),
+        "--variants",
+        *variants,
+    ]
     process = subprocess.Popen(command, cwd=context.scratch)  # where it prepares what the study begins with
     seen: set[Path] = set()
     while process.poll() is None and context.left() > 5:

@@ -91,5 +91,5 @@ def train_all(
                     errors[each] = str(error)
                 bar.update()
     if errors:
-        raise UserError(f"{len(errors)} of {len(uses)} trainings failed:\n" + "\n".join(errors.values()))
+        raise UserError(f"{len(errors)} of {len(uses)} trainings failed: {'; '.join(errors.values())}")
     return results

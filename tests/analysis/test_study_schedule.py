@@ -150,9 +150,9 @@ def test_a_failure_stops_what_needs_it_and_nothing_else(tmp_path, command):
 
     with pytest.raises(UserError) as error:
         train_all(todo.uses, train, jobs=1)
-    first, *others = str(error.value).splitlines()
-    assert first == "3 of 4 trainings failed:"
-    assert sorted(others) == [
+    number, _, errors = str(error.value).partition(" failed: ")
+    assert number == "3 of 4 trainings"
+    assert sorted(errors.split("; ")) == [
         "'pretrained' with seed 1 needs out/backbone",
         f"training of 'bad' with seed 1 ended with exit status 3: see {tmp_path}/runs/bad/seed1/stdout.txt",
         "training of out/backbone ended with exit status 3: see out/backbone/stdout.txt",
