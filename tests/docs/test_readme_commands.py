@@ -139,7 +139,6 @@ TRAIN = "tools/lazyconfig_train_net.py --config-file"
 ROUTING = "benchmarks/studies/query_routing_digits.yaml"
 BESIDE = (
     f"{TRAIN} dino/dino_r50_lvis train.output_dir=output/lvis",
-    f"{TRAIN} deformable_detr/deformable_detr_digits train.output_dir=output/digits_backbone",
     f"{TRAIN} detr/detr_r50 train.output_dir=output/detr",
     f"tools/study.py {ROUTING} --output output/r",
 )
