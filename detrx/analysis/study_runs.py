@@ -34,7 +34,8 @@ _PRECISIONS = re.compile(rf"bbox/(AP(\d+|[smlrcf])?|{AP_NMS})")
 _TIMES = {"step_seconds": "time", "data_seconds": "data_time"}
 _DETECTIONS = ("coco_instances_results.json", "lvis_instances_results.json")
 _WORKERS = ("dataloader.train.num_workers", "dataloader.test.num_workers")
-_OF_THE_MACHINE = ("train.output_dir", "train.device", *_WORKERS)  # settings that a run may change
+_CACHE = "dataloader.train.mapper.cache_mib"
+_OF_THE_MACHINE = ("train.output_dir", "train.device", _CACHE, *_WORKERS)  # settings that a run may change
 
 
 @dataclass(frozen=True)
