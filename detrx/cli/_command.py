@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -16,17 +17,33 @@ from detrx.errors import user_message
 
 
 def run_tool(run: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> None:
-    """Run a command. An error caused by the user prints one line and exits with status 1; Ctrl-C, with 130."""
+    """Run a command. An error caused by the user prints one line and exits with status 1; Ctrl-C, with 130; a reader of
+    stdout that has ended, as `head` does, with 1 and no message."""
     print_anything()
     try:
         run(args)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
+    except BrokenPipeError:
+        if not _nobody_reads():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python writes at the end
+        sys.exit(1)
     except Exception as error:
         message = user_message(error)
         if message is None:
             raise
         sys.exit(f"error: {message}")
+
+
+def _nobody_reads() -> bool:
+    """Whether it is stdout that is broken; the pipe could be one to another process."""
+    try:
+        print(flush=True)
+    except BrokenPipeError:
+        return True
+    return False
 
 
 def add_config(

@@ -57,6 +57,30 @@ def test_ctrl_c_ends_a_command_without_a_traceback():
     assert error.value.code == 130
 
 
+PRINTING = """
+import argparse
+from detrx.cli._command import run_tool
+run_tool(lambda args: print("x" * {length}), argparse.Namespace())
+"""
+
+
+@pytest.mark.parametrize("length", [10, 100_000], ids=["within the buffer", "longer"])
+def test_a_reader_that_has_ended_causes_no_traceback(length):
+    process = subprocess.Popen(
+        [sys.executable, "-c", PRINTING.format(length=length)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait() == 1
+
+
+def test_another_broken_pipe_is_not_hidden():
+    def broken(args):
+        raise BrokenPipeError("of a process")
+
+    with pytest.raises(BrokenPipeError, match="of a process"):
+        run_tool(broken, argparse.Namespace())
+
+
 @pytest.mark.parametrize("option", ["-h", "--help"])
 def test_help_of_the_package_lists_the_commands(option: str):
     result = run("-m", "detrx.cli", option)
