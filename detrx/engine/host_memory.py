@@ -7,10 +7,11 @@ import sys
 
 __all__ = ["keep_freed_memory"]
 
-# Of glibc's malloc.h.
-_LIMITS = {-1: "MALLOC_TRIM_THRESHOLD_", -3: "MALLOC_MMAP_THRESHOLD_"}
-"""mallopt's numbers of M_TRIM_THRESHOLD and M_MMAP_THRESHOLD, and the variables that set the same limits."""
+_TRIM, _MMAP = -1, -3
+"""M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of glibc's malloc.h."""
 _LARGEST = 2**31 - 1  # mallopt takes an int
+_LARGEST_MMAP = 4 * 2**20 * ctypes.sizeof(ctypes.c_long)
+"""Larger thresholds for mmap are refused before glibc 2.35."""
 
 
 def keep_freed_memory() -> bool:
@@ -27,11 +28,11 @@ def keep_freed_memory() -> bool:
     """
     if not sys.platform.startswith("linux"):
         return False
-    done = True
-    for number, variable in _LIMITS.items():
-        if variable not in os.environ:
-            done = _mallopt(number, _LARGEST) and done
-    return done
+    if "MALLOC_MMAP_THRESHOLD_" not in os.environ and not any(
+        _mallopt(_MMAP, limit) for limit in (_LARGEST, _LARGEST_MMAP)
+    ):
+        return False  # the other limit alone would fix this one at its small default
+    return "MALLOC_TRIM_THRESHOLD_" in os.environ or _mallopt(_TRIM, _LARGEST)
 
 
 def _mallopt(parameter: int, value: int) -> bool:
