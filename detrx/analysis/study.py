@@ -5,6 +5,7 @@ import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -204,9 +205,13 @@ def _preparations(entries: Any, source: str) -> tuple[Preparation, ...]:
         each = Preparation(Variant(output, entry["config"], tuple(_overrides(entry, f"{source}: {output}"))))
         if any(other.folder == each.folder for other in preparations):
             raise InvalidInputError(f"{source} has the output {output} twice")
-        if each.uses(each):
-            raise InvalidInputError(f"{source}: {output} uses its own weights")
         preparations.append(each)
+    used = {each: [other for other in preparations if each.uses(other)] for each in preparations}
+    try:
+        TopologicalSorter(used).prepare()
+    except CycleError as error:
+        circle = " uses ".join(str(each) for each in reversed(error.args[1]))
+        raise InvalidInputError(f"{source}: {circle}") from error
     return tuple(preparations)
 
 
