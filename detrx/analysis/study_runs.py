@@ -99,12 +99,16 @@ def prepare(preparation: Preparation, command: Sequence[str] = TRAIN, resources:
     Raises:
         UserError: as for `result_of`.
     """
-    with file_lock(str(preparation.folder)):
+    lock = file_lock(str(preparation.folder))
+    lock.acquire(timeout=math.inf)  # iopath's is one hour
+    try:
         _check_unchanged(preparation)
         if not preparation.weights.is_file():
             train(preparation, command, resources or Resources())
         if (preparation.folder / METRICS_FILE).is_file():  # weights may be from elsewhere
             _store(preparation, {"result": _figures(preparation)})
+    finally:
+        lock.release()
 
 
 def is_finished(training: Training) -> bool:

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from iopath.common.file_io import file_lock
 
+from detrx.analysis import study_runs
 from detrx.analysis.study import Preparation, Run, Variant, load_study
 from detrx.analysis.study_runs import Resources, is_finished, prepare, result_of
 from detrx.analysis.study_schedule import plan, train_all
@@ -129,7 +131,15 @@ def test_a_preparation_with_other_settings_is_an_error(tmp_path, command):
         prepare(second, command)
 
 
-def test_studies_that_run_at_once_train_what_they_share_once(tmp_path, command):
+def test_studies_that_run_at_once_train_what_they_share_once(tmp_path, command, monkeypatch):
+    """However long the other one takes."""
+
+    def impatient(path):
+        lock = file_lock(path)
+        lock.timeout = 0
+        return lock
+
+    monkeypatch.setattr(study_runs, "file_lock", impatient)
     shared = Preparation(Variant("out/backbone", CONFIG, ()))
     with ThreadPoolExecutor(2) as pool:
         for done in [pool.submit(prepare, shared, command) for _ in range(2)]:
@@ -236,7 +246,17 @@ def test_dry_run(tmp_path, command, capsys, monkeypatch):
         ),
         ([{"output": "out/backbone", "config": CONFIG}] * 2, "has the output out/backbone twice"),
         ([{"output": "out/unused", "config": CONFIG}], "nothing uses out/unused/model_final.pth"),
-        ([{"output": "out/backbone", "config": CONFIG, "overrides": [using("out/backbone")]}], "uses its own weights"),
+        (
+            [{"output": "out/backbone", "config": CONFIG, "overrides": [using("out/backbone")]}],
+            "`prepare`: out/backbone uses out/backbone",
+        ),
+        (
+            [
+                {"output": "out/a", "config": CONFIG, "overrides": [using("out/b")]},
+                {"output": "out/b", "config": CONFIG, "overrides": [using("out/a")]},
+            ],
+            "`prepare`: out/(a uses out/b uses out/a|b uses out/a uses out/b)$",
+        ),
         ([{"output": "out/backbone", "config": "nowhere.py"}], "config nowhere.py of out/backbone does not exist"),
     ],
 )
