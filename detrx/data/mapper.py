@@ -115,8 +115,8 @@ class DetectionMapper:
 
 def _xyxy(annotations: list[dict[str, Any]]) -> torch.Tensor:
     """The boxes of annotations, (N, 4) float32 XYXY."""
-    modes = {a["bbox_mode"] for a in annotations}
-    if modes == {BoxMode.XYWH_ABS}:
+    kinds = {(a["bbox_mode"], len(a["bbox"])) for a in annotations}
+    if kinds == {(BoxMode.XYWH_ABS, 4)}:
         low, size = torch.tensor([a["bbox"] for a in annotations], dtype=torch.float32).split(2, dim=1)
         return torch.cat([low, low + size], dim=1)
     boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]

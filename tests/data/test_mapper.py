@@ -183,3 +183,8 @@ def test_mixed_box_modes(record):
     boxes = [annotation([10, 5, 20, 8]), annotation([1, 2, 11, 12], bbox_mode=BoxMode.XYXY_ABS)]
     result = DetectionMapper(is_train=True)({**record, "annotations": boxes})
     assert result["instances"].gt_boxes.tensor.tolist() == [[10, 5, 30, 13], [1, 2, 11, 12]]
+
+
+def test_a_box_of_three_numbers(record):
+    with pytest.raises(AssertionError):
+        DetectionMapper(is_train=True)({**record, "annotations": [annotation([10, 5, 20])]})
