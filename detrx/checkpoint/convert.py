@@ -54,7 +54,7 @@ def convert_checkpoint(
 
     Args:
         source: what :func:`read_weights` reads, or a state dict.
-        model: a detector of the same kind and sizes.
+        model: a detector of the same kind and sizes, or timm's EfficientNet.
         format: key of `FORMATS`; default: recognised by the keys.
         skip: regular expressions. Keys of the checkpoint and tensors of the model are left out if one of them matches
             their whole name.
@@ -65,8 +65,9 @@ def convert_checkpoint(
 
     Raises:
         CheckpointError: the source cannot be read.
-        CheckpointConversionError: the format is not recognised; or a tensor has no counterpart, no source, another
-            shape, or two sources with different values. The report lists all of them, the message the first ten.
+        CheckpointConversionError: the format is not recognised, or is that of a detector, and the model is none; or a
+            tensor has no counterpart, no source, another shape, or two sources with different values. The report lists
+            all of them, the message the first ten.
     """
     where = "the state dict"
     if not isinstance(source, Mapping):
@@ -76,6 +77,8 @@ def convert_checkpoint(
     name = format or detect_format(source, expected, where)
     if name not in FORMATS:
         raise CheckpointConversionError(f"unknown format {name!r}, expected one of {', '.join(FORMATS)}")
+    if FORMATS[name] is not efficientnet and not hasattr(model, "backbone"):
+        raise CheckpointConversionError(f"{where} ({name} format) has weights of a detector, but the model is none")
     report = Report(name)
 
     left_out = re.compile("|".join(f"(?:{pattern})" for pattern in skip) or r"(?!)")

@@ -145,6 +145,8 @@ def test_a_timm_model_has_no_config(source, tmp_path, capsys):
     arguments = [str(source), "--output", str(tmp_path / "weights.pth"), "--timm-model"]
     with pytest.raises(SystemExit, match=r"timm has no model 'resnet18x'"):
         tool.main([*arguments, "resnet18x"])
+    with pytest.raises(SystemExit, match=r"published\.pth \(original format\) has weights of a detector"):
+        tool.main([*arguments, "resnet18"])
     for more, message in (
         (["--config-file", CONFIG], "not allowed with"),
         (["--opts", "a=1"], "no config to override"),
