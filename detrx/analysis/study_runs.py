@@ -105,10 +105,15 @@ def prepare(preparation: Preparation, command: Sequence[str] = TRAIN, resources:
         _check_unchanged(preparation)
         if not preparation.weights.is_file():
             train(preparation, command, resources or Resources())
-        if (preparation.folder / METRICS_FILE).is_file():  # weights may be from elsewhere
+        if _has_losses(preparation):  # weights may be from elsewhere
             _store(preparation, {"result": _figures(preparation)})
     finally:
         lock.release()
+
+
+def _has_losses(training: Training) -> bool:
+    """Whether it was trained in its folder; evaluations alone write figures, too."""
+    return (training.folder / METRICS_FILE).is_file() and "total_loss" in read_metrics(training.folder).series
 
 
 def is_finished(training: Training) -> bool:

@@ -112,6 +112,8 @@ def test_what_is_finished_or_not_needed_is_not_trained(tmp_path, command):
     assert names(taught) == ["out/teacher", "'taught' with seed 1"], "what a finished teacher was trained with"
     prepare(Preparation(Variant("out/teacher", CONFIG, ())), command)
     assert not (tmp_path / "out" / "teacher" / "call.json").exists()
+    (tmp_path / "out" / "teacher" / "metrics.json").write_text('{"iteration": 0, "bbox/AP": 1.0}\n')
+    prepare(Preparation(Variant("out/teacher", CONFIG, ())), command)
     assert not (tmp_path / "out" / "teacher" / "result.json").exists(), "nothing is known of weights from elsewhere"
     result_of(Run(taught, 1, tmp_path / "runs"), command)
     assert names(taught) == ["'taught' with seed 1"]
