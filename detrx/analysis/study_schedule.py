@@ -13,7 +13,7 @@ from tqdm import tqdm
 from detrx.errors import UserError
 
 from .study import Preparation, Run, Study, Training, Variant
-from .study_runs import has_begun, is_finished
+from .study_runs import finished_result, has_begun, is_finished
 
 
 @dataclass(frozen=True)
@@ -44,19 +44,32 @@ class Plan:
 
 def plan(study: Study, variants: Sequence[Variant], seeds: Sequence[int], output: Path, kept: Path | None) -> Plan:
     """The runs of these variants, seed by seed, so that an unfinished study has results of every variant, and before
-    them the preparations that unfinished runs use, and those that these use."""
+    them the preparations that unfinished runs use, and those that these use.
+
+    Raises:
+        UserError: the results of a run, or of a preparation that a run has used, are those of other settings.
+    """
     runs = [Run(variant, seed, output, kept) for seed in seeds for variant in variants]
-    needed: list[Preparation] = []
-    waiting: list[Training] = [each for each in runs if not is_finished(each)]
+    preparations = [replace(each, kept=kept) for each in study.prepare]
+    for each in _used(preparations, runs, follow=lambda _: True):
+        finished_result(each)
+    unfinished = [each for each in runs if not is_finished(each)]
+    needed = _used(preparations, unfinished, follow=lambda each: not is_finished(each))
+    return Plan({each: tuple(other for other in needed if each.uses(other)) for each in (*needed, *runs)})
+
+
+def _used(
+    preparations: Sequence[Preparation], users: Sequence[Training], follow: Callable[[Preparation], bool]
+) -> list[Preparation]:
+    """The preparations that any of the users needs, and those that the ones to follow need, in their order."""
+    found: list[Preparation] = []
+    waiting = list(users)
     while waiting:
         user = waiting.pop()
-        found = [each for each in study.prepare if user.uses(each) and each not in needed]
-        needed += found
-        waiting += [each for each in found if not is_finished(each)]
-    ordered = [each for each in study.prepare if each in needed]
-    own = {each: replace(each, kept=kept) for each in ordered}
-    uses = {each: tuple(own[other] for other in ordered if each.uses(other)) for each in (*own.values(), *runs)}
-    return Plan(uses)
+        new = [each for each in preparations if user.uses(each) and each not in found]
+        found += new
+        waiting += filter(follow, new)
+    return [each for each in preparations if each in found]
 
 
 def train_all(

@@ -133,6 +133,22 @@ def test_a_preparation_with_other_settings_is_an_error(tmp_path, command):
         prepare(second, command)
 
 
+def test_a_changed_preparation_of_finished_runs_is_an_error(tmp_path, command):
+    first, second = ({"output": "out/backbone", "config": CONFIG, "overrides": [f"train.seed={n}"]} for n in (7, 8))
+    variants = {"plain": {}, "pretrained": {"overrides": [using("out/backbone")]}}
+
+    def planned(preparation, *chosen):
+        study = load_study(study_file(tmp_path / "study.yaml", prepare=[preparation], variants=variants))
+        named = [each for each in study.variants if each.name in chosen]
+        return plan(study, named, [1], tmp_path / "runs", None)
+
+    for each in planned(first, *variants).uses:
+        prepare(each, command) if isinstance(each, Preparation) else result_of(each, command)
+    assert len(planned(second, "plain").runs) == 1
+    with pytest.raises(UserError, match=r"result\.json is of another run \(overrides: .*seed=7.* -> .*seed=8"):
+        planned(second, "pretrained")
+
+
 def test_studies_that_run_at_once_train_what_they_share_once(tmp_path, command, monkeypatch):
     """However long the other one takes."""
 
