@@ -68,7 +68,7 @@ def _used(
         user = waiting.pop()
         new = [each for each in preparations if user.uses(each) and each not in found]
         found += new
-        waiting += filter(follow, new)
+        waiting += [each for each in new if follow(each)]
     return [each for each in preparations if each in found]
 
 
