@@ -26,6 +26,7 @@ from detrx.evaluation.nms import AP_NMS
 from .cost import evaluation_images, model_cost
 from .metrics import METRICS_FILE, read_metrics
 from .study import Preparation, Run, Training
+from .study_processes import run_process
 
 TRAIN = (sys.executable, "-m", "detrx.cli", "lazyconfig_train_net")
 METRICS = ("bbox/AP", "bbox/AP50", "bbox/AP75")
@@ -246,7 +247,7 @@ def train(run: Training, command: Sequence[str], resources: Resources) -> None:
     command = [*command, "--config-file", run.variant.config, "--resume", *run.overrides, *resources.overrides]
     log = run.folder / "stdout.txt"
     with log.open("a", encoding="utf-8") as file:
-        code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=resources.environment).returncode
+        code = run_process(command, stdout=file, stderr=subprocess.STDOUT, env=resources.environment)
     if code:
         raise UserError(f"training of {run} ended with exit status {code}: see {log}")
 

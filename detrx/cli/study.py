@@ -13,6 +13,7 @@ from typing import Any
 
 from detrx.analysis.study import Preparation, Run, Study, Training, Variant, check_seeds, load_study
 from detrx.analysis.study_figure import plot_study
+from detrx.analysis.study_processes import pass_on_sigterm
 from detrx.analysis.study_record import markdown_table, mean_cost, summarise
 from detrx.analysis.study_runs import Resources, cost_of, curve_of, measured_once, prepare, result_of
 from detrx.analysis.study_schedule import plan, train_all
@@ -153,7 +154,8 @@ def run(args: argparse.Namespace) -> None:
     if args.dry_run:
         print_table(todo.states())
         return
-    results = train_all(todo.uses, partial(train, resources=resources_of(args)), args.jobs)
+    with pass_on_sigterm():
+        results = train_all(todo.uses, partial(train, resources=resources_of(args)), args.jobs)
     runs = {(each.variant, each.seed): each for each in todo.runs}
     if analyses is not None:
         for each in todo.runs:
