@@ -136,13 +136,9 @@ def _values(record: Mapping[str, Any] | None, variant: str, figure: str) -> tupl
 
 
 def verdict_of(comparisons: Sequence[Comparison]) -> str:
-    """Of an ordering: it appears if all steps do, and does not if one does not."""
+    """Of an ordering: it appears if all steps do, and does not if one does not, even where others are not measured."""
     verdicts = {each.verdict for each in comparisons}
-    if NOT_MEASURED in verdicts:
-        return NOT_MEASURED
-    if DOES_NOT in verdicts:
-        return DOES_NOT
-    return UNDECIDED if UNDECIDED in verdicts else APPEARS
+    return next(each for each in (DOES_NOT, NOT_MEASURED, UNDECIDED, APPEARS) if each in verdicts)
 
 
 def weakest(comparisons: Sequence[Comparison]) -> Comparison:

@@ -105,6 +105,7 @@ LADDER = (Step("b", "a", (42.0, 40.0)), Step("c", "b", (45.0, 42.0)))
         ((10, 10.5, 11), (5, 6, 7), DOES_NOT, "c"),
         ((7, 8, 9), (7, 8.2, 9), DOES_NOT, "b"),
         ((13, 14, 15), (), NOT_MEASURED, None),
+        ((7, 8, 9), (), DOES_NOT, "b"),
     ],
 )
 def test_a_ladder(b, c, verdict, shown):
