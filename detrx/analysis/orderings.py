@@ -100,8 +100,8 @@ def compare(ordering: Ordering, step: Step, record: Mapping[str, Any] | None) ->
     """Compare the two variants of a step in a record; None: there is no such record.
 
     With difference d in the paper's direction, standard error e and margin m, the step appears if d - 2 e > m. It does
-    not if d + 2 e is less than m, or than a quarter of the paper's difference: then even a gain that is small beside
-    the paper's is excluded. Everything else, and whatever has fewer than three seeds, is undecided.
+    not if d + 2 e is less than m, or, without a margin, than a quarter of the paper's difference: then even a gain that
+    is small beside the paper's is excluded. Everything else, and whatever has fewer than three seeds, is undecided.
     """
     better, worse = (_values(record, name, ordering.figure) for name in (step.better, step.worse))
     if not better or not worse:
@@ -113,7 +113,7 @@ def compare(ordering: Ordering, step: Step, record: Mapping[str, Any] | None) ->
     error = math.sqrt(sum(statistics.variance(values) / len(values) for values in (better, worse)))
     verdict = UNDECIDED
     if min(len(better), len(worse)) >= LEAST_SEEDS:
-        negligible = max(ordering.margin, NEGLIGIBLE * (ordering.paper_gain(step) or 0.0))
+        negligible = ordering.margin or NEGLIGIBLE * (ordering.paper_gain(step) or 0.0)
         if gain - STANDARD_ERRORS * error > ordering.margin:
             verdict = APPEARS
         elif gain + STANDARD_ERRORS * error < negligible:

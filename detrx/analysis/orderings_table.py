@@ -28,8 +28,8 @@ is given with its standard error, √(s₁²/n₁ + s₂²/n₂), for the seeds 
 - **appears** if the difference is in the paper's direction, and larger than 2 standard errors (and than a margin by 2
   standard errors, where the claim names one),
 - **does not** appear if the difference and 2 standard errors together are less than a quarter of the paper's
-  difference (or than the margin), so that no gain worth naming remains possible; a difference of more than 2 standard
-  errors in the other direction is such a case,
+  difference (with a margin: less than that), so that no gain worth naming remains possible; a difference of more than
+  2 standard errors in the other direction is such a case,
 - is **undecided** otherwise, and if a variant has fewer than 3 seeds.
 
 Between variants that are alike, with 3 seeds of each, the difference exceeds 2 standard errors in the paper's direction
