@@ -17,7 +17,6 @@ import re
 import runpy
 import shlex
 import shutil
-import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -88,7 +87,7 @@ class Workspace:
         patch.setattr(config_zoo, "name_of", functools.cache(config_zoo.name_of))
         patch.setattr(setup, "setup_logger", lambda *args, **kwargs: None)
         patch.setattr(AtomicCheckpointer, "load", self.weights_on_demand(AtomicCheckpointer.load))
-        patch.setattr(study_runs.subprocess, "run", self.in_this_process(subprocess.run))
+        patch.setattr(study_runs, "run_process", self.in_this_process)
 
     def close(self) -> None:
         self.patch.undo()
@@ -289,17 +288,11 @@ class Workspace:
 
         return load_made
 
-    def in_this_process(self, elsewhere: Callable) -> Callable:
-        """`subprocess.run` that runs the trainings of studies here, and everything else in a process."""
-
-        def run(command: list[str], *args: Any, **kwargs: Any) -> subprocess.CompletedProcess:
-            if tuple(command[: len(study_runs.TRAIN)]) != study_runs.TRAIN:
-                return elsewhere(command, *args, **kwargs)
-            train_net = import_module("detrx.cli.lazyconfig_train_net")
-            code = run_job(train_net.run, default_argument_parser().parse_args(command[len(study_runs.TRAIN) :]))
-            return subprocess.CompletedProcess(command, code)
-
-        return run
+    def in_this_process(self, command: Sequence[str], **options: Any) -> int:
+        """`run_process`, for the trainings of studies."""
+        assert tuple(command[: len(study_runs.TRAIN)]) == study_runs.TRAIN
+        train_net = import_module("detrx.cli.lazyconfig_train_net")
+        return run_job(train_net.run, default_argument_parser().parse_args(command[len(study_runs.TRAIN) :]))
 
 
 def swap(name: str, before: Callable, after: Callable, package: str) -> None:
