@@ -37,7 +37,8 @@ in about 6% of cases (t distribution, 4 degrees of freedom). An ordering of seve
 family, appears if all steps do, and does not if one does not; so the more steps it has, the harder is the first and the
 easier the second. The first table has, of the steps that have this verdict, the one with the smallest difference in
 standard errors. The second table has all of them. "†": non-maximum suppression adds more than 1 AP to one of the two
-variants, so they are compared before they have learned to leave out duplicates.
+variants, so they are compared before they have learned to leave out duplicates; "‡": whether they have is not
+recorded.
 """
 
 
@@ -111,7 +112,7 @@ def _cell(ordering: Ordering, comparisons: Sequence[Comparison], several: bool) 
     few = f", {seeds} seed{'s' * (seeds > 1)}" if seeds < LEAST_SEEDS else ""
     step = f"{each.step}: " if several else ""
     means = f"({worse:.{digits}f} → {better:.{digits}f}{few})"
-    early = "†" * (each.duplicates > LEARNED)
+    early = "‡" if math.isnan(each.duplicates) else "†" * (each.duplicates > LEARNED)
     return f"**{verdict}**{early}: {step}{better - worse:+.{digits}f}{error} {means}"
 
 

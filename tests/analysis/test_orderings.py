@@ -137,19 +137,21 @@ def test_the_section(tmp_path):
     text = section(orderings, compare_all(orderings, tmp_path))
     assert "| ordering | figure | paper | digits | photographs | source |\n" in text
     assert (
-        "| b beats a | AP | +2.0 (40.0 → 42.0) | **appears**: +3.0 ± 0.8 (11.0 → 14.0) | not measured | "
+        "| b beats a | AP | +2.0 (40.0 → 42.0) | **appears**‡: +3.0 ± 0.8 (11.0 → 14.0) | not measured | "
         "A paper, Table 1 |\n"
     ) in text
     assert (
-        "| a ladder | AP | +2.0 (40.0 → 42.0), the smallest of 2 | **undecided**: b → c: +1.0 ± 1.3 (14.0 → 15.0) | "
+        "| a ladder | AP | +2.0 (40.0 → 42.0), the smallest of 2 | **undecided**‡: b → c: +1.0 ± 1.3 (14.0 → 15.0) | "
         "not measured | A paper, Table 2 |\n"
     ) in text
     assert (
-        "| few seeds | AP | - | not measured | **undecided**: +4.0 (10.0 → 14.0, 1 seed) | A paper, Table 3 |\n"
+        "| few seeds | AP | - | not measured | **undecided**‡: +4.0 (10.0 → 14.0, 1 seed) | A paper, Table 3 |\n"
     ) in text
     assert "1 of 3 orderings appear on at least one dataset (1 on digits, 0 on photographs)." in text
     steps = text.partition("### Steps")[2]
-    assert "| a ladder | b → c | +3.0 (42.0 → 45.0) | **undecided**: +1.0 ± 1.3 (14.0 → 15.0) | not measured |" in steps
+    assert (
+        "| a ladder | b → c | +3.0 (42.0 → 45.0) | **undecided**‡: +1.0 ± 1.3 (14.0 → 15.0) | not measured |" in steps
+    )
     assert "b beats a" not in steps
 
 
@@ -170,7 +172,9 @@ def test_orderings_of_the_repository_are_of_its_studies():
 
 def test_variants_that_have_not_learned_to_leave_out_duplicates_are_marked():
     values = record(a=(10, 11, 12), b=(13, 14, 15))
-    assert math.isnan(compare(ordering(), STEP, values).duplicates)
+    unknown = compare(ordering(), STEP, values)
+    assert math.isnan(unknown.duplicates)
+    assert "| **appears**‡: +3.0" in section([ordering()], [{"digits": [unknown]}])
     for added, mark in ((0.9, ""), (1.1, "†")):
         values["variants"]["a"]["result"] |= summarise([{"bbox/AP_NMS": each + added} for each in (10, 11, 12)])
         values["variants"]["b"]["result"] |= summarise([{"bbox/AP_NMS": each} for each in (13, 14, 15)])
