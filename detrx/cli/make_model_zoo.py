@@ -29,9 +29,9 @@ The next ones have results measured with detrx, from the records in `benchmarks/
 command that produced it. The last section has the results that the papers report.
 
 In our tables, AP is COCO AP in percent on 300 images of generated digits (`digits_val`, unless a study says otherwise)
-or on 67 photographs of playing cards, mean and sample standard deviation over seeds. Parameters, GFLOPs (multiply-adds) and ms/image are those of inference
-with one image; the text below a table says with which weights and images. Columns that nothing was recorded for are
-left out.
+or on 67 photographs of playing cards, mean and sample standard deviation over seeds. Parameters, GFLOPs (multiply-adds)
+and ms/image are those of inference with one image; the text below a table says with which weights and images. Columns
+that nothing was recorded for are left out.
 A few minutes of training on a CPU show which detector learns and what it costs, not which is best on COCO.
 """
 PAPERS_HEADER = """
