@@ -95,7 +95,8 @@ def select(study: Study, names: list[str] | None) -> list[Variant]:
 
 def train(training: Training, resources: Resources) -> dict[str, float] | None:
     if isinstance(training, Preparation):
-        return prepare(training, resources=resources)
+        prepare(training, resources=resources)
+        return None
     return result_of(training, resources=resources)
 
 
